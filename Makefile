@@ -1,0 +1,32 @@
+# Two commands on a fresh machine: `make reproduce` and `make test`. Everything else is a part of them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.complete
+STUDY  ?= demo
+
+.PHONY: env check test reproduce figures clean
+
+env: $(STAMP)
+
+# The stamp is written last, so that an interrupted installation is never taken for a finished one.
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"make env: Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(STAMP)
+
+check: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy lrc_jax theory experiments
+
+test: env
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+reproduce: env
+	$(BIN)/python -m experiments.reproduce study=$(STUDY)
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info
