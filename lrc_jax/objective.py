@@ -1,0 +1,90 @@
+"""The training objective: clone_weight * sum(clone losses) + kl_weight * KL + ce_weight * CE."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from lrc_jax.losses import CLONE_DISTANCES, IGNORE, ClonePair, clone_distance, cross_entropy_per_token, kl_per_token
+from lrc_jax.model import Activations
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Which losses are computed (static: changes the compiled program).
+
+    Attributes:
+      clone, kl, ce: compute this term at all.
+      distance: one of losses.CLONE_DISTANCES.
+      kl_per_token: mean over tokens; False is the reference (sum over positions, mean over sequences), which grows
+        with the sequence length.
+      sites: names of the clone losses to keep; empty keeps all.
+    """
+
+    clone: bool = True
+    kl: bool = True
+    ce: bool = True
+    distance: str = "mseloss"
+    kl_per_token: bool = False
+    sites: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.distance not in CLONE_DISTANCES:
+            raise ValueError(f"clone distance {self.distance!r} is unknown; known: {', '.join(CLONE_DISTANCES)}")
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.clone or self.kl
+
+    def keeps(self, pair: ClonePair) -> bool:
+        return not self.sites or pair.name in self.sites
+
+
+@flax.struct.dataclass
+class LossWeights:
+    """Weights of the terms and the temperature: traced numbers, so that runs that differ in them share a program."""
+
+    clone: Array | float = 0.2  # the authors' aux_loss_scale_factor
+    kl: Array | float = 1.0
+    ce: Array | float = 1.0
+    temperature: Array | float = 10.0
+
+
+@flax.struct.dataclass
+class Terms:
+    """The objective and its parts, unweighted; nats. A part that is switched off is 0."""
+
+    total: Array
+    clone: Array
+    kl: Array
+    ce: Array
+
+
+def evaluate_objective(
+    objective: Objective,
+    weights: LossWeights,
+    pairs: list[ClonePair],
+    teacher_acts: Activations | None,
+    student_acts: Activations,
+    labels_BT: Int[Array, "B T"],
+) -> Terms:
+    """Total and parts for one batch. `teacher_acts` may be None where neither clone nor kl is asked for."""
+    batch, length = labels_BT.shape
+    logits_NV = student_acts.logits_NV
+    zero = jnp.zeros((), logits_NV.dtype)
+    clone = kl = ce = zero
+    if objective.clone:
+        kept = [pair for pair in pairs if objective.keeps(pair)]
+        clone = sum((clone_distance(pair, objective.distance) for pair in kept), start=zero)
+    if objective.kl:
+        assert teacher_acts is not None
+        kl_sum = jnp.sum(kl_per_token(teacher_acts.logits_NV, logits_NV, weights.temperature))
+        kl = kl_sum / (batch * length if objective.kl_per_token else batch)
+    if objective.ce:
+        labels_N = labels_BT.reshape(-1)
+        ce = jnp.sum(cross_entropy_per_token(logits_NV, labels_N)) / jnp.sum(labels_N != IGNORE)
+    total = weights.clone * clone + weights.kl * kl + weights.ce * ce
+    return Terms(total, clone, kl, ce)

@@ -1,0 +1,166 @@
+"""`factorized`: a student of the teacher's shape whose matrices are U V^T of rank r.
+
+This is the class for which r(m+n) counts parameters (the class r(m+n-r) of them up to the gauge U -> U G,
+V^T -> G^-1 V^T). Low-Rank Clone's own "rank" is a width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from lrc_jax.losses import ClonePair
+from lrc_jax.model import Activations, DecoderConfig, LayerWeights, Weights, forward
+from lrc_jax.students.base import Frozen, same_space_pairs
+
+MATRICES = ("q_DQ", "k_DK", "v_DK", "o_QD", "gate_DF", "up_DF", "down_FD")
+HEAD_START = 0.5  # scale of the head's random start in whitened coordinates
+
+
+def _random_factors(key: Array, shape: tuple[int, int], rank: int, scale: float) -> dict[str, Array]:
+    """U, V with (U V)_ij of standard deviation scale / sqrt(fan_in), both factors of equal size."""
+    n_in, n_out = shape
+    k1, k2 = jax.random.split(key)
+    std = (scale * n_in**-0.5) ** 0.5 * rank**-0.25
+    return {"u": std * jax.random.normal(k1, (n_in, rank)), "v": std * jax.random.normal(k2, (rank, n_out))}
+
+
+def _svd_factors(matrix: Array, rank: int) -> dict[str, Array]:
+    """The best rank-r approximation (Eckart-Young), split evenly over the two factors."""
+    u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    root = jnp.sqrt(s[:rank])
+    return {"u": u[:, :rank] * root[None, :], "v": root[:, None] * vt[:rank]}
+
+
+@dataclasses.dataclass(frozen=True)
+class FactorizedStudent:
+    """Every matrix of the teacher's shape is U V^T (norm gains and biases are trained too)."""
+
+    teacher: DecoderConfig
+    rank: int
+    from_svd: bool = False
+    kind: str = dataclasses.field(default="factorized", init=False)
+    trained: bool = dataclasses.field(default=True, init=False)
+    reads_only_final: bool = dataclasses.field(default=False, init=False)
+
+    @property
+    def config(self) -> DecoderConfig:
+        return self.teacher
+
+    def _factors(self, key: Array, matrix: Array) -> dict[str, Array]:
+        rank = min(self.rank, *matrix.shape)
+        return _svd_factors(matrix, rank) if self.from_svd else _random_factors(key, matrix.shape, rank, 1.0)
+
+    def init(self, key: Array, frozen: Frozen) -> dict[str, Any]:
+        teacher = frozen.teacher
+        keys = iter(jax.random.split(key, len(MATRICES) * len(teacher.layers) + 2))
+        layers = [
+            {name: self._factors(next(keys), getattr(w, name)) for name in MATRICES}
+            | {
+                f.name: getattr(w, f.name)
+                for f in dataclasses.fields(w)
+                if f.name not in MATRICES and getattr(w, f.name) is not None
+            }
+            for w in teacher.layers
+        ]
+        params: dict[str, Any] = {
+            "embed": self._factors(next(keys), teacher.embed_VD),
+            "layers": layers,
+            "final_norm": teacher.final_norm_D,
+        }
+        if teacher.head_DV is not None:
+            params["head"] = self._factors(next(keys), teacher.head_DV)
+        return params
+
+    def weights(self, params: dict[str, Any], frozen: Frozen) -> Weights:
+        del frozen
+        layers = tuple(
+            LayerWeights(**{n: x["u"] @ x["v"] if isinstance(x, dict) else x for n, x in layer.items()})
+            for layer in params["layers"]
+        )
+        head = params.get("head")
+        return Weights(
+            embed_VD=params["embed"]["u"] @ params["embed"]["v"],
+            layers=layers,
+            final_norm_D=params["final_norm"],
+            head_DV=None if head is None else head["u"] @ head["v"],
+        )
+
+    def forward(
+        self,
+        params: dict[str, Any],
+        frozen: Frozen,
+        tokens_BT: Int[Array, "B T"],
+        teacher_acts: Activations | None,
+    ) -> Activations:
+        del teacher_acts
+        embedded = params["embed"]["u"][tokens_BT.reshape(-1)] @ params["embed"]["v"]
+        return forward(self.config, self.weights(params, frozen), tokens_BT, embedded)
+
+    def clone_pairs(
+        self, params: dict[str, Any], frozen: Frozen, teacher_acts: Activations, student_acts: Activations
+    ) -> list[ClonePair]:
+        del params
+        pairs = []
+        for i, (t, s) in enumerate(zip(teacher_acts.layers, student_acts.layers, strict=True)):
+            pairs += same_space_pairs(i, frozen.teacher, t, s, t.mlp_out_ND)
+        return pairs
+
+
+@dataclasses.dataclass(frozen=True)
+class FactorizedHead:
+    """The teacher's frozen trunk with an unembedding U V^T of rank r: one matrix's rank, and nothing else.
+
+    With a whitener C^-1/2 the unembedding is C^-1/2 U V^T: the same class, trained in coordinates in which the
+    trunk's features are white.
+    """
+
+    teacher: DecoderConfig
+    rank: int
+    from_svd: bool = False
+    kind: str = dataclasses.field(default="factorized", init=False)
+    trained: bool = dataclasses.field(default=True, init=False)
+    reads_only_final: bool = dataclasses.field(default=True, init=False)
+
+    @property
+    def config(self) -> DecoderConfig:
+        return dataclasses.replace(self.teacher, tie_word_embeddings=False)
+
+    def init(self, key: Array, frozen: Frozen) -> dict[str, Array]:
+        head_DV = frozen.teacher.unembedding_DV()
+        rank = min(self.rank, *head_DV.shape)
+        if not self.from_svd:
+            return _random_factors(key, head_DV.shape, rank, HEAD_START**2)
+        if frozen.whitener_DD is not None:
+            head_DV = jnp.linalg.solve(frozen.whitener_DD, head_DV)
+        return _svd_factors(head_DV, rank)
+
+    def head_DV(self, params: dict[str, Array], frozen: Frozen) -> Array:
+        u_DR = params["u"] if frozen.whitener_DD is None else frozen.whitener_DD @ params["u"]
+        return u_DR @ params["v"]
+
+    def weights(self, params: dict[str, Array], frozen: Frozen) -> Weights:
+        return dataclasses.replace(frozen.teacher, head_DV=self.head_DV(params, frozen))
+
+    def forward(
+        self,
+        params: dict[str, Array],
+        frozen: Frozen,
+        tokens_BT: Int[Array, "B T"],
+        teacher_acts: Activations | None,
+    ) -> Activations:
+        if teacher_acts is None:
+            teacher_acts = forward(self.teacher, frozen.teacher, tokens_BT)
+        u_DR = params["u"] if frozen.whitener_DD is None else frozen.whitener_DD @ params["u"]
+        # (x U) V: two thin products instead of one by the merged [D, V] matrix.
+        return dataclasses.replace(teacher_acts, logits_NV=(teacher_acts.final_ND @ u_DR) @ params["v"])
+
+    def clone_pairs(
+        self, params: dict[str, Array], frozen: Frozen, teacher_acts: Activations, student_acts: Activations
+    ) -> list[ClonePair]:
+        """None: the trunk is the teacher's, so that every clone loss would be 0."""
+        return []

@@ -1,0 +1,41 @@
+"""From a name to a student. A new kind is one entry here and one class beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lrc_jax.clone import CloneFlags, LowRankClone
+from lrc_jax.errors import InputError
+from lrc_jax.model import DecoderConfig
+from lrc_jax.students.base import Student, StudentOptions
+from lrc_jax.students.dense import DenseStudent
+from lrc_jax.students.factorized import FactorizedHead, FactorizedStudent
+from lrc_jax.students.projected import ProjectedStudent
+
+STUDENT_KINDS = ("lrc", "direct", "scratch", "svd", "factorized")
+INITS = ("random", "pca", "channels")
+
+
+def make_student(kind: str, teacher: DecoderConfig, flags: CloneFlags, options: StudentOptions) -> Student:
+    """Build a student of a teacher.
+
+    Raises:
+      InputError: the kind or an option is unknown, or the flags do not fit the teacher.
+    """
+    flags.check(teacher)
+    if options.init not in INITS:
+        raise InputError(f"student.init: {options.init!r} is unknown; choose one of {', '.join(INITS)}")
+    lrc = LowRankClone(teacher, flags)
+    if kind in ("lrc", "svd"):
+        return ProjectedStudent(kind, lrc)
+    if kind in ("direct", "scratch"):
+        # The aligners are the projections of the default MLP loss, whatever the clone's own flags.
+        plain = LowRankClone(teacher, dataclasses.replace(flags, use_additional_align=False))
+        return DenseStudent(kind, plain, aligned=options.clone)
+    if kind == "factorized":
+        if options.matrices == "head":
+            return FactorizedHead(teacher, flags.rank, from_svd=options.init == "pca")
+        if options.matrices == "all":
+            return FactorizedStudent(teacher, flags.rank, from_svd=options.init == "pca")
+        raise InputError(f"student.matrices: {options.matrices!r} is unknown; choose all or head")
+    raise InputError(f"student: {kind!r} is unknown; choose one of {', '.join(STUDENT_KINDS)}")
