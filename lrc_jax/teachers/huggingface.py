@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +18,9 @@ from safetensors import SafetensorError, safe_open
 from lrc_jax.errors import InputError
 from lrc_jax.model import DecoderConfig, LayerWeights, RopeScaling, Weights
 
+FLOAT_DTYPES = ("F32", "F16", "BF16")
+# Buffers of older files, and the copy of a tied head.
+IGNORED_TENSORS = ("rotary_emb.inv_freq", "lm_head.weight")
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -42,6 +45,15 @@ def _rope(path: Path, raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None
     raise InputError(f"{path}: rope_scaling type {kind!r} is not supported; supported: linear, llama3")
 
 
+def _longest_input(model_type: str, raw: Mapping[str, Any]) -> int:
+    """Up to the sliding window's length windowed attention is full causal attention; beyond, we do not compute it."""
+    longest = int(raw.get("max_position_embeddings", 2048))
+    window = raw.get("sliding_window")
+    if window and raw.get("use_sliding_window", model_type == "mistral"):
+        return min(longest, int(window))
+    return longest
+
+
 def parse_config(path: Path, raw: Mapping[str, Any]) -> DecoderConfig:
     """config.json -> DecoderConfig.
 
@@ -53,16 +65,14 @@ def parse_config(path: Path, raw: Mapping[str, Any]) -> DecoderConfig:
         raise InputError(f"{path}: model_type {model_type!r} is not supported; supported: {', '.join(SUPPORTED)}")
     if raw.get("hidden_act", "silu") != "silu":
         raise InputError(f"{path}: hidden_act {raw['hidden_act']!r} is not supported; only silu (SwiGLU) is")
+    if raw.get("quantization_config"):
+        raise InputError(
+            f"{path}: quantised checkpoints (quantization_config) are not supported; use a float one or GGUF"
+        )
+    if raw.get("partial_rotary_factor", 1.0) != 1.0:
+        raise InputError(f"{path}: partial_rotary_factor {raw['partial_rotary_factor']} is not supported; only 1.0 is")
     if raw.get("mlp_bias") or (raw.get("attention_bias") and model_type != "qwen2"):
         raise InputError(f"{path}: biases of {model_type} (attention_bias, mlp_bias) are not supported")
-    window = raw.get("sliding_window")
-    if window and raw.get("use_sliding_window", model_type == "mistral"):
-        limit = int(raw.get("max_position_embeddings", window))
-        if int(window) < limit:
-            raise InputError(
-                f"{path}: sliding_window {window} is shorter than max_position_embeddings {limit}, and sliding "
-                f"windows are not supported; set max_position_embeddings to {window} if shorter inputs are enough"
-            )
     try:
         heads = int(raw["num_attention_heads"])
         theta, scaling = _rope(path, raw)
@@ -73,20 +83,20 @@ def parse_config(path: Path, raw: Mapping[str, Any]) -> DecoderConfig:
             num_layers=int(raw["num_hidden_layers"]),
             num_heads=heads,
             num_kv_heads=int(raw.get("num_key_value_heads") or heads),
-            head_dim=int(raw.get("head_dim") or raw["hidden_size"] // heads),
+            head_dim=int(raw.get("head_dim") or (128 if model_type == "qwen3" else raw["hidden_size"] // heads)),
             rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
             rope_theta=theta,
             rope_scaling=scaling,
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
             qkv_bias=model_type == "qwen2",
             qk_norm=model_type == "qwen3",
-            max_position_embeddings=int(raw.get("max_position_embeddings", 2048)),
+            max_position_embeddings=_longest_input(model_type, raw),
             model_type=model_type,
         )
     except KeyError as missing:
         raise InputError(f"{path}: key {missing} is missing; is this a complete model config?") from None
-    except ValueError as wrong:
-        raise InputError(f"{path}: {wrong}") from None
+    except (ValueError, TypeError) as wrong:
+        raise InputError(f"{path}: {wrong}; correct the config") from None
 
 
 def read_config(folder: Path) -> DecoderConfig:
@@ -138,6 +148,9 @@ def build_weights(config: DecoderConfig, get: Callable[[str], np.ndarray]) -> We
     def vector(name: str) -> Any:
         return jnp.asarray(get(name))
 
+    # The largest tensors first, while their temporary copies do not yet add to everything else.
+    embed_VD = vector("model.embed_tokens.weight")
+    head_DV = None if config.tie_word_embeddings else matrix("lm_head.weight")
     layers = []
     for i in range(config.num_layers):
         p, a, m = f"model.layers.{i}.", f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
@@ -159,12 +172,7 @@ def build_weights(config: DecoderConfig, get: Callable[[str], np.ndarray]) -> We
                 k_norm_C=vector(a + "k_norm.weight") if config.qk_norm else None,
             )
         )
-    return Weights(
-        embed_VD=vector("model.embed_tokens.weight"),
-        layers=tuple(layers),
-        final_norm_D=vector("model.norm.weight"),
-        head_DV=None if config.tie_word_embeddings else matrix("lm_head.weight"),
-    )
+    return Weights(embed_VD, tuple(layers), vector("model.norm.weight"), head_DV)
 
 
 def flatten_weights(config: DecoderConfig, weights: Weights) -> dict[str, np.ndarray]:
@@ -202,60 +210,91 @@ def flatten_weights(config: DecoderConfig, weights: Weights) -> dict[str, np.nda
     return {name: out[name] for name in expected}
 
 
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file, for single and sharded checkpoints."""
+class TensorEntry(NamedTuple):
+    """Where a tensor lies and what its file's header says of it."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def tensor_entries(folder: Path) -> dict[str, TensorEntry]:
+    """Tensor name -> entry, for single and sharded checkpoints, from the headers alone.
+
+    Raises:
+      InputError: no safetensors file is there, or one is missing, damaged or truncated.
+    """
     index = folder / "model.safetensors.index.json"
+    single = folder / "model.safetensors"
     files: Iterable[Path]
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError):
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError):
             raise InputError(f"{index}: not a valid index (no weight_map); fetch the file again") from None
         files = [folder / name for name in names]
+    elif single.is_file():
+        files = [single]
     else:
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise InputError(f"{folder}: no *.safetensors file there; convert the checkpoint to safetensors first")
-    out: dict[str, Path] = {}
+    out: dict[str, TensorEntry] = {}
     for file in files:
         if not file.is_file():
             raise InputError(f"{file}: named in {index.name} but missing; fetch the shard")
         try:
             with safe_open(file, framework="numpy") as f:
-                out |= dict.fromkeys(f.keys(), file)
+                for name in f.keys():  # noqa: SIM118 - not a dict
+                    part = f.get_slice(name)
+                    out[name] = TensorEntry(file, part.get_dtype(), tuple(part.get_shape()))
         except SafetensorError as wrong:
             raise InputError(f"{file}: damaged or truncated ({wrong}); fetch the file again") from None
     return out
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def check_entries(folder: Path, config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> None:
+    """Raise InputError where tensors are missing, unexpected, or of the wrong shape or type (named)."""
+    layout = tensor_layout(config)
+    missing = [name for name in layout if name not in entries]
+    if missing:
+        raise InputError(
+            f"{folder}: missing tensors {_some(missing)}; the checkpoint is incomplete or not that of its config.json"
+        )
+    # A tensor that the decoder would not read (a bias, an adapter) must not be dropped in silence.
+    extra = [name for name in entries if name not in layout and not name.endswith(IGNORED_TENSORS)]
+    if extra:
+        raise InputError(f"{folder}: tensors {_some(extra)} have no place in a {config.model_type} of its config.json")
+    for name, shape in layout.items():
+        entry = entries[name]
+        if entry.shape != shape:
+            raise InputError(
+                f"{entry.file}: tensor {name} has shape {list(entry.shape)}, config.json says {list(shape)}"
+            )
+        if entry.dtype not in FLOAT_DTYPES:
+            raise InputError(
+                f"{entry.file}: tensor {name} is {entry.dtype}; only {', '.join(FLOAT_DTYPES)} are supported, "
+                "use an unquantised checkpoint"
+            )
 
 
 def load_weights(folder: Path, config: DecoderConfig, dtype: Any = np.float32) -> Weights:
     """Read a folder's weights, converting a tensor at a time from memory-mapped files.
 
     Raises:
-      InputError: a file is missing or damaged, or tensors are missing or of the wrong shape or type (named).
+      InputError: a file is missing or damaged, or tensors are missing, unexpected or of the wrong shape or type.
     """
-    files = _tensor_files(folder)
-    layout = tensor_layout(config)
-    missing = [name for name in layout if name not in files]
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise InputError(
-            f"{folder}: missing tensors {', '.join(missing[:3])}{more}; the checkpoint does not fit its config.json"
-        )
-    handles = {file: safe_open(file, framework="flax") for file in set(files.values())}
+    entries = tensor_entries(folder)
+    check_entries(folder, config, entries)
 
     def get(name: str) -> np.ndarray:
-        handle = handles[files[name]]
-        shape = tuple(handle.get_slice(name).get_shape())
-        if shape != layout[name]:
-            raise InputError(
-                f"{files[name]}: tensor {name} has shape {list(shape)}, config.json says {list(layout[name])}"
-            )
-        tensor = np.asarray(handle.get_tensor(name))
-        if not jnp.issubdtype(tensor.dtype, jnp.floating):
-            raise InputError(
-                f"{files[name]}: tensor {name} is {tensor.dtype}, not float; quantised files are not supported"
-            )
-        return tensor.astype(dtype)
+        # Opened and closed for each tensor: pages of a mapping that stays open would count as resident memory.
+        with safe_open(entries[name].file, framework="numpy") as f:
+            return f.get_tensor(name).astype(dtype, copy=False)
 
     return build_weights(config, get)

@@ -1,0 +1,142 @@
+"""A thin wrapper of the `tokenizers` package: text to ids and back, with the ids of the special tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer as _Tokenizer
+
+from lrc_jax.errors import InputError
+
+TOKENIZER_FILE = "tokenizer.json"
+# What stock transformers reads beside tokenizer.json; an export copies those that are there.
+COMPANION_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Text to token ids and back.
+
+    Attributes:
+      backend: the `tokenizers` object.
+      bos_id: id of the start-of-sequence token, None where the model has none.
+      eos_ids: ids that end a sequence (chat models have several); may be empty.
+      companions: further files (name -> content) that stock transformers wants beside tokenizer.json.
+    """
+
+    backend: _Tokenizer
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    companions: Mapping[str, bytes] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def eos_id(self) -> int | None:
+        """The first of `eos_ids`, None where there is none."""
+        return self.eos_ids[0] if self.eos_ids else None
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens including the added ones. The model's embedding may have more rows (padding)."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """sha256 over everything that decides the ids."""
+        ids = f"{self.bos_id} {self.eos_ids}"
+        return hashlib.sha256(f"{ids}\n{self.backend.to_str()}".encode()).hexdigest()
+
+    def encode(self, text: str, add_bos: bool = True) -> np.ndarray:
+        """Token ids [T] int32; with `add_bos` the start-of-sequence token first, where there is one."""
+        ids = self.backend.encode(text, add_special_tokens=False).ids
+        if add_bos and self.bos_id is not None:
+            ids = [self.bos_id, *ids]
+        return np.asarray(ids, np.int32)
+
+    def encode_batch(self, texts: list[str], add_bos: bool = True) -> list[np.ndarray]:
+        """`encode` of many texts, in parallel."""
+        start = [self.bos_id] if add_bos and self.bos_id is not None else []
+        encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+        return [np.asarray(start + encoding.ids, np.int32) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Text of token ids."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and its companions as stock transformers reads them."""
+        self.backend.save(str(folder / TOKENIZER_FILE))
+        for name, content in self.companions.items():
+            (folder / name).write_bytes(content)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as wrong:
+        raise InputError(f"{path}: not valid JSON ({wrong}); fetch the file again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a JSON object is expected there; fetch the file again")
+    return value
+
+
+def load_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a Hugging Face folder; None where there is no tokenizer.json.
+
+    The start token is tokenizer_config.json's where it says one (also where it says null), else config.json's; the
+    ends are generation_config.json's and config.json's with that of tokenizer_config.json first.
+
+    Raises:
+      InputError: a file is damaged, or a special token is not in the vocabulary.
+    """
+    path = folder / TOKENIZER_FILE
+    if not path.is_file():
+        return None
+    try:
+        backend = _Tokenizer.from_file(str(path))
+    except Exception as wrong:  # the package raises bare Exception
+        raise InputError(f"{path}: not a readable tokenizer ({wrong}); fetch the file again") from None
+    backend.no_padding()
+    backend.no_truncation()
+    settings = _read_json(folder / "tokenizer_config.json")
+    model = _read_json(folder / "config.json")
+    generation = _read_json(folder / "generation_config.json")
+
+    def named(key: str) -> int | None:
+        token = settings.get(key)
+        if isinstance(token, dict):
+            token = token.get("content")
+        if token is None:
+            return None
+        found = backend.token_to_id(token)
+        if found is None:
+            raise InputError(f"{folder / 'tokenizer_config.json'}: {key} {token!r} is not a token of {TOKENIZER_FILE}")
+        return found
+
+    bos = named("bos_token") if "bos_token" in settings else model.get("bos_token_id")
+    ends = [named("eos_token")]
+    for config in (generation, model):
+        value = config.get("eos_token_id")
+        ends += value if isinstance(value, list) else [value]
+    return Tokenizer(
+        backend,
+        bos_id=bos,
+        eos_ids=tuple(dict.fromkeys(i for i in ends if i is not None)),
+        companions={name: (folder / name).read_bytes() for name in COMPANION_FILES if (folder / name).is_file()},
+    )
