@@ -12,7 +12,8 @@ import numpy as np
 
 from lrc_jax.errors import InputError
 from lrc_jax.model import DecoderConfig, Weights
-from lrc_jax.teachers import huggingface
+from lrc_jax.teachers import gguf, huggingface
+from lrc_jax.teachers.gguf_tokenizer import read_tokenizer
 from lrc_jax.teachers.tokenizer import Tokenizer, load_tokenizer
 
 DIGEST_WHOLE = 64 << 20  # files up to this many bytes are hashed whole
@@ -88,7 +89,10 @@ def load_teacher(path: str | Path, dtype: Any = np.float32) -> Teacher:
     """
     path = Path(path)
     if path.suffix.lower() == ".gguf":
-        raise InputError(f"{path}: GGUF files are not read yet; convert to a Hugging Face folder")
+        file = gguf.open_gguf(path)
+        config = gguf.read_config(file)
+        weights = gguf.load_weights(file, config, dtype)
+        return Teacher(config, weights, files_digest([path]), read_tokenizer(file), path)
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise InputError(f"{path}: {what}; give a Hugging Face model folder or a .gguf file")

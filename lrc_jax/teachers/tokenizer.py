@@ -34,7 +34,8 @@ class Tokenizer:
 
     Attributes:
       backend: the `tokenizers` object.
-      bos_id: id of the start-of-sequence token, None where the model has none.
+      bos_id: id of the token that the model expects before every text, None where it expects none (a model may
+        have a start token for chats and yet read plain text without it, as SmolLM2 does).
       eos_ids: ids that end a sequence (chat models have several); may be empty.
       companions: further files (name -> content) that stock transformers wants beside tokenizer.json.
     """
@@ -99,8 +100,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def load_tokenizer(folder: Path) -> Tokenizer | None:
     """The tokenizer of a Hugging Face folder; None where there is no tokenizer.json.
 
-    The start token is tokenizer_config.json's where it says one (also where it says null), else config.json's; the
-    ends are generation_config.json's and config.json's with that of tokenizer_config.json first.
+    The start token is what tokenizer.json's own post-processor puts before a text, or tokenizer_config.json's where
+    that says `add_bos_token`; the ends are those of tokenizer_config.json, generation_config.json and config.json.
 
     Raises:
       InputError: a file is damaged, or a special token is not in the vocabulary.
@@ -129,14 +130,19 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
             raise InputError(f"{folder / 'tokenizer_config.json'}: {key} {token!r} is not a token of {TOKENIZER_FILE}")
         return found
 
-    bos = named("bos_token") if "bos_token" in settings else model.get("bos_token_id")
+    def start() -> int | None:
+        plain, whole = (backend.encode("a", add_special_tokens=special).ids for special in (False, True))
+        if len(whole) > len(plain) and whole[0] != plain[0]:
+            return whole[0]
+        return named("bos_token") if settings.get("add_bos_token") else None
+
     ends = [named("eos_token")]
     for config in (generation, model):
         value = config.get("eos_token_id")
         ends += value if isinstance(value, list) else [value]
     return Tokenizer(
         backend,
-        bos_id=bos,
+        bos_id=start(),
         eos_ids=tuple(dict.fromkeys(i for i in ends if i is not None)),
         companions={name: (folder / name).read_bytes() for name in COMPANION_FILES if (folder / name).is_file()},
     )
