@@ -1,0 +1,58 @@
+"""Second moments of the teacher's activations: starts from its principal components, and whitening."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from lrc_jax.data.pools import Pool
+from lrc_jax.errors import InputError
+from lrc_jax.evaluate import batches
+from lrc_jax.model import DecoderConfig, Weights, forward
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _moments(config: DecoderConfig, teacher: Weights, tokens_BT: Array) -> tuple[Array, Array]:
+    acts = forward(config, teacher, tokens_BT)
+    residual_DD = jnp.zeros((config.hidden_size, config.hidden_size))
+    for x_ND in (acts.embedded_ND, *acts.hidden_ND):
+        # Each point of the stream counts alike, whatever its scale: norms grow with depth.
+        unit_ND = x_ND * jax.lax.rsqrt(jnp.mean(x_ND * x_ND))
+        residual_DD = residual_DD + unit_ND.T @ unit_ND
+    return residual_DD, acts.final_ND.T @ acts.final_ND
+
+
+def second_moments(config: DecoderConfig, teacher: Weights, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
+    """Mean outer products [D, D], float64, of (a) the residual stream, each point of it scaled to unit power, and
+    (b) the features that the unembedding reads."""
+    parts, _ = batches(pool)
+    residual, final, tokens = 0.0, 0.0, 0
+    for part in parts:
+        a, b = _moments(config, teacher, part.tokens_NT)
+        residual, final = residual + np.asarray(a, np.float64), final + np.asarray(b, np.float64)
+        tokens += part.tokens_NT.size
+    return np.asarray(residual / tokens), np.asarray(final / tokens)
+
+
+def residual_basis(kind: str, moment_DD: np.ndarray, rank: int) -> np.ndarray | None:
+    """Orthonormal basis [D, rank] of the residual stream for a start: "pca" its principal components, "channels"
+    its most active coordinates, "random" None (the authors' random start)."""
+    if kind == "random":
+        return None
+    if kind == "pca":
+        return np.linalg.eigh(moment_DD)[1][:, ::-1][:, :rank].astype(np.float32)
+    if kind == "channels":
+        chosen = np.sort(np.argsort(np.diag(moment_DD))[::-1][:rank])
+        return np.eye(len(moment_DD), dtype=np.float32)[:, chosen]
+    raise InputError(f"student.init: {kind!r} is unknown; choose random, pca or channels")
+
+
+def inverse_square_root(moment_DD: np.ndarray, floor: float = 1e-7) -> np.ndarray:
+    """Symmetric inverse square root [D, D]; directions of less than `floor` of the largest power are held at it."""
+    values, vectors = np.linalg.eigh(moment_DD)
+    values = np.maximum(values, floor * values[-1])
+    return ((vectors / np.sqrt(values)[None, :]) @ vectors.T).astype(np.float32)

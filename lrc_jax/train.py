@@ -1,0 +1,260 @@
+"""Training a student: one compiled program that runs any number of steps, called in chunks for progress.
+
+The number of steps is an argument of the program, not a part of it, so that runs of different length, sample size,
+seed, learning rate or loss weight share one compilation. Batches are drawn uniformly with replacement from the first
+`samples` sequences of the pool (the minibatch gradient is then unbiased for the empirical risk), by a key folded
+with the step: the order of data is a function of (seed, step) alone, and a run can be taken up at any step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from lrc_jax.data.pools import Pool
+from lrc_jax.errors import DivergedError
+from lrc_jax.model import Activations, DecoderConfig, Weights, forward
+from lrc_jax.objective import LossWeights, Objective, Terms, evaluate_objective
+from lrc_jax.students.base import Frozen, Params, Student
+
+CHUNK = 256  # most steps in one call of the compiled program
+SCHEDULES = ("cosine", "constant", "linear", "inverse_sqrt")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+    """An optimiser (static). Its learning rate is in Hyper.
+
+    Attributes:
+      name: "adamw" or "sgd" (plain, no momentum).
+      schedule: "cosine" or "linear" decay to 0 over the run's steps, "constant", or "inverse_sqrt" (t^-1/2).
+      warmup: share of the steps with a linear rise from 0.
+      clip: global gradient norm to clip at; None does not clip.
+    """
+
+    name: str = "adamw"
+    schedule: str = "cosine"
+    warmup: float = 0.0
+    clip: float | None = None
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if self.name not in ("adamw", "sgd"):
+            raise ValueError(f"optimizer {self.name!r} is unknown; choose adamw or sgd")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"optimizer.schedule {self.schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+
+    def direction(self) -> optax.GradientTransformation:
+        """The update's direction for a learning rate of 1, before the sign."""
+        parts = [] if self.clip is None else [optax.clip_by_global_norm(self.clip)]
+        if self.name == "adamw":
+            parts.append(optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps))
+        if self.weight_decay:
+            parts.append(optax.add_decayed_weights(self.weight_decay))
+        return optax.chain(*parts) if parts else optax.identity()
+
+    def factor(self, step: Array, steps: Array) -> Array:
+        """Share of the learning rate at a step (from 0) of a run of `steps`."""
+        t, total = step.astype(jnp.float32), jnp.maximum(steps, 1).astype(jnp.float32)
+        if self.schedule == "cosine":
+            decay = 0.5 * (1 + jnp.cos(jnp.pi * t / total))
+        elif self.schedule == "linear":
+            decay = 1 - t / total
+        elif self.schedule == "inverse_sqrt":
+            decay = jax.lax.rsqrt(t + 1)
+        else:
+            decay = jnp.ones_like(t)
+        if not self.warmup:
+            return decay
+        return decay * jnp.minimum(1.0, (t + 1) / jnp.maximum(1.0, self.warmup * total))
+
+
+@flax.struct.dataclass
+class Hyper:
+    """Numbers of a run that are arguments of the compiled program."""
+
+    learning_rate: Array | float
+    steps: Array | int
+    samples: Array | int
+    loss: LossWeights
+
+
+@flax.struct.dataclass
+class TrainState:
+    params: Params
+    opt_state: Any
+    step: Array
+
+
+@flax.struct.dataclass
+class History:
+    """Loss terms and gradient norm (before clipping) of every step, NumPy arrays [steps]."""
+
+    terms: Terms
+    grad_norm: np.ndarray
+
+
+@functools.partial(jax.jit, static_argnames=("student", "optimizer"))
+def init_state(student: Student, optimizer: OptimizerSpec, key: Array, frozen: Frozen) -> TrainState:
+    """Start values of parameters and optimiser, in one compiled call."""
+    params = student.init(key, frozen)
+    return TrainState(params, optimizer.direction().init(params), jnp.zeros((), jnp.int32))
+
+
+def teacher_activations(
+    config: DecoderConfig, teacher: Weights, tokens_BT: Array, final_BTD: Array | None
+) -> Activations:
+    """The teacher's forward pass, or just its head where the final features were precomputed."""
+    if final_BTD is None:
+        return forward(config, teacher, tokens_BT)
+    final_ND = final_BTD.reshape(-1, final_BTD.shape[-1])
+    logits_NV = final_ND @ teacher.unembedding_DV()
+    return Activations(logits_NV, embedded_ND=final_ND, layers=(), hidden_ND=(), final_ND=final_ND)
+
+
+def student_loss(
+    student: Student,
+    objective: Objective,
+    teacher_config: DecoderConfig,
+    params: Params,
+    frozen: Frozen,
+    weights: LossWeights,
+    batch: Pool,
+) -> tuple[Array, Terms]:
+    """The objective of one student on one batch."""
+    teacher_acts = None
+    if objective.needs_teacher or student.reads_only_final:
+        teacher_acts = teacher_activations(teacher_config, frozen.teacher, batch.tokens_NT, batch.final_NTD)
+    student_acts = student.forward(params, frozen, batch.tokens_NT, teacher_acts)
+    pairs = []
+    if objective.clone:
+        assert teacher_acts is not None
+        pairs = student.clone_pairs(params, frozen, teacher_acts, student_acts)
+    terms = evaluate_objective(objective, weights, pairs, teacher_acts, student_acts, batch.labels_NT)
+    return terms.total, terms
+
+
+def draw_batch(pool: Pool, key: Array, batch_size: int, samples: Array | int) -> Pool:
+    """A minibatch, uniform with replacement from the first `samples` sequences."""
+    # floor(u * N) rather than randint(0, N): the same uniform numbers for every N, so that runs of one seed that
+    # differ in N see corresponding batches.
+    u_B = jax.random.uniform(key, (batch_size,))
+    samples = jnp.asarray(samples, jnp.int32)
+    index_B = jnp.minimum((u_B * samples.astype(jnp.float32)).astype(jnp.int32), samples - 1)
+    return jax.tree.map(lambda x: x[index_B], pool)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("student", "objective", "optimizer", "teacher_config", "batch_size"),
+    donate_argnames=("state",),
+)
+def train_chunk(
+    student: Student,
+    objective: Objective,
+    optimizer: OptimizerSpec,
+    teacher_config: DecoderConfig,
+    batch_size: int,
+    state: TrainState,
+    frozen: Frozen,
+    pool: Pool,
+    hyper: Hyper,
+    order_key: Array,
+    count: Array,
+) -> tuple[TrainState, Terms, Array]:
+    """Run `count` (at most CHUNK) steps. Returns the state and, per step, loss terms and gradient norm [CHUNK]."""
+    direction = optimizer.direction()
+    loss = functools.partial(student_loss, student, objective, teacher_config)
+
+    def body(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
+        state, log_C5 = carry
+        batch = draw_batch(pool, jax.random.fold_in(order_key, state.step), batch_size, hyper.samples)
+        (_, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params, frozen, hyper.loss, batch)
+        updates, opt_state = direction.update(grads, state.opt_state, state.params)
+        rate = hyper.learning_rate * optimizer.factor(state.step, jnp.asarray(hyper.steps))
+        params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, state.params, updates)
+        row = jnp.stack([terms.total, terms.clone, terms.kl, terms.ce, optax.global_norm(grads)])
+        return TrainState(params, opt_state, state.step + 1), log_C5.at[i].set(row.astype(jnp.float32))
+
+    state, log_C5 = jax.lax.fori_loop(0, count, body, (state, jnp.zeros((CHUNK, 5), jnp.float32)))
+    return state, Terms(*(log_C5[:, i] for i in range(4))), log_C5[:, 4]
+
+
+Progress = Callable[[int, int, float], None]
+
+
+def train(
+    student: Student,
+    objective: Objective,
+    optimizer: OptimizerSpec,
+    teacher_config: DecoderConfig,
+    frozen: Frozen,
+    pool: Pool,
+    hyper: Hyper,
+    *,
+    batch_size: int,
+    init_key: Array,
+    order_key: Array,
+    state: TrainState | None = None,
+    progress: Progress | None = None,
+    on_chunk: Callable[[TrainState, History], None] | None = None,
+) -> tuple[TrainState, History]:
+    """Train a student from its start, or from `state`, to the end of `hyper.steps`.
+
+    Args:
+      progress: called after each chunk with (steps done, steps, mean loss of the chunk).
+      on_chunk: called after each chunk with the state and its history (to log or checkpoint).
+
+    Raises:
+      DivergedError: a loss is not finite; names the step.
+    """
+    if state is None:
+        state = init_state(student, optimizer, init_key, frozen)
+    steps = int(hyper.steps)
+    if not student.trained or steps == 0:
+        empty = np.zeros(0, np.float32)
+        return state, History(Terms(empty, empty, empty, empty), empty)
+    chunk = max(1, min(CHUNK, -(-steps // 20)))
+    parts: list[History] = []
+    done = int(state.step)
+    while done < steps:
+        count = min(chunk, steps - done)
+        state, terms, grad_norm = train_chunk(
+            student,
+            objective,
+            optimizer,
+            teacher_config,
+            batch_size,
+            state,
+            frozen,
+            pool,
+            hyper,
+            order_key,
+            jnp.asarray(count, jnp.int32),
+        )
+        part = jax.tree.map(lambda x, n=count: np.asarray(x)[:n], History(terms, grad_norm))
+        parts.append(part)
+        bad = np.flatnonzero(~np.isfinite(part.terms.total))
+        if len(bad):
+            raise DivergedError(
+                f"loss is {part.terms.total[bad[0]]} at step {done + int(bad[0]) + 1} of {steps}; lower the "
+                "learning rate (optimizer.learning_rate) or clip gradients (optimizer.clip)"
+            )
+        done += count
+        if on_chunk is not None:
+            on_chunk(state, part)
+        if progress is not None:
+            progress(done, steps, float(part.terms.total.mean()))
+    return state, jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
