@@ -106,7 +106,7 @@ class SgdMeasurement:
       smoothness: largest L over the path's segments; None where constants were not asked for.
       smoothness_p90: 90 % quantile over those segments.
       grad_variance: sum_t eta_t^2 sigma_t^2 / sum_t eta_t^2 (decay 0: the time average), with its standard error.
-      max_spectral_norm: largest spectral norm of a trained matrix at any checkpoint.
+      max_spectral_norm: largest spectral norm of a trained matrix at any checkpoint; None where none is trained.
       times, norms_sq, spectral_norms: the checkpoints [strata, 2] behind it, for figures, `plateau` and trends.
       stratum_weights: share of each stratum in the average.
     """
@@ -125,7 +125,7 @@ class SgdMeasurement:
     smoothness_p90: float | None
     grad_variance: float | None
     grad_variance_se: float | None
-    max_spectral_norm: float
+    max_spectral_norm: float | None
     times: np.ndarray = dataclasses.field(repr=False)
     norms_sq: np.ndarray = dataclasses.field(repr=False)
     spectral_norms: np.ndarray = dataclasses.field(repr=False)
@@ -313,7 +313,7 @@ def measure_sgd_horizon(
         smoothness_p90=smoothness_p90,
         grad_variance=variance,
         grad_variance_se=variance_se,
-        max_spectral_norm=float(spectral.max()),
+        max_spectral_norm=None if np.isnan(spectral).all() else float(spectral.max()),
         times=times,
         norms_sq=norms_sq,
         spectral_norms=spectral,

@@ -21,7 +21,7 @@ from lrc_jax.measure.gradients import Batch, Loss, Params, as_partial, tree_axpy
 
 # Two-node Gauss-Jacobi rule for the weight 2 (1 - s) on [0, 1]; exact for polynomials of degree 3 in s.
 _NODES = ((4 - math.sqrt(6)) / 10, (4 + math.sqrt(6)) / 10)
-_WEIGHTS = ((18 + math.sqrt(6)) / 36, (18 - math.sqrt(6)) / 36)
+_WEIGHTS = ((9 + math.sqrt(6)) / 18, (9 - math.sqrt(6)) / 18)
 
 
 def hessian_vector(loss: Loss, params: Params, batch: Batch, vector: Params) -> Params:

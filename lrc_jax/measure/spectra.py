@@ -1,8 +1,8 @@
 """Singular values of the teacher's matrices: the constants of the projection's effect on optimisation.
 
-A student matrix is S = A P (q, k, v, gate, up, embedding, head) or S = P^T A (o, down) with the teacher's A frozen. Then
-L and sigma^2 in P are at most s^2 times those in S, and the gradient in S is controlled with kappa^2, kappa = s / mu,
-s the largest and mu the smallest non-zero singular value of A.
+A student matrix is S = A P (q, k, v, gate, up, embedding, head) or S = P^T A (o, down) with the teacher's A frozen.
+Then L and sigma^2 in P are at most s^2 times those in S, and the gradient in S is controlled with kappa^2, where
+kappa = s / mu, s the largest and mu the smallest non-zero singular value of A.
 """
 
 from __future__ import annotations
