@@ -54,14 +54,14 @@ def _per_sequence(student_NV: Array, teacher_NV: Array, labels_BT: Array) -> tup
 
 def batches(pool: Pool, samples: int | None = None) -> tuple[list[Pool], int]:
     """Equal batches that cover the first `samples` sequences (the last is filled up by repeating a sequence),
-    and the number of sequences that count."""
+    and the number of sequences that count. Sizes are powers of two: few shapes to compile."""
     n = pool.size if samples is None else samples
-    length = pool.tokens_NT.shape[1]
-    size = max(1, min(n, EVAL_TOKENS // length))
+    most = max(1, EVAL_TOKENS // pool.tokens_NT.shape[1])
+    size = min(most, 1 << (n - 1).bit_length())
     out = []
     for start in range(0, n, size):
-        index = jnp.minimum(jnp.arange(start, start + size), n - 1)
-        out.append(jax.tree.map(lambda x, i=index: x[i], pool))
+        index = np.minimum(np.arange(start, start + size), n - 1)
+        out.append(jax.tree.map(lambda x, i=index: np.asarray(x)[i], pool))
     return out, n
 
 

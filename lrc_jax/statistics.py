@@ -30,12 +30,13 @@ def second_moments(config: DecoderConfig, teacher: Weights, pool: Pool) -> tuple
     """Mean outer products [D, D], float64, of (a) the residual stream, each point of it scaled to unit power, and
     (b) the features that the unembedding reads."""
     parts, _ = batches(pool)
-    residual, final, tokens = 0.0, 0.0, 0
+    residual = final = np.zeros((config.hidden_size, config.hidden_size))
+    tokens = 0
     for part in parts:
         a, b = _moments(config, teacher, part.tokens_NT)
         residual, final = residual + np.asarray(a, np.float64), final + np.asarray(b, np.float64)
         tokens += part.tokens_NT.size
-    return np.asarray(residual / tokens), np.asarray(final / tokens)
+    return residual / tokens, final / tokens
 
 
 def residual_basis(kind: str, moment_DD: np.ndarray, rank: int) -> np.ndarray | None:

@@ -1,7 +1,7 @@
 """Training a student: one compiled program that runs any number of steps, called in chunks for progress.
 
-The number of steps is an argument of the program, not a part of it, so that runs of different length, sample size,
-seed, learning rate or loss weight share one compilation. Batches are drawn uniformly with replacement from the first
+The number of steps and the pool are no part of the program, so that runs of different length, sample size, seed,
+learning rate or loss weight share one compilation. Batches are drawn uniformly with replacement from the first
 `samples` sequences of the pool (the minibatch gradient is then unbiased for the empirical risk), by a key folded
 with the step: the order of data is a function of (seed, step) alone, and a run can be taken up at any step.
 """
@@ -146,19 +146,41 @@ def student_loss(
     return terms.total, terms
 
 
-def draw_batch(pool: Pool, key: Array, batch_size: int, samples: Array | int) -> Pool:
-    """A minibatch, uniform with replacement from the first `samples` sequences."""
+def batch_index(key: Array, batch_size: int, samples: Array) -> Array:
+    """Indices of a minibatch, uniform with replacement from the first `samples` sequences."""
     # floor(u * N) rather than randint(0, N): the same uniform numbers for every N, so that runs of one seed that
     # differ in N see corresponding batches.
     u_B = jax.random.uniform(key, (batch_size,))
-    samples = jnp.asarray(samples, jnp.int32)
-    index_B = jnp.minimum((u_B * samples.astype(jnp.float32)).astype(jnp.int32), samples - 1)
-    return jax.tree.map(lambda x: x[index_B], pool)
+    return jnp.minimum((u_B * samples.astype(jnp.float32)).astype(jnp.int32), samples - 1)
+
+
+@functools.partial(jax.jit, static_argnames=("batch_size",))
+def _chunk_index(order_key: Array, first: Array, batch_size: int, samples: Array) -> Array:
+    """Minibatch indices [CHUNK, B] of the steps from `first` on."""
+    keys = jax.vmap(lambda step: jax.random.fold_in(order_key, step))(first + jnp.arange(CHUNK))
+    return jax.vmap(lambda key: batch_index(key, batch_size, samples))(keys)
+
+
+def gather_chunk(pool: Pool, order_key: Array, first: int, count: int, batch_size: int, samples: Any) -> Pool:
+    """Minibatches of `count` steps from step `first` on, in arrays [CHUNK, B, ...] (the rest is never read).
+
+    Gathered on the host: the compiled step then knows nothing of the pool's size, and runs that differ in it share
+    one compilation.
+    """
+    index_CB = _chunk_index(order_key, jnp.asarray(first, jnp.int32), batch_size, jnp.asarray(samples, jnp.int32))
+    index_CB = np.asarray(index_CB)[:count]
+
+    def gather(x: Any) -> np.ndarray:
+        out = np.zeros((CHUNK, batch_size, *x.shape[1:]), x.dtype)
+        out[:count] = np.asarray(x)[index_CB]
+        return out
+
+    return jax.tree.map(gather, pool)
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("student", "objective", "optimizer", "teacher_config", "batch_size"),
+    static_argnames=("student", "objective", "optimizer", "teacher_config"),
     donate_argnames=("state",),
 )
 def train_chunk(
@@ -166,21 +188,21 @@ def train_chunk(
     objective: Objective,
     optimizer: OptimizerSpec,
     teacher_config: DecoderConfig,
-    batch_size: int,
     state: TrainState,
     frozen: Frozen,
-    pool: Pool,
+    batches: Pool,
     hyper: Hyper,
-    order_key: Array,
     count: Array,
 ) -> tuple[TrainState, Terms, Array]:
-    """Run `count` (at most CHUNK) steps. Returns the state and, per step, loss terms and gradient norm [CHUNK]."""
+    """Run `count` (at most CHUNK) steps on `batches` [CHUNK, B, ...].
+
+    Returns the state and, per step, loss terms and gradient norm [CHUNK]."""
     direction = optimizer.direction()
     loss = functools.partial(student_loss, student, objective, teacher_config)
 
     def body(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
         state, log_C5 = carry
-        batch = draw_batch(pool, jax.random.fold_in(order_key, state.step), batch_size, hyper.samples)
+        batch = jax.tree.map(lambda x: x[i], batches)
         (_, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params, frozen, hyper.loss, batch)
         updates, opt_state = direction.update(grads, state.opt_state, state.params)
         rate = hyper.learning_rate * optimizer.factor(state.step, jnp.asarray(hyper.steps))
@@ -236,12 +258,10 @@ def train(
             objective,
             optimizer,
             teacher_config,
-            batch_size,
             state,
             frozen,
-            pool,
+            gather_chunk(pool, order_key, done, count, batch_size, hyper.samples),
             hyper,
-            order_key,
             jnp.asarray(count, jnp.int32),
         )
         part = jax.tree.map(lambda x, n=count: np.asarray(x)[:n], History(terms, grad_norm))

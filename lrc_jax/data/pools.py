@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import flax.struct
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 
 @flax.struct.dataclass
 class Pool:
-    """Training or test sequences on the device.
+    """Training or test sequences (NumPy arrays on the host; batches of them are traced).
 
     Attributes:
       tokens_NT: inputs, int32 [N, T].
@@ -20,18 +18,18 @@ class Pool:
       final_NTD: the teacher's final features, precomputed for students that read nothing else, or None.
     """
 
-    tokens_NT: Array
-    labels_NT: Array
-    final_NTD: Array | None = None
+    tokens_NT: Any
+    labels_NT: Any
+    final_NTD: Any = None
 
     @property
     def size(self) -> int:
         return self.tokens_NT.shape[0]
 
 
-def pool_from_sequences(sequences_NT1: np.ndarray | Array) -> Pool:
+def pool_from_sequences(sequences_NT1: np.ndarray) -> Pool:
     """Sequences of T+1 tokens -> T inputs with their next tokens as labels."""
-    sequences = jnp.asarray(sequences_NT1, jnp.int32)
+    sequences = np.asarray(sequences_NT1, np.int32)
     return Pool(sequences[:, :-1], sequences[:, 1:])
 
 

@@ -165,9 +165,7 @@ def _sample_markov(key: Array, cdf_BAY: Array, start_cdf: Array, n: int, length:
 
 
 @functools.partial(jax.jit, static_argnames=("n", "length"))
-def _sample_hmm(
-    key: Array, start_cdf: Array, transition_cdf: Array, emission_cdf: Array, n: int, length: int
-) -> Array:
+def _sample_hmm(key: Array, start_cdf: Array, transition_cdf: Array, emission_cdf: Array, n: int, length: int) -> Array:
     start_key, key = jax.random.split(key)
     states = start_cdf.shape[0]
     state = _draw(jnp.broadcast_to(start_cdf[None, :], (n, states)), jax.random.uniform(start_key, (n,)))
@@ -216,9 +214,7 @@ class SyntheticSource:
             start = jnp.asarray(np.cumsum(tables.stationary.reshape(-1)), jnp.float32)
             return np.asarray(_sample_markov(key, cdf, start, CHUNK, length))
         start_S, transition_SS, emission_SV = hmm_tables(self.spec)
-        tables_f32 = (
-            jnp.asarray(np.cumsum(x, axis=-1), jnp.float32) for x in (start_S, transition_SS, emission_SV)
-        )
+        tables_f32 = (jnp.asarray(np.cumsum(x, axis=-1), jnp.float32) for x in (start_S, transition_SS, emission_SV))
         return np.asarray(_sample_hmm(key, *tables_f32, CHUNK, length))
 
     def bayes_loss(self) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -60,7 +61,7 @@ def _equal_pieces(text: str, pieces: int) -> list[str]:
         at = text.find("\n", len(text) * i // pieces)
         bounds.append(len(text) if at < 0 else at + 1)
     bounds.append(len(text))
-    return [text[a:b].strip() for a, b in zip(bounds, bounds[1:], strict=False) if text[a:b].strip()]
+    return [text[a:b].strip() for a, b in itertools.pairwise(bounds) if text[a:b].strip()]
 
 
 def _read(path: Path) -> str:
@@ -90,7 +91,9 @@ def read_splits(path: Path) -> TextSplits:
     if path.is_dir():
         missing = [n for n in ("train.txt", "test.txt") if not (path / n).is_file()]
         if missing:
-            raise InputError(f"{path}: {' and '.join(missing)} missing; a text folder has train.txt, test.txt, valid.txt")
+            raise InputError(
+                f"{path}: {' and '.join(missing)} missing; a text folder has train.txt, test.txt, valid.txt"
+            )
         valid = path / "valid.txt"
         return _splits(
             split_documents(_read(path / "train.txt")),
@@ -210,7 +213,7 @@ class TextSource:
         """
         if sequence_length < 2:
             raise InputError(f"sequence_length: {sequence_length} is too short; use at least 2")
-        if not (0 <= teacher_share and 0 <= reference_share and teacher_share + reference_share < 1):
+        if min(teacher_share, reference_share) < 0 or teacher_share + reference_share >= 1:
             raise InputError("data.teacher_share and data.reference_share: must be at least 0 and sum to less than 1")
         self.splits, self.tokenizer, self.sequence_length = splits, tokenizer, sequence_length
         self.vocab_size = vocab_size or tokenizer.vocab_size
@@ -238,7 +241,10 @@ class TextSource:
         return regions
 
     def _tokenise(self) -> dict[str, _Region]:
-        train = [self.splits.train[i] for i in rng_for(0, "pools", len(self.splits.train)).permutation(len(self.splits.train))]
+        train = [
+            self.splits.train[i]
+            for i in rng_for(0, "pools", len(self.splits.train)).permutation(len(self.splits.train))
+        ]
         length = self.sequence_length + 1
         sizes = np.array([len(d) for d in train])
         # Cut where the cumulated length passes each share: documents differ in length by orders of magnitude.

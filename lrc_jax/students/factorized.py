@@ -21,7 +21,7 @@ MATRICES = ("q_DQ", "k_DK", "v_DK", "o_QD", "gate_DF", "up_DF", "down_FD")
 HEAD_START = 0.5  # scale of the head's random start in whitened coordinates
 
 
-def _random_factors(key: Array, shape: tuple[int, int], rank: int, scale: float) -> dict[str, Array]:
+def _random_factors(key: Array, shape: tuple[int, ...], rank: int, scale: float) -> dict[str, Array]:
     """U, V with (U V)_ij of standard deviation scale / sqrt(fan_in), both factors of equal size."""
     n_in, n_out = shape
     k1, k2 = jax.random.split(key)

@@ -17,7 +17,7 @@ from lrc_jax.errors import DivergedError
 from lrc_jax.evaluate import model_losses
 from lrc_jax.losses import cross_entropy_per_token
 from lrc_jax.model import DecoderConfig, Weights, forward, init_weights
-from lrc_jax.train import draw_batch
+from lrc_jax.train import batch_index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,8 @@ def _steps(
 
     def step(carry: tuple[Weights, optax.OptState], i: Array) -> tuple[tuple[Weights, optax.OptState], Array]:
         weights, opt_state = carry
-        batch = draw_batch(pool, jax.random.fold_in(key, first + i), spec.batch_size, pool.size)
+        index_B = batch_index(jax.random.fold_in(key, first + i), spec.batch_size, jnp.asarray(pool.size, jnp.int32))
+        batch = jax.tree.map(lambda x: x[index_B], pool)
         value, grads = jax.value_and_grad(loss)(weights, batch)
         updates, opt_state = optimizer.update(grads, opt_state, weights)
         return (optax.apply_updates(weights, updates), opt_state), value

@@ -1,0 +1,282 @@
+"""The schema of a run: every key with its type, range and meaning, checked before anything is computed.
+
+Hydra composes conf/*.yaml against these classes; unknown keys and wrong types are errors there, ranges here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from lrc_jax.errors import InputError
+
+
+@dataclass
+class SyntheticData:
+    """A language with known conditionals (lrc_jax.data.synthetic)."""
+
+    name: str = "synthetic"
+    kind: str = "markov"  # markov | hmm
+    vocabulary: int = 32
+    order: int = 2
+    spectrum: float = 1.0
+    sharpness: float = 1.5
+    unigram: float = 0.7
+    states: int = 24
+    seed: int = 0
+
+
+@dataclass
+class TextData:
+    """Text in disjoint pools (lrc_jax.data.text); name wikitext2 without a path asks the hub."""
+
+    name: str = "text"
+    path: str | None = None
+    tokenizer_size: int = 512  # of the byte-level BPE trained here; ignored where the teacher has a tokenizer
+    teacher_share: float = 0.5
+    reference_share: float = 0.15
+
+
+@dataclass
+class TinyTeacher:
+    """A teacher trained here and cached (lrc_jax.teachers.tiny)."""
+
+    name: str = "tiny"
+    hidden_size: int = 32
+    intermediate_size: int = 64
+    layers: int = 1
+    heads: int = 2
+    kv_heads: int = 2
+    tied: bool = False
+    pool: int = 65536  # sequences of the teacher's own pool (fewer where the text has fewer)
+    steps: int = 1500
+    batch_size: int = 64
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.0
+    check_every: int = 100
+    patience: int = 5
+    seed: int = 0
+
+
+@dataclass
+class PretrainedTeacher:
+    """A folder in Hugging Face layout, or a .gguf file."""
+
+    name: str = "huggingface"
+    path: str = MISSING
+
+
+@dataclass
+class LanguageTeacher:
+    """No network: the synthetic language's own conditionals (for student=bilinear)."""
+
+    name: str = "language"
+
+
+@dataclass
+class Student:
+    """Which student (lrc_jax.students), and Low-Rank Clone's switches under the reference's names."""
+
+    name: str = "lrc"  # lrc | direct | scratch | svd | factorized | bilinear
+    init: str = "random"  # random | pca | channels
+    matrices: str = "all"  # factorized: all | head
+    whiten: bool = True  # factorized head
+    use_all_attn: bool = True
+    use_in_out_mlp: bool = False
+    tie_word_emb_proj: bool = False
+    use_additional_align: bool = False
+    del_layers: list[int] = field(default_factory=list)
+    target_rms_norm_eps: float | None = None
+    unit_embedding: bool = False  # rescale the embedding projection so that embedded tokens start with rms 1
+
+
+@dataclass
+class Optimizer:
+    name: str = "adamw"  # adamw | sgd
+    learning_rate: float = 1e-2
+    # The learning rate of a run is learning_rate * steps^-horizon_power: 0.5 is the horizon-tuned step of claim 1.
+    horizon_power: float = 0.0
+    schedule: str = "cosine"  # cosine | constant | linear | inverse_sqrt
+    warmup: float = 0.0
+    clip: float | None = None
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+
+@dataclass
+class Loss:
+    """Weights of the output losses, and how clone losses are computed. clone_weight and temperature are top-level."""
+
+    kl_weight: float = 1.0
+    ce_weight: float = 1.0
+    kl_per_token: bool = True  # False: summed over positions, as the reference does
+    clone_distance: str = "mseloss"
+    clone_sites: list[str] = field(default_factory=list)  # empty: all
+
+
+@dataclass
+class Measure:
+    """What is measured on a run besides its losses."""
+
+    test_samples: int = 4096
+    # Model fixed before the sample is seen, for the control-variate gap: the teacher (free), or a student of the same
+    # kind and rank trained by KL on a disjoint pool (trained once, cached; cuts the gap's noise by up to 3).
+    reference: str = "teacher"  # teacher | student
+    reference_samples: int = 32768
+    reference_steps: int = 0  # 0: as many as the run
+    approximation: bool = False  # loss at unlimited samples for this rank (student=bilinear, factorized head)
+    clone_fvu: bool = True
+    convergence: bool = False  # squared gradient norm, smoothness, variance along plain SGD
+    pilot_seed: int = 77  # seed whose run gives the frozen constants of claim 1's bound
+    pool: int = 65536  # f of claim 1 is the mean loss over this finite pool
+
+
+@dataclass
+class RunConfig:
+    """One run."""
+
+    rank: int = 8
+    samples: int = 1024
+    steps: int = 500
+    seed: int = 0
+    batch_size: int = 64
+    sequence_length: int = 16
+    clone_weight: float = 0.2
+    temperature: float = 1.0
+    labels: str = "data"  # data: the text's next token; teacher: sampled from the teacher at every position
+    claim: str | None = None  # the claim that this run is evidence for; None: any
+    study: str = "default"
+    teacher: Any = field(default_factory=TinyTeacher)
+    data: Any = field(default_factory=SyntheticData)
+    student: Student = field(default_factory=Student)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    loss: Loss = field(default_factory=Loss)
+    measure: Measure = field(default_factory=Measure)
+    # Keys of the machine, not of the run: they do not enter the run's id.
+    results_dir: str = "results"
+    cache_dir: str = ".cache"
+    threads: int = 1
+    platform: str = "cpu"
+    force: bool = False  # run again what is done
+
+
+MACHINE_KEYS = ("results_dir", "cache_dir", "threads", "platform", "force", "study")
+CHOICES = {
+    "labels": ("data", "teacher"),
+    "measure.reference": ("teacher", "student"),
+    "student.name": ("lrc", "direct", "scratch", "svd", "factorized", "bilinear"),
+    "student.init": ("random", "pca", "channels"),
+    "student.matrices": ("all", "head"),
+    "optimizer.name": ("adamw", "sgd"),
+    "optimizer.schedule": ("cosine", "constant", "linear", "inverse_sqrt"),
+    "loss.clone_distance": ("mseloss", "l1loss", "mseloss_v2", "l1loss_v2", "normalised"),
+    "claim": (None, "convergence", "generalization", "optimal_rank", "information", "dynamics"),
+}
+AT_LEAST = {
+    "rank": 1,
+    "samples": 1,
+    "steps": 0,
+    "seed": 0,
+    "batch_size": 1,
+    "sequence_length": 2,
+    "clone_weight": 0.0,
+    "loss.kl_weight": 0.0,
+    "loss.ce_weight": 0.0,
+    "optimizer.warmup": 0.0,
+    "optimizer.weight_decay": 0.0,
+    "measure.test_samples": 1,
+    "measure.reference_samples": 1,
+    "measure.pool": 1,
+    "threads": 1,
+}
+ABOVE = {"temperature": 0.0, "optimizer.learning_rate": 0.0, "optimizer.eps": 0.0}
+
+
+def register() -> None:
+    """Make the schema known to Hydra's composition."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    store.store(group="data", name="synthetic_schema", node=SyntheticData)
+    store.store(group="data", name="text_schema", node=TextData)
+    store.store(group="teacher", name="tiny_schema", node=TinyTeacher)
+    store.store(group="teacher", name="pretrained_schema", node=PretrainedTeacher)
+    store.store(group="teacher", name="language_schema", node=LanguageTeacher)
+    store.store(group="student", name="student_schema", node=Student)
+    store.store(group="optimizer", name="optimizer_schema", node=Optimizer)
+    store.store(group="measure", name="measure_schema", node=Measure)
+
+
+def _numbers(prefix: str, node: Any) -> list[tuple[str, float]]:
+    """Every number in a dataclass with its dotted name."""
+    found: list[tuple[str, float]] = []
+    for f in dataclasses.fields(node):
+        value = getattr(node, f.name)
+        name = f"{prefix}{f.name}"
+        if dataclasses.is_dataclass(value):
+            found += _numbers(f"{name}.", value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append((name, value))
+    return found
+
+
+def _get(config: RunConfig, dotted: str) -> Any:
+    value: Any = config
+    for part in dotted.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def check(config: RunConfig) -> None:
+    """Ranges and combinations that need no data. Raises InputError naming the key."""
+    for key, value in _numbers("", config):
+        if not math.isfinite(value):
+            raise InputError(f"{key}: {value} is not finite; give a number")
+    for key, low in AT_LEAST.items():
+        if _get(config, key) < low:
+            raise InputError(f"{key}: {_get(config, key)} is too small; give at least {low}")
+    for key, low in ABOVE.items():
+        if _get(config, key) <= low:
+            raise InputError(f"{key}: {_get(config, key)} must be above {low}")
+    for key, choices in CHOICES.items():
+        if _get(config, key) not in choices:
+            known = ", ".join(str(c) for c in choices if c is not None)
+            raise InputError(f"{key}: {_get(config, key)!r} is unknown; choose one of {known}")
+    if config.clone_weight == config.loss.kl_weight == config.loss.ce_weight == 0:
+        raise InputError("clone_weight: every loss weight is 0, nothing would be trained; raise one of them")
+    if config.measure.convergence and config.optimizer.name != "sgd":
+        raise InputError("optimizer: the theorem of measure.convergence is about plain SGD; use optimizer=sgd")
+    bilinear, language = config.student.name == "bilinear", isinstance(config.teacher, LanguageTeacher)
+    if bilinear != language:
+        raise InputError("student: bilinear and teacher=language belong together; set both or neither")
+    if bilinear and not (isinstance(config.data, SyntheticData) and config.data.kind == "markov" and config.data.order == 1):
+        raise InputError("data: student=bilinear needs data=synthetic data.kind=markov data.order=1")
+    if isinstance(config.data, TextData) and config.data.name == "text" and not config.data.path:
+        raise InputError("data.path: data=text needs a file or folder; give data.path=PATH")
+    if isinstance(config.data, SyntheticData) and isinstance(config.teacher, PretrainedTeacher):
+        raise InputError("data: a pretrained teacher reads text; use data=text data.path=PATH or data=wikitext2")
+
+
+def typed(raw: DictConfig) -> RunConfig:
+    """Hydra's composed config as a checked RunConfig."""
+    config = OmegaConf.to_object(raw)
+    assert isinstance(config, RunConfig), type(config)
+    check(config)
+    return config
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """What makes two runs the same experiment: the resolved config less the machine's keys and paths (files are
+    identified by their digests instead)."""
+    plain = dataclasses.asdict(config)
+    for key in MACHINE_KEYS:
+        del plain[key]
+    for group in ("data", "teacher"):
+        plain[group].pop("path", None)
+    return plain
