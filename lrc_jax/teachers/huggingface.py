@@ -95,7 +95,7 @@ def parse_config(path: Path, raw: Mapping[str, Any]) -> DecoderConfig:
         )
     except KeyError as missing:
         raise InputError(f"{path}: key {missing} is missing; is this a complete model config?") from None
-    except (ValueError, TypeError) as wrong:
+    except (ValueError, TypeError, ZeroDivisionError, AttributeError) as wrong:
         raise InputError(f"{path}: {wrong}; correct the config") from None
 
 
@@ -108,6 +108,8 @@ def read_config(folder: Path) -> DecoderConfig:
         raw = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as wrong:
         raise InputError(f"{path}: not valid JSON ({wrong}); fetch the file again") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: a JSON object is expected there; fetch the file again")
     return parse_config(path, raw)
 
 
