@@ -255,7 +255,9 @@ def check(config: RunConfig) -> None:
     bilinear, language = config.student.name == "bilinear", isinstance(config.teacher, LanguageTeacher)
     if bilinear != language:
         raise InputError("student: bilinear and teacher=language belong together; set both or neither")
-    if bilinear and not (isinstance(config.data, SyntheticData) and config.data.kind == "markov" and config.data.order == 1):
+    if bilinear and not (
+        isinstance(config.data, SyntheticData) and config.data.kind == "markov" and config.data.order == 1
+    ):
         raise InputError("data: student=bilinear needs data=synthetic data.kind=markov data.order=1")
     if isinstance(config.data, TextData) and config.data.name == "text" and not config.data.path:
         raise InputError("data.path: data=text needs a file or folder; give data.path=PATH")

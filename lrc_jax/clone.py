@@ -75,10 +75,15 @@ def infer_flags(teacher: DecoderConfig, names_and_shapes: Mapping[str, tuple[int
 
 @dataclasses.dataclass(frozen=True)
 class LowRankClone:
-    """The Low-Rank Clone student of one teacher. Hashable; all methods are pure and can be traced."""
+    """The Low-Rank Clone student of one teacher. Hashable; all methods are pure and can be traced.
+
+    `unit_embedding` rescales the random start of the embedding projection so that embedded tokens have rms 1: at the
+    reference's scale RMSNorm sits near its singularity and the smoothness constants of the first steps explode.
+    """
 
     teacher: DecoderConfig
     flags: CloneFlags
+    unit_embedding: bool = False
     kind: str = dataclasses.field(default="lrc", init=False)
 
     @property
@@ -135,10 +140,14 @@ class LowRankClone:
         shapes = self.shapes()
         if basis_DS is None:
             keys = jax.random.split(key, len(shapes))
-            return {
+            start = {
                 name: jnp.ones(shape) if len(shape) == 1 else INIT_STD * jax.random.normal(k, shape)
                 for (name, shape), k in zip(shapes.items(), keys, strict=True)
             }
+            if self.unit_embedding:
+                embed_VS = teacher.embed_VD @ start["model.zoom.weight"].T
+                start["model.zoom.weight"] *= jax.lax.rsqrt(jnp.mean(embed_VS * embed_VS))
+            return start
         rescale = math.sqrt(self.teacher.hidden_size / self.flags.rank)
 
         def reads(gain_D: Array) -> Array:

@@ -27,29 +27,34 @@ class SequenceLosses:
       student: cross-entropy of the student on the labels.
       teacher: cross-entropy of the teacher on the labels.
       kl: KL(teacher || student) at temperature 1: the excess of the student over the teacher with no label noise.
+      entropy: of the teacher's prediction. entropy + kl is the student's cross-entropy in expectation over labels
+        drawn from the teacher.
     """
 
     student: np.ndarray
     teacher: np.ndarray
     kl: np.ndarray
+    entropy: np.ndarray
 
 
 @functools.partial(jax.jit, static_argnames=("student", "teacher_config"))
 def _losses(
     student: Student, teacher_config: DecoderConfig, params: Params, frozen: Frozen, batch: Pool
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, ...]:
     teacher_acts = teacher_activations(teacher_config, frozen.teacher, batch.tokens_NT, batch.final_NTD)
     student_acts = student.forward(params, frozen, batch.tokens_NT, teacher_acts)
     return _per_sequence(student_acts.logits_NV, teacher_acts.logits_NV, batch.labels_NT)
 
 
-def _per_sequence(student_NV: Array, teacher_NV: Array, labels_BT: Array) -> tuple[Array, Array, Array]:
+def _per_sequence(student_NV: Array, teacher_NV: Array, labels_BT: Array) -> tuple[Array, Array, Array, Array]:
     shape, labels_N = labels_BT.shape, labels_BT.reshape(-1)
     counted_B = jnp.sum((labels_BT != IGNORE).astype(jnp.float32), axis=1)
     ce_student_B = jnp.sum(cross_entropy_per_token(student_NV, labels_N).reshape(shape), axis=1) / counted_B
     ce_teacher_B = jnp.sum(cross_entropy_per_token(teacher_NV, labels_N).reshape(shape), axis=1) / counted_B
     kl_B = jnp.mean(kl_per_token(teacher_NV, student_NV, 1.0).reshape(shape), axis=1)
-    return ce_student_B, ce_teacher_B, kl_B
+    log_p_NV = jax.nn.log_softmax(teacher_NV, axis=-1)
+    entropy_B = jnp.mean(-jnp.sum(jnp.exp(log_p_NV) * log_p_NV, axis=-1).reshape(shape), axis=1)
+    return ce_student_B, ce_teacher_B, kl_B, entropy_B
 
 
 def batches(pool: Pool, samples: int | None = None) -> tuple[list[Pool], int]:
@@ -76,7 +81,7 @@ def sequence_losses(
     """Student, teacher and KL losses of the first `samples` sequences of a pool."""
     parts, n = batches(pool, samples)
     rows = [_losses(student, teacher_config, params, frozen, part) for part in parts]
-    joined = [np.concatenate([np.asarray(row[i], np.float64) for row in rows])[:n] for i in range(3)]
+    joined = [np.concatenate([np.asarray(row[i], np.float64) for row in rows])[:n] for i in range(4)]
     return SequenceLosses(*joined)
 
 

@@ -41,12 +41,14 @@ class StudentOptions:
       whiten: factorized head only: train in coordinates in which the trunk's features are white. A free
         reparametrisation, but without it estimation saturates in the rank.
       clone: whether clone losses will be asked for (direct and scratch then carry aligners for them).
+      unit_embedding: start from embedded tokens of rms 1 (see LowRankClone).
     """
 
     init: str = "random"
     matrices: str = "all"
     whiten: bool = True
     clone: bool = True
+    unit_embedding: bool = False
 
 
 @runtime_checkable

@@ -110,7 +110,8 @@ def fit_bilinear(
         jnp.asarray(steps, jnp.int32),
         jnp.asarray(learning_rate, jnp.float32),
     )
-    fit = BilinearFit(*(float(x) for x in out[:3]), np.asarray(out[3]))
+    train, truth, excess, losses = out
+    fit = BilinearFit(float(train), float(truth), float(excess), np.asarray(losses))
     if not np.isfinite(fit.train):
         raise DivergedError(f"the bilinear fit's loss is {fit.train}; lower optimizer.learning_rate")
     return fit

@@ -25,12 +25,12 @@ def make_student(kind: str, teacher: DecoderConfig, flags: CloneFlags, options: 
     flags.check(teacher)
     if options.init not in INITS:
         raise InputError(f"student.init: {options.init!r} is unknown; choose one of {', '.join(INITS)}")
-    lrc = LowRankClone(teacher, flags)
+    lrc = LowRankClone(teacher, flags, options.unit_embedding)
     if kind in ("lrc", "svd"):
         return ProjectedStudent(kind, lrc)
     if kind in ("direct", "scratch"):
         # The aligners are the projections of the default MLP loss, whatever the clone's own flags.
-        plain = LowRankClone(teacher, dataclasses.replace(flags, use_additional_align=False))
+        plain = dataclasses.replace(lrc, flags=dataclasses.replace(flags, use_additional_align=False))
         return DenseStudent(kind, plain, aligned=options.clone)
     if kind == "factorized":
         if options.matrices == "head":

@@ -1,0 +1,109 @@
+"""What every command shares: JAX's environment, errors in one line, exit codes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lrc_jax.errors import DivergedError, InputError
+
+
+def prepare_jax(backend: str, threads: int, cache: Path) -> None:
+    """Set JAX's environment; has to come before the first use of a device.
+
+    One thread a run by default: sums are then done in one order, so that a run repeats bit by bit. The compilation
+    cache lies in a folder per machine and jaxlib, since compiled CPU code need not run elsewhere.
+    """
+    os.environ.setdefault("JAX_PLATFORMS", backend)
+    if backend == "cpu" and "intra_op_parallelism_threads" not in os.environ.get("XLA_FLAGS", ""):
+        eigen = "true" if threads > 1 else "false"
+        flags = f"--xla_cpu_multi_thread_eigen={eigen} intra_op_parallelism_threads={threads}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+    _configure(str(cache))
+
+
+@functools.cache
+def _configure(cache: str) -> None:
+    import jax
+    import jaxlib
+
+    folder = Path(cache) / "xla" / f"jaxlib-{jaxlib.__version__}-{_cpu_fingerprint()}"
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _cpu_fingerprint() -> str:
+    """Tells processors with different instruction sets apart."""
+    import hashlib
+
+    try:
+        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        flags = platform.processor()
+    return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:8]
+
+
+def machine_note() -> dict[str, Any]:
+    """What a row says about where it was computed; never part of the measurement table."""
+    import jax
+    import jaxlib
+
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "device": jax.devices()[0].device_kind,
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def fail(message: str, code: int = 2) -> int:
+    print(one_line(message), file=sys.stderr)
+    return code
+
+
+def guarded(main: Callable[[], int]) -> int:
+    """Run a command; bad input becomes one line and exit code 2."""
+    try:
+        return main()
+    except InputError as wrong:
+        return fail(str(wrong))
+    except BrokenPipeError:
+        return 1
+
+
+def hydra_main(task: Callable[[], Any]) -> int:
+    """Run a Hydra application with errors of the user in one line: bad input 2, a failed run 1."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through instead of Hydra's own many-line printing
+    try:
+        task()
+    except InputError as wrong:
+        return fail(str(wrong))
+    except DivergedError as wrong:
+        return fail(f"run failed: {wrong}", 1)
+    except (HydraException, OmegaConfBaseException) as wrong:
+        return fail(f"configuration: {_root(wrong)}")
+    return 0
+
+
+def _root(wrong: BaseException) -> str:
+    """The first line that says what is wrong, from the innermost cause that says more than its wrapper."""
+    texts = []
+    cause: BaseException | None = wrong
+    while cause is not None:
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        texts.append(" ".join(lines[:3]))
+        cause = cause.__cause__
+    return max(texts, key=len)

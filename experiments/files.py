@@ -1,0 +1,51 @@
+"""Writing that is never half done: beside the target first, then renamed over it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lrc_jax.errors import InputError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Atomic on POSIX: a reader sees the old file or the new one.
+
+    Raises:
+      InputError: the folder cannot be written to (read-only, full disk).
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except BaseException:
+            Path(part).unlink(missing_ok=True)
+            raise
+    except OSError as wrong:
+        raise InputError(f"{path}: cannot be written ({wrong.strerror}); free space or choose another folder") from None
+
+
+def write_text(path: Path, content: str) -> None:
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises InputError where the file is missing or no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as wrong:
+        raise InputError(f"{path}: not valid JSON ({wrong}); delete it and run again") from None

@@ -1,0 +1,227 @@
+"""What a run is made of: its data source and its teacher, loaded once a process and shared by the runs of a sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.artifacts import cached_tree
+from experiments.config import LanguageTeacher, PretrainedTeacher, RunConfig, SyntheticData, TinyTeacher
+from lrc_jax.data.pools import DataSource, Pool, pool_from_sequences
+from lrc_jax.data.synthetic import LanguageSpec, SyntheticSource
+from lrc_jax.data.text import TextSource, read_splits, train_tokenizer, wikitext2_splits
+from lrc_jax.errors import InputError
+from lrc_jax.evaluate import batches
+from lrc_jax.model import DecoderConfig, Weights, forward, init_weights
+from lrc_jax.seeds import key_for
+from lrc_jax.statistics import second_moments
+from lrc_jax.teachers.load import load_teacher
+from lrc_jax.teachers.tiny import TinyTeacherSpec, train_teacher
+from lrc_jax.teachers.tokenizer import Tokenizer
+
+HELD_OUT = 1024  # sequences on which a teacher trained here is stopped
+MOMENT_SEQUENCES = 4096  # of the reference pool, for second moments of the teacher's activations
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A frozen teacher on the device.
+
+    Attributes:
+      digest: identifies its numbers.
+      held_out_loss: nats per token, for teachers trained here.
+    """
+
+    config: DecoderConfig
+    weights: Weights
+    digest: str
+    tokenizer: Tokenizer | None = None
+    held_out_loss: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Materials:
+    source: DataSource
+    teacher: Teacher | None  # None: the synthetic language is its own teacher
+
+    @property
+    def data_digest(self) -> str:
+        """Of data and teacher together."""
+        return self.source.digest + ("" if self.teacher is None else f"+{self.teacher.digest}")
+
+    def network(self) -> Teacher:
+        """The teacher, where there has to be one."""
+        assert self.teacher is not None
+        return self.teacher
+
+    @functools.cached_property
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Second moments of the residual stream and of the final features, on the reference pool."""
+        teacher = self.network()
+        n = _at_most(self.source, "reference", MOMENT_SEQUENCES)
+        return second_moments(
+            teacher.config, teacher.weights, pool_from_sequences(self.source.sequences("reference", n))
+        )
+
+    def pool(self, purpose: str, n: int, labels: str, replicate: int = 0) -> Pool:
+        """The first n sequences of a stream, with the text's labels or labels sampled from the teacher."""
+        pool = pool_from_sequences(self.source.sequences(purpose, n, replicate))
+        if labels == "data" or self.teacher is None:
+            return pool
+        key = key_for(0, "labels", self.source.digest, purpose, replicate)
+        return sampled_labels(self.teacher.config, self.teacher.weights, pool, key)
+
+    def with_features(self, pool: Pool) -> Pool:
+        """The pool with the teacher's final features, for students that read nothing else."""
+        teacher = self.network()
+        parts, n = batches(pool)
+        out = [np.asarray(_final(teacher.config, teacher.weights, part.tokens_NT)) for part in parts]
+        return dataclasses.replace(pool, final_NTD=np.concatenate(out)[:n])
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _final(config: DecoderConfig, weights: Weights, tokens_BT: jax.Array) -> jax.Array:
+    final_ND = forward(config, weights, tokens_BT).final_ND
+    return final_ND.reshape(*tokens_BT.shape, -1)
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _sample(
+    config: DecoderConfig, weights: Weights, tokens_BT: jax.Array, key: jax.Array, index_B: jax.Array
+) -> jax.Array:
+    logits_NV = forward(config, weights, tokens_BT).logits_NV
+    # A key a sequence: a sequence's labels do not depend on how many others are drawn.
+    u_BT = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), tokens_BT.shape[1:]))(index_B)
+    return labels_from_uniform(logits_NV, u_BT)
+
+
+def labels_from_uniform(logits_NV: jax.Array, u_BT: jax.Array) -> jax.Array:
+    """Inverse-CDF sampling of a token at every position."""
+    cdf_NV = jnp.cumsum(jax.nn.softmax(logits_NV, axis=-1), axis=-1)
+    below_N = jnp.sum((cdf_NV[:, :-1] < u_BT.reshape(-1)[:, None]).astype(jnp.int32), axis=-1)
+    return below_N.reshape(u_BT.shape)
+
+
+def sampled_labels(config: DecoderConfig, weights: Weights, pool: Pool, key: jax.Array) -> Pool:
+    """The pool with labels drawn from the teacher's prediction at every position: cross-entropy in excess of the
+    teacher's is then an estimate of KL(teacher || student) with no offset."""
+    parts, n = batches(pool)
+    size = len(parts[0].tokens_NT)
+    drawn = [
+        np.asarray(_sample(config, weights, part.tokens_NT, key, np.arange(i * size, (i + 1) * size, dtype=np.int32)))
+        for i, part in enumerate(parts)
+    ]
+    return dataclasses.replace(pool, labels_NT=np.concatenate(drawn)[:n])
+
+
+def _at_most(source: DataSource, purpose: str, n: int) -> int:
+    have = source.available(purpose)
+    return n if have is None else min(n, have)
+
+
+def load(config: RunConfig) -> Materials:
+    """Data and teacher of a run; equal configurations share one copy."""
+    key = {
+        "data": dataclasses.asdict(config.data),
+        "teacher": dataclasses.asdict(config.teacher),
+        "sequence_length": config.sequence_length,
+        "cache_dir": config.cache_dir,
+    }
+    return _load(json.dumps(key, sort_keys=True), _Hidden(config))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Hidden:
+    """Passes a value by without being part of a cache key."""
+
+    config: RunConfig
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _Hidden)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@functools.lru_cache(maxsize=4)
+def _load(key: str, hidden: _Hidden) -> Materials:
+    del key
+    config = hidden.config
+    cache = Path(config.cache_dir)
+    if isinstance(config.data, SyntheticData):
+        fields = dataclasses.asdict(config.data)
+        del fields["name"]
+        source: DataSource = SyntheticSource(LanguageSpec(**fields), config.sequence_length)
+        if isinstance(config.teacher, LanguageTeacher):
+            return Materials(source, None)
+        return Materials(source, _tiny(config.teacher, source, cache))
+
+    data = config.data
+    splits = read_splits(Path(data.path)) if data.path else wikitext2_splits()
+    if isinstance(config.teacher, PretrainedTeacher):
+        loaded = load_teacher(config.teacher.path)
+        loaded.check_length(config.sequence_length)
+        source = TextSource(
+            splits,
+            loaded.require_tokenizer(),
+            config.sequence_length,
+            vocab_size=loaded.config.vocab_size,
+            teacher_share=0.0,
+            reference_share=data.reference_share,
+            cache=cache,
+        )
+        return Materials(source, Teacher(loaded.config, loaded.weights, loaded.digest[:16], loaded.tokenizer))
+    tokenizer = train_tokenizer(splits, data.tokenizer_size, cache)
+    source = TextSource(
+        splits,
+        tokenizer,
+        config.sequence_length,
+        teacher_share=data.teacher_share,
+        reference_share=data.reference_share,
+        cache=cache,
+    )
+    return Materials(source, dataclasses.replace(_tiny(config.teacher, source, cache), tokenizer=tokenizer))
+
+
+def _tiny(teacher: TinyTeacher, source: DataSource, cache: Path) -> Teacher:
+    """Train, or fetch from the cache, a teacher of this data."""
+    fields = dataclasses.asdict(teacher)
+    pool_size = _at_most(source, "teacher", fields.pop("pool"))
+    del fields["name"]
+    if pool_size == 0:
+        raise InputError("data.teacher_share: the teacher's pool is empty; raise the share or give more text")
+    spec = TinyTeacherSpec(**fields)
+    try:
+        decoder = spec.config(source.vocab_size, source.sequence_length)
+    except ValueError as wrong:
+        raise InputError(f"teacher: {wrong}; change teacher.heads, teacher.kv_heads or teacher.hidden_size") from None
+    made_of = {"spec": fields, "data": source.digest, "pool": pool_size}
+
+    def make() -> tuple[Weights, dict[str, Any]]:
+        from experiments.progress import Progress
+
+        pool = pool_from_sequences(source.sequences("teacher", pool_size))
+        held_out = pool_from_sequences(source.sequences("probe", _at_most(source, "probe", HELD_OUT)))
+        init_key, order_key = key_for(spec.seed, "teacher", "init"), key_for(spec.seed, "teacher", "order")
+        with Progress("training the teacher", spec.steps) as progress:
+            weights, curve = train_teacher(spec, decoder, pool, held_out, init_key, order_key, progress.update)
+        return weights, {"curve": dataclasses.asdict(curve), "held_out_loss": min(curve.held_out_loss)}
+
+    like = jax.eval_shape(functools.partial(init_weights, decoder), key_for(0))
+    weights, note = cached_tree(cache, "teachers", made_of, like, make)
+    return Teacher(decoder, weights, _weights_digest(weights), held_out_loss=note["held_out_loss"])
+
+
+def _weights_digest(weights: Weights) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(weights):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]

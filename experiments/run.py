@@ -1,0 +1,102 @@
+"""Run one configuration, or a sweep of them.
+
+    python -m experiments.run rank=8 samples=1024 steps=500
+    python -m experiments.run -m rank=4,8,16 samples=64,256,1024 steps=500 seed=0,1,2,3,4
+    python -m experiments.run -m +experiment=generalization
+
+A run whose row is there is skipped; a failed one is tried again. Exit code 0: all done; 1: a run failed; 2: bad input.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import command, config
+from experiments.store import Study
+from lrc_jax.errors import DivergedError, InputError
+
+log = logging.getLogger(__name__)
+
+
+def execute(cfg: config.RunConfig) -> dict[str, Any]:
+    """Run a checked configuration unless it is done; returns its row."""
+    command.prepare_jax(cfg.platform, cfg.threads, Path(cfg.cache_dir))
+    from experiments import materials, pipeline  # imports JAX: only after its environment is set
+    from experiments.artifacts import fingerprint
+    from experiments.progress import Progress, duration
+    from experiments.version import code_version
+
+    made_of = materials.load(cfg)
+    identity = config.identity(cfg)
+    run_id = fingerprint(identity, made_of.data_digest, code_version())
+    folder = Study.of(cfg.results_dir, cfg.study).run(run_id)
+    name = f"{cfg.student.name} rank={cfg.rank} samples={cfg.samples} steps={cfg.steps} seed={cfg.seed}"
+    if (row := folder.row()) is not None and not cfg.force:
+        log.info("%s: already done (%s)", name, run_id)
+        return row
+    with folder.claim() as ours:
+        if not ours:
+            log.info("%s: another process works on it (%s)", name, run_id)
+            return {}
+        if (row := folder.row()) is not None and not cfg.force:  # finished between the look and the claim
+            return row
+        (folder.path / "config.yaml").write_text(yaml.safe_dump(OmegaConf.to_container(OmegaConf.structured(cfg))))
+        started = time.monotonic()
+        try:
+            with (folder.path / "metrics.jsonl").open("w") as metrics, Progress(name, cfg.steps) as progress:
+
+                def write(line: dict[str, Any]) -> None:
+                    metrics.write(json.dumps(line) + "\n")
+                    metrics.flush()
+
+                columns = pipeline.run(cfg, made_of, write, progress.update)
+        except (InputError, DivergedError) as wrong:
+            folder.fail(str(wrong))
+            raise
+        except Exception as wrong:
+            folder.fail(f"{type(wrong).__name__}: {wrong}")
+            raise
+        seconds = time.monotonic() - started
+        row = {
+            "run_id": run_id,
+            "config": identity,
+            "overrides": sorted(_overrides()),
+            "data_digest": made_of.data_digest,
+            "code_version": code_version(),
+            "columns": columns,
+            "machine": command.machine_note() | {"seconds": round(seconds, 3)},
+        }
+        folder.finish(row)
+        shown = {k: columns.get(k) for k in ("test_loss", "teacher_loss", "gap", "grad_norm_sq")}
+        text = " ".join(f"{k}={v:.4f}" for k, v in shown.items() if v is not None)
+        log.info("%s: %s (%s)", name, text, duration(seconds))
+        return row
+
+
+def _overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+def task(raw: DictConfig) -> float | None:
+    """Hydra's entry point: one job. Returns the test loss, for sweepers that minimise it."""
+    row = execute(config.typed(raw))
+    return row.get("columns", {}).get("test_loss")
+
+
+def main() -> int:
+    config.register()
+    return command.hydra_main(task)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
