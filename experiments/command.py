@@ -107,3 +107,32 @@ def _root(wrong: BaseException) -> str:
         texts.append(" ".join(lines[:3]))
         cause = cause.__cause__
     return max(texts, key=len)
+
+
+def study_arguments(doc: str | None, **extra: Any) -> dict[str, Any]:
+    """Arguments of the commands that work on a study: key=value, as everywhere in this suite.
+
+    Args:
+      extra: further keys with their defaults, whose type is kept.
+
+    Raises:
+      InputError: an unknown key, or no study.
+    """
+    known: dict[str, Any] = {"study": None, "results_dir": "results"} | extra
+    if any(a in ("-h", "--help") for a in sys.argv[1:]):
+        print((doc or "").strip())
+        raise SystemExit(0)
+    for argument in sys.argv[1:]:
+        key, equals, value = argument.partition("=")
+        if not equals or key not in known:
+            raise InputError(f"{argument}: unknown argument; known: {', '.join(f'{k}=' for k in known)}")
+        default = known[key]
+        if isinstance(default, bool):
+            if value.lower() not in ("true", "false"):
+                raise InputError(f"{key}: {value!r} is neither true nor false")
+            known[key] = value.lower() == "true"
+        else:
+            known[key] = value
+    if not known["study"]:
+        raise InputError("study: missing; give study=NAME, a folder under results/")
+    return known

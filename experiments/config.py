@@ -83,7 +83,7 @@ class Student:
     """Which student (lrc_jax.students), and Low-Rank Clone's switches under the reference's names."""
 
     name: str = "lrc"  # lrc | direct | scratch | svd | factorized | bilinear
-    init: str = "random"  # random | pca | channels
+    init: str = "random"  # random (the authors' N(0, 0.02^2)) | fan_in (N(0, 1/D)) | pca | channels
     matrices: str = "all"  # factorized: all | head
     whiten: bool = True  # factorized head
     use_all_attn: bool = True
@@ -153,8 +153,8 @@ class RunConfig:
     labels: str = "data"  # data: the text's next token; teacher: sampled from the teacher at every position
     claim: str | None = None  # the claim that this run is evidence for; None: any
     study: str = "default"
-    teacher: Any = field(default_factory=TinyTeacher)
-    data: Any = field(default_factory=SyntheticData)
+    teacher: Any = MISSING
+    data: Any = MISSING
     student: Student = field(default_factory=Student)
     optimizer: Optimizer = field(default_factory=Optimizer)
     loss: Loss = field(default_factory=Loss)
@@ -172,7 +172,7 @@ CHOICES = {
     "labels": ("data", "teacher"),
     "measure.reference": ("teacher", "student"),
     "student.name": ("lrc", "direct", "scratch", "svd", "factorized", "bilinear"),
-    "student.init": ("random", "pca", "channels"),
+    "student.init": ("random", "fan_in", "pca", "channels"),
     "student.matrices": ("all", "head"),
     "optimizer.name": ("adamw", "sgd"),
     "optimizer.schedule": ("cosine", "constant", "linear", "inverse_sqrt"),

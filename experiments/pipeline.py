@@ -96,7 +96,7 @@ def build(config: RunConfig, materials: Materials) -> tuple[Student, Frozen]:
     )
     student = make_student(chosen.name, teacher.config, flags, options)
     basis = whitener = None
-    if chosen.init != "random" and chosen.name != "factorized":
+    if chosen.init in ("pca", "channels") and chosen.name != "factorized":
         basis = residual_basis(chosen.init, materials.moments[0], config.rank)
     if chosen.name == "factorized" and chosen.matrices == "head" and chosen.whiten:
         whitener = inverse_square_root(materials.moments[1])

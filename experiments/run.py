@@ -9,6 +9,8 @@ A run whose row is there is skipped; a failed one is tried again. Exit code 0: a
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import logging
 import time
@@ -17,10 +19,15 @@ from typing import Any
 
 import hydra
 import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
 
 from experiments import command, config
+from experiments.files import write_json, write_text
+from experiments.status import record_sweep
 from experiments.store import Study
 from lrc_jax.errors import DivergedError, InputError
 
@@ -49,7 +56,8 @@ def execute(cfg: config.RunConfig) -> dict[str, Any]:
             return {}
         if (row := folder.row()) is not None and not cfg.force:  # finished between the look and the claim
             return row
-        (folder.path / "config.yaml").write_text(yaml.safe_dump(OmegaConf.to_container(OmegaConf.structured(cfg))))
+        write_text(folder.path / "config.yaml", yaml.safe_dump(dataclasses.asdict(cfg)))
+        write_json(folder.path / "job.json", {"overrides": sorted(_overrides())})
         started = time.monotonic()
         try:
             with (folder.path / "metrics.jsonl").open("w") as metrics, Progress(name, cfg.steps) as progress:
@@ -69,7 +77,6 @@ def execute(cfg: config.RunConfig) -> dict[str, Any]:
         row = {
             "run_id": run_id,
             "config": identity,
-            "overrides": sorted(_overrides()),
             "data_digest": made_of.data_digest,
             "code_version": code_version(),
             "columns": columns,
@@ -84,6 +91,24 @@ def execute(cfg: config.RunConfig) -> dict[str, Any]:
 
 def _overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+class RecordSweep(Callback):
+    """Hydra callback: writes down a multirun's jobs before the first one starts, for experiments.status."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        overrides = list(config.hydra.overrides.task)
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        jobs = [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
+        grid = config.hydra.sweeper.get("params") or {}
+        if grid:  # a study's own grid: what the command line does not name is swept as the file says
+            named = {o.key_or_group for o in parsed}
+            extra = [f"{key}={value}" for key, value in grid.items() if key not in named]
+            parsed = OverridesParser.create().parse_overrides(overrides + extra)
+            jobs = [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
+        name = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:8]
+        experiment = next((o.split("=", 1)[1] for o in overrides if o.startswith("+experiment=")), "sweep")
+        record_sweep(Study.of(config.results_dir, config.study), f"{experiment}-{name}", jobs)
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")

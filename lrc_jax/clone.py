@@ -77,12 +77,15 @@ def infer_flags(teacher: DecoderConfig, names_and_shapes: Mapping[str, tuple[int
 class LowRankClone:
     """The Low-Rank Clone student of one teacher. Hashable; all methods are pure and can be traced.
 
-    `unit_embedding` rescales the random start of the embedding projection so that embedded tokens have rms 1: at the
-    reference's scale RMSNorm sits near its singularity and the smoothness constants of the first steps explode.
+    `init_std` is the standard deviation of a random start; None is the authors' 0.02. (At toy widths 0.02 starts on
+    a plateau; D^-0.5 keeps the merged weights at the teacher's scale.) `unit_embedding` rescales the random start of
+    the embedding projection so that embedded tokens have rms 1: below that RMSNorm sits near its singularity and the
+    smoothness constants of the first steps explode.
     """
 
     teacher: DecoderConfig
     flags: CloneFlags
+    init_std: float | None = None
     unit_embedding: bool = False
     kind: str = dataclasses.field(default="lrc", init=False)
 
@@ -140,8 +143,9 @@ class LowRankClone:
         shapes = self.shapes()
         if basis_DS is None:
             keys = jax.random.split(key, len(shapes))
+            std = INIT_STD if self.init_std is None else self.init_std
             start = {
-                name: jnp.ones(shape) if len(shape) == 1 else INIT_STD * jax.random.normal(k, shape)
+                name: jnp.ones(shape) if len(shape) == 1 else std * jax.random.normal(k, shape)
                 for (name, shape), k in zip(shapes.items(), keys, strict=True)
             }
             if self.unit_embedding:

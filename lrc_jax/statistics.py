@@ -41,15 +41,15 @@ def second_moments(config: DecoderConfig, teacher: Weights, pool: Pool) -> tuple
 
 def residual_basis(kind: str, moment_DD: np.ndarray, rank: int) -> np.ndarray | None:
     """Orthonormal basis [D, rank] of the residual stream for a start: "pca" its principal components, "channels"
-    its most active coordinates, "random" None (the authors' random start)."""
-    if kind == "random":
+    its most active coordinates, "random" and "fan_in" None (a random start)."""
+    if kind in ("random", "fan_in"):
         return None
     if kind == "pca":
         return np.linalg.eigh(moment_DD)[1][:, ::-1][:, :rank].astype(np.float32)
     if kind == "channels":
         chosen = np.sort(np.argsort(np.diag(moment_DD))[::-1][:rank])
         return np.eye(len(moment_DD), dtype=np.float32)[:, chosen]
-    raise InputError(f"student.init: {kind!r} is unknown; choose random, pca or channels")
+    raise InputError(f"student.init: {kind!r} is unknown; choose random, fan_in, pca or channels")
 
 
 def inverse_square_root(moment_DD: np.ndarray, floor: float = 1e-7) -> np.ndarray:

@@ -23,6 +23,7 @@ from lrc_jax.seeds import derive_seed, rng_for
 
 CHUNK = 4096  # sequences are drawn in chunks with a key each, so that a longer stream starts with the shorter one
 MAX_TABLE = 2**24  # entries of the conditional table, V^(order+1)
+KEPT_BYTES = 2**28  # of streams that a sweep reads again
 BAYES_SAMPLES = 4096  # sequences for the hidden Markov model's best loss
 
 
@@ -187,6 +188,7 @@ class SyntheticSource:
         self.spec = spec
         self.vocab_size = spec.vocabulary
         self.sequence_length = sequence_length
+        self._drawn: dict[tuple[str, int], np.ndarray] = {}  # streams as far as they were asked for
 
     @property
     def digest(self) -> str:
@@ -198,8 +200,14 @@ class SyntheticSource:
         return None
 
     def sequences(self, purpose: str, n: int, replicate: int = 0) -> np.ndarray:
-        chunks = [self._chunk(purpose, replicate, i) for i in range(-(-n // CHUNK))]
-        return np.concatenate(chunks)[:n]
+        have = self._drawn.pop((purpose, replicate), np.zeros((0, self.sequence_length + 1), np.int32))
+        if len(have) < n:
+            more = range(len(have) // CHUNK, -(-n // CHUNK))
+            have = np.concatenate([have, *(self._chunk(purpose, replicate, i) for i in more)])
+        self._drawn[purpose, replicate] = have  # last in, so that the oldest stream is the first to be forgotten
+        while len(self._drawn) > 1 and sum(x.nbytes for x in self._drawn.values()) > KEPT_BYTES:
+            del self._drawn[next(iter(self._drawn))]
+        return have[:n]
 
     def documents(self, purpose: str, n: int, replicate: int = 0) -> np.ndarray:
         del purpose, replicate

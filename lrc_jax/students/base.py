@@ -35,8 +35,9 @@ class StudentOptions:
     """Choices that make a student besides its kind and rank (static).
 
     Attributes:
-      init: "random", "pca" (principal components of the teacher's residual stream) or "channels" (its
-        most active coordinates); for factorized students "pca" means the truncated SVD of each matrix.
+      init: "random" (the authors' N(0, 0.02^2)), "fan_in" (N(0, 1/D)), "pca" (principal components of the teacher's
+        residual stream) or "channels" (its most active coordinates); for factorized students "pca" means the
+        truncated SVD of each matrix.
       matrices: factorized only: "all" or "head".
       whiten: factorized head only: train in coordinates in which the trunk's features are white. A free
         reparametrisation, but without it estimation saturates in the rank.

@@ -13,7 +13,7 @@ from lrc_jax.students.factorized import FactorizedHead, FactorizedStudent
 from lrc_jax.students.projected import ProjectedStudent
 
 STUDENT_KINDS = ("lrc", "direct", "scratch", "svd", "factorized")
-INITS = ("random", "pca", "channels")
+INITS = ("random", "fan_in", "pca", "channels")
 
 
 def make_student(kind: str, teacher: DecoderConfig, flags: CloneFlags, options: StudentOptions) -> Student:
@@ -25,7 +25,8 @@ def make_student(kind: str, teacher: DecoderConfig, flags: CloneFlags, options: 
     flags.check(teacher)
     if options.init not in INITS:
         raise InputError(f"student.init: {options.init!r} is unknown; choose one of {', '.join(INITS)}")
-    lrc = LowRankClone(teacher, flags, options.unit_embedding)
+    std = teacher.hidden_size**-0.5 if options.init == "fan_in" else None
+    lrc = LowRankClone(teacher, flags, std, options.unit_embedding)
     if kind in ("lrc", "svd"):
         return ProjectedStudent(kind, lrc)
     if kind in ("direct", "scratch"):

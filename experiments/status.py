@@ -1,0 +1,91 @@
+"""How far a study's sweeps are.
+
+    python -m experiments.status study=NAME [verbose=true]
+
+Every multirun writes down which jobs it plans (results/<study>/sweeps/*.json); status compares them with the runs'
+folders. Exit code 0: all done; 1: something failed or is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.command import guarded, study_arguments
+from experiments.files import read_json, write_json
+from experiments.store import Study
+
+STATES = ("done", "running", "failed", "missing")
+
+
+def _key(overrides: list[str]) -> str:
+    return json.dumps(sorted(overrides))
+
+
+def record_sweep(study: Study, name: str, jobs: list[list[str]]) -> None:
+    """Write down a multirun's jobs, each as its list of overrides. Called before the first of them starts."""
+    write_json(study.path / "sweeps" / f"{name}.json", {"schema": 1, "jobs": [sorted(job) for job in jobs]})
+
+
+def planned(study: Study) -> dict[str, list[list[str]]]:
+    """Sweep name -> jobs."""
+    folder = study.path / "sweeps"
+    return {p.stem: read_json(p)["jobs"] for p in sorted(folder.glob("*.json"))} if folder.is_dir() else {}
+
+
+def run_states(study: Study) -> dict[str, tuple[str, Path]]:
+    """Overrides of a run -> (state, folder). A run that is done in any code version counts as done."""
+    found: dict[str, tuple[str, Path]] = {}
+    for folder in study.runs():
+        note = folder.path / "job.json"
+        if not note.is_file():
+            continue
+        key, state = _key(read_json(note)["overrides"]), folder.state()
+        if key not in found or STATES.index(state) < STATES.index(found[key][0]):
+            found[key] = (state, folder.path)
+    return found
+
+
+def summary(study: Study) -> tuple[list[tuple[str, Counter[str]]], list[dict[str, Any]]]:
+    """Per sweep the number of jobs in each state, and the jobs that are not done."""
+    states = run_states(study)
+    counts, open_jobs = [], []
+    for name, jobs in planned(study).items():
+        counter: Counter[str] = Counter()
+        for job in jobs:
+            state, folder = states.get(_key(job), ("missing", None))
+            counter[state] += 1
+            if state != "done":
+                reason = ""
+                if state == "failed" and folder is not None:
+                    reason = read_json(folder / "failed.json")["reason"]
+                open_jobs.append({"sweep": name, "state": state, "job": " ".join(job), "reason": reason})
+        counts.append((name, counter))
+    return counts, open_jobs
+
+
+def main() -> int:
+    arguments = study_arguments(__doc__, verbose=False)
+    study = Study.of(arguments["results_dir"], arguments["study"]).require()
+    counts, open_jobs = summary(study)
+    console = Console()
+    if not counts:
+        done = sum(folder.state() == "done" for folder in study.runs())
+        console.print(f"{study.path}: no sweep was recorded; {done} single runs are done")
+        return 0
+    grid = Table("sweep", *STATES, title=str(study.path), title_justify="left")
+    for name, counter in counts:
+        grid.add_row(name, *(str(counter[s]) for s in STATES))
+    console.print(grid)
+    for job in open_jobs if arguments["verbose"] else [j for j in open_jobs if j["state"] == "failed"]:
+        console.print(f"{job['state']}: {job['job']} {job['reason']}", markup=False, highlight=False)
+    return 1 if any(j["state"] in ("failed", "missing") for j in open_jobs) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(guarded(main))
