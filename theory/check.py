@@ -1,0 +1,73 @@
+"""Judging a table against the claims: the entry points behind `theory check`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from theory.ledger import Claim, all_claims
+from theory.report import Report
+from theory.tables import InputError, Table, read_table, table_from_frame
+from theory.verdicts import MARGIN
+
+
+def check_file(
+    path: str | Path, *, claims: Sequence[str] = (), margin: float = MARGIN, where: Sequence[str] = ()
+) -> Report:
+    """Judge a file or study folder.
+
+    Args:
+        claims: names of claims; empty for every claim whose columns are present.
+        margin: exponents closer than this to the claimed one count as equal.
+        where: `column=value` conditions that select rows.
+
+    Raises:
+        InputError: the input cannot be used.
+    """
+    return check(read_table(path).where(where), claims=claims, margin=margin)
+
+
+def check_table(frame: pd.DataFrame, *, claims: Sequence[str] = (), margin: float = MARGIN) -> Report:
+    """Judge a data frame; the same as `check_file`, for figures and simulations."""
+    return check(table_from_frame(frame), claims=claims, margin=margin)
+
+
+def check(table: Table, *, claims: Sequence[str] = (), margin: float = MARGIN) -> Report:
+    """Judge a table that has been read. See `check_file`."""
+    if not 0.0 < margin < 0.5:
+        raise InputError(f"--margin {margin:g}: must lie between 0 and 0.5")
+    selected = _select(table, claims)
+    reports = {claim.name: claim.judge(table, margin) for claim in selected}
+    return Report(table.path, table.sha256, len(table.frame), margin, reports)
+
+
+def _select(table: Table, names: Sequence[str]) -> list[Claim]:
+    ledger = all_claims()
+    unknown = [n for n in names if n not in ledger]
+    if unknown:
+        raise InputError(f"--claim {unknown[0]}: no such claim; choose from {', '.join(ledger)}")
+    candidates = [c for c in ledger.values() if not names or c.name in names]
+    if "claim" in table.frame:
+        marked = set(table.frame["claim"].dropna().astype(str))
+        unmarked = bool(table.frame["claim"].isna().any())
+        candidates = [c for c in candidates if unmarked or c.name in marked]
+        if not candidates:
+            raise InputError(
+                f"{table.path}: column claim names {', '.join(sorted(marked)[:5])} and none of the claims selected; "
+                f"use {', '.join(ledger)} or leave it empty"
+            )
+    usable = [c for c in candidates if not _missing(table, c)]
+    if usable:
+        return usable
+    needs = "; ".join(f"{c.name} lacks {', '.join(_missing(table, c))}" for c in candidates)
+    raise InputError(f"{table.path}: no claim can be judged: {needs}; add these columns")
+
+
+def _missing(table: Table, claim: Claim) -> list[str]:
+    """Columns that the claim lacks among the rows that may speak about it."""
+    if "claim" in table.frame:
+        mark = table.frame["claim"]
+        table = Table(table.frame[mark.isna() | (mark.astype(str) == claim.name)], table.path, table.sha256)
+    return table.missing(claim.columns)

@@ -1,0 +1,1 @@
+"""One file per claim; each defines `CLAIM` (see `theory.ledger`)."""

@@ -1,0 +1,169 @@
+"""What the judge hands back: per claim the verdict, the numbers behind it, and points for a figure.
+
+`Report.to_dict()` is the JSON of `theory check`; the `points` and `curves` frames are for plotting and are not part
+of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from theory.intervals import UNDEFINED, Interval
+from theory.verdicts import NOT_EVALUATED, REFUTED, UNTESTABLE, VIOLATED
+
+FREE_CONSTANT = (
+    "an O() with a free constant cannot be refuted on a finite grid: only the exponent in this range was tested"
+)
+
+
+@dataclass(frozen=True)
+class Exponent:
+    """An estimated exponent against the claimed one.
+
+    Attributes:
+        claimed, estimate: the exponent of the quantity as a power of the coordinate.
+        ci90, ci95: unadjusted two-sided intervals.
+        verdict: the one-sided verdict of the claim; rate: the two-sided one ("equal up to the margin").
+        details: further numbers (range in decades, local slopes, drift, second interval).
+    """
+
+    claimed: float
+    estimate: float
+    ci90: Interval
+    ci95: Interval
+    verdict: str
+    rate: str = UNTESTABLE
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "claimed": self.claimed,
+            "estimate": self.estimate,
+            "ci90": [self.ci90.low, self.ci90.high],
+            "ci95": [self.ci95.low, self.ci95.high],
+            "verdict": self.verdict,
+            "rate_verdict": self.rate,
+            **self.details,
+        }
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The check of an inequality LHS <= RHS with explicit constants."""
+
+    verdict: str = NOT_EVALUATED
+    worst_ratio: float = float("nan")
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"verdict": self.verdict, "worst_ratio": self.worst_ratio, **self.details}
+
+
+@dataclass(frozen=True)
+class ClaimReport:
+    """The judgement of one claim.
+
+    Attributes:
+        reasons: sentences that explain the verdict, most important first.
+        fields: further entries of the JSON (for example `ceiling_ratio`).
+        points: cell means with 95 % intervals (`mean`, `low`, `high`), the fitted law (`fitted`) and the claimed law
+            scaled to the data (`claimed`), one row per cell, for figures.
+        curves: further points for figures (risk curves of optimal_rank), or empty.
+    """
+
+    name: str
+    verdict: str
+    reasons: tuple[str, ...]
+    exponents: Mapping[str, Exponent]
+    bound: Bound
+    cells: int
+    seeds: int
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    points: pd.DataFrame = field(default_factory=pd.DataFrame)
+    curves: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "verdict": self.verdict,
+            "reasons": list(self.reasons),
+            "exponents": {name: e.to_dict() for name, e in self.exponents.items()},
+            "bound": self.bound.to_dict(),
+            "cells": self.cells,
+            "seeds": self.seeds,
+            **self.fields,
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """All claims judged on one table."""
+
+    path: str
+    sha256: str
+    rows: int
+    margin: float
+    claims: Mapping[str, ClaimReport]
+
+    @property
+    def exit_code(self) -> int:
+        """1 if anything is REFUTED or VIOLATED, else 0."""
+        refuted = any(c.verdict == REFUTED or c.bound.verdict == VIOLATED for c in self.claims.values())
+        return 1 if refuted else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema": 1,
+            "input": {"path": self.path, "sha256": self.sha256, "rows": self.rows},
+            "margin": self.margin,
+            "claims": {name: claim.to_dict() for name, claim in self.claims.items()},
+        }
+
+
+def interval_list(interval: Interval) -> list[float]:
+    return [interval.low, interval.high]
+
+
+def undefined_exponent(claimed: float, **details: Any) -> Exponent:
+    """An exponent that could not be estimated: null in the JSON."""
+    return Exponent(claimed, float("nan"), UNDEFINED, UNDEFINED, UNTESTABLE, UNTESTABLE, details)
+
+
+def to_json(value: Any) -> str:
+    """Deterministic JSON; NaN and infinities become null."""
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file whole or not at all (beside it first, then renamed)."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

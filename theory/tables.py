@@ -1,0 +1,389 @@
+"""Reading a measurement table and turning it into cells (design point x seed).
+
+The table is the interface between whoever ran the experiments and the judge: CSV or parquet, one row a run
+(or a run x site). Everything that can be wrong with it ends in an `InputError` whose single line names the
+file, the column, the row and what to do; nothing else in this package has to think about bad input.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+#: Columns that are counts of something: strictly positive wherever a claim uses them.
+POSITIVE = frozenset({"rank", "samples", "steps", "d_in", "d_out", "params"})
+
+#: Measured quantities that cannot be negative by definition. `gap` is signed and is not one of them.
+POSITIVE_MEASURED = frozenset({"step_size", "smoothness", "mi_ceiling", "dynamics_baseline"})
+NON_NEGATIVE = frozenset({"seed", "clone_weight", "grad_variance", "loss_decrease", "dynamics_divergence"})
+
+#: Every numeric column of the measurement table (the contract's table).
+NUMERIC = (
+    POSITIVE
+    | POSITIVE_MEASURED
+    | NON_NEGATIVE
+    | {"train_loss", "test_loss", "gap", "grad_norm_sq", "approx_loss", "mutual_information", "mi_floor"}
+)
+
+#: Beyond this many seeds they are pooled at random into this many groups: the bootstrap stays exact for the
+#: groups (each is an independent cluster) and memory stays bounded for tables of millions of rows.
+MAX_CLUSTERS = 400
+
+
+class InputError(ValueError):
+    """The input cannot be used; the message is one line that says where and what to do."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A measurement table in memory.
+
+    Attributes:
+        frame: the rows; the index is the row number counted from 1 (the header is not counted).
+        path: the file as it was named by the user.
+        sha256: digest of the file's bytes ("" for a table that was never a file).
+    """
+
+    frame: pd.DataFrame
+    path: str = "<memory>"
+    sha256: str = ""
+
+    def missing(self, columns: Iterable[str]) -> list[str]:
+        """Columns that are absent, or present without a single value."""
+        return [c for c in columns if c not in self.frame or self.frame[c].isna().all()]
+
+    def where(self, conditions: Sequence[str]) -> Table:
+        """Keep the rows that satisfy every `column=value` condition.
+
+        Raises:
+            InputError: a condition is malformed, names no column, or leaves no row.
+        """
+        frame = self.frame
+        for condition in conditions:
+            name, sign, value = condition.partition("=")
+            if not sign or name not in frame:
+                raise InputError(
+                    f"{self.path}: --where {condition!r}: write COLUMN=VALUE with one of "
+                    f"{', '.join(map(str, self.frame.columns))}"
+                )
+            column = frame[name]
+            if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+                try:
+                    keep = column == float(value)
+                except ValueError:
+                    raise InputError(f"{self.path}: --where {condition!r}: column {name} holds numbers") from None
+            else:
+                keep = column.astype(str) == value
+            frame = frame[keep]
+            if frame.empty:
+                raise InputError(f"{self.path}: --where {condition!r}: no row is left; check the value")
+        return Table(frame, self.path, self.sha256)
+
+
+def read_table(path: str | Path) -> Table:
+    """Read a CSV or parquet file, or the `measurements.csv` / `.parquet` of a study folder.
+
+    Raises:
+        InputError: the file is missing, empty, binary, ragged, has a duplicate column, text or an infinity in a
+            numeric column.
+    """
+    given = str(path)
+    file = _locate(Path(path))
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{given}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    if not data.strip():
+        raise InputError(f"{given}: the file is empty; write a header line and one row per run")
+    digest = hashlib.sha256(data).hexdigest()
+    is_parquet = data[:4] == b"PAR1"
+    del data
+    frame = _read_parquet(file, given) if is_parquet else _read_csv(file, given)
+    if frame.empty:
+        raise InputError(f"{given}: there is a header but no row; write one row per run")
+    frame.index = pd.RangeIndex(1, len(frame) + 1)
+    for name in frame.columns:
+        if name in NUMERIC:
+            frame[name] = numeric_column(frame[name], name, given)
+    return Table(frame, given, digest)
+
+
+def table_from_frame(frame: pd.DataFrame, path: str = "<memory>") -> Table:
+    """Wrap a data frame (for figures and simulations), with the checks of `read_table`."""
+    if frame.empty:
+        raise InputError(f"{path}: the table has no row")
+    frame = frame.copy()
+    frame.index = pd.RangeIndex(1, len(frame) + 1)
+    for name in frame.columns:
+        if name in NUMERIC:
+            frame[name] = numeric_column(frame[name], str(name), path)
+    return Table(frame, path)
+
+
+def _locate(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for name in ("measurements.csv", "measurements.parquet"):
+        if (path / name).is_file():
+            return path / name
+    raise InputError(f"{path}: the folder holds no measurements.csv or measurements.parquet; collect the study first")
+
+
+def _read_parquet(file: Path, given: str) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(file)
+    except Exception as error:  # pyarrow raises many types; each means the file is damaged
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{given}: a damaged parquet file ({first}); write it again") from None
+
+
+def _read_csv(file: Path, given: str) -> pd.DataFrame:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as handle:
+            header = next(csv.reader(handle), [])
+        if "\x00" in "".join(header):
+            raise UnicodeError
+        repeated = sorted({name for name in header if header.count(name) > 1})
+        if repeated:
+            raise InputError(f"{given}: column {repeated[0]!r} occurs twice in the header; rename or remove one")
+        # index_col=False: a row with too many fields is an error rather than a shifted index.
+        return pd.read_csv(file, encoding="utf-8-sig", index_col=False, low_memory=False, skipinitialspace=True)
+    except InputError:
+        raise
+    except (UnicodeError, csv.Error):
+        raise InputError(f"{given}: neither text (UTF-8 CSV) nor parquet; export the table as CSV") from None
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, ValueError) as error:
+        first = " ".join(str(error).split())
+        raise InputError(f"{given}: not a readable CSV ({first}); every row needs the header's fields") from None
+
+
+def numeric_column(column: pd.Series, name: str, path: str) -> pd.Series:
+    """The column as float64; missing values stay NaN.
+
+    Raises:
+        InputError: a cell is text or infinite; the first one is named.
+    """
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+        numbers = pd.to_numeric(column, errors="coerce")
+        bad = numbers.isna() & column.notna()
+        if pd.api.types.is_bool_dtype(column):
+            bad = column.notna()
+        if bad.any():
+            row, value = _first(bad, column)
+            raise InputError(
+                f"{path}: column {name}, row {row}: {str(value)[:40]!r} is not a number; correct it or "
+                "leave the cell empty"
+            )
+        column = numbers
+    column = column.astype(np.float64)
+    infinite = column.abs() == np.inf
+    if infinite.any():
+        row, _ = _first(infinite, column)
+        raise InputError(
+            f"{path}: column {name}, row {row}: the value is infinite; leave the cell empty if the run diverged"
+        )
+    return column
+
+
+def _first(mask: pd.Series, column: pd.Series) -> tuple[int, Any]:
+    """Row number and value of the first row where the mask is True."""
+    position = int(np.flatnonzero(mask.to_numpy())[0])
+    return int(column.index[position]), column.iloc[position]
+
+
+def claim_rows(
+    table: Table, claim: str, required: Sequence[str], measured: str, optional: Sequence[str] = ()
+) -> tuple[pd.DataFrame, list[str]]:
+    """The rows that speak about one claim, and remarks on those left out.
+
+    A row speaks about the claim if its measured column is not empty and, where the table has a column `claim`,
+    if that names this claim (or nothing). Ranges are checked on these rows only, so that a table may carry
+    several experiments.
+
+    Raises:
+        InputError: a required cell is empty or out of range.
+    """
+    frame, remarks = table.frame, []
+    if "claim" in frame:
+        frame = frame[frame["claim"].isna() | (frame["claim"].astype(str) == claim)]
+    empty = frame[measured].isna()
+    if empty.any():
+        complete = frame[[c for c in required if c != measured]].notna().all(axis=1)
+        left_out = int((empty & complete).sum())
+        if left_out:
+            remarks.append(
+                f"{left_out} of {len(frame)} rows have no {measured} and were left out: if those runs diverged, the "
+                "verdict holds for the surviving runs only"
+            )
+        frame = frame[~empty]
+    for name in (*required, *(c for c in optional if c in frame)):
+        column = frame[name]
+        if name in required and column.isna().any():
+            row, _ = _first(column.isna(), column)
+            raise InputError(f"{table.path}: column {name}, row {row}: empty, but {claim} needs it; fill the cell in")
+        limit, word = (0.0, "positive") if name in POSITIVE | POSITIVE_MEASURED else (-np.inf, "")
+        bad = column <= limit
+        if name in NON_NEGATIVE:
+            bad, word = column < 0, "zero or positive"
+        if bad.any():
+            row, value = _first(bad, column)
+            raise InputError(
+                f"{table.path}: column {name}, row {row}: {value:g} must be {word}; correct or remove the row"
+            )
+    return frame, remarks
+
+
+def resolve_duplicates(
+    frame: pd.DataFrame, path: str, claim: str, key: Sequence[str], values: Sequence[str], splitters: Sequence[str]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Drop repeated rows; find the columns that tell apart rows of the same design point and seed.
+
+    Args:
+        key: the columns that name one run (rank, samples, steps, seed, ...), those present in the table.
+        values: measured columns; rows that agree in key and values are one row written twice.
+        splitters: columns allowed to distinguish rows with the same key.
+
+    Returns:
+        the frame and the splitters that were needed.
+
+    Raises:
+        InputError: two rows of the same run hold different values.
+    """
+    key = [c for c in key if c in frame]
+    values = [c for c in values if c in frame]
+    present = [c for c in splitters if c in frame]
+    frame = frame.loc[~frame.duplicated([*key, *values])] if not _is_unique(frame, key) else frame
+    if _is_unique(frame, key):
+        return frame, []
+    if present and _is_unique(frame, [*key, *present]):
+        return frame, present
+    full_key = [*key, *present]
+    group = frame.groupby(full_key, dropna=False, sort=False).ngroup().to_numpy()
+    later = int(np.flatnonzero(frame.duplicated(full_key).to_numpy())[0])
+    earlier = int(np.flatnonzero(group == group[later])[0])
+    first, second = frame.iloc[earlier], frame.iloc[later]
+    differing = [
+        c for c in frame.columns if c not in {*key, *values} and c not in NUMERIC and str(first[c]) != str(second[c])
+    ]
+    point = ", ".join(f"{c}={second[c]:g}" for c in key)
+    remedy = (
+        f"choose one arm with --where {differing[0]}={first[differing[0]]}"
+        if differing
+        else "remove one, or give the runs different seeds"
+    )
+    raise InputError(
+        f"{path}: column {values[0]}, rows {frame.index[earlier]} and {frame.index[later]}: two values for the same "
+        f"{claim} cell ({point}); {remedy}"
+    )
+
+
+def _is_unique(frame: pd.DataFrame, columns: Sequence[str]) -> bool:
+    return not frame.duplicated(list(columns)).any()
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Measurements grouped into design points (cells) and clusters (seeds).
+
+    Attributes:
+        levels: one row per cell with the design columns.
+        sums, counts: [S, C] sum and number of the measurements of cluster s in cell c.
+        mean, sd, replicates: [C] over all rows of the cell; sd is NaN with one replicate.
+        seeds: number of distinct seeds (S is smaller only where seeds were pooled, see `MAX_CLUSTERS`).
+    """
+
+    levels: pd.DataFrame
+    sums: np.ndarray
+    counts: np.ndarray
+    mean: np.ndarray
+    sd: np.ndarray
+    replicates: np.ndarray
+    seeds: int
+
+    @property
+    def clusters(self) -> int:
+        return self.sums.shape[0]
+
+    @property
+    def size(self) -> int:
+        return self.sums.shape[1]
+
+    @property
+    def standard_error(self) -> np.ndarray:
+        """[C] sd / sqrt(replicates)."""
+        return self.sd / np.sqrt(self.replicates)
+
+    @property
+    def seeds_per_cell(self) -> int:
+        """The number of seeds that at least 90 % of the cells reach."""
+        return int(np.quantile(self.replicates, 0.1, method="lower"))
+
+    def select(self, keep: np.ndarray) -> Cells:
+        """The sub-table of some cells; clusters without a value in them disappear."""
+        alive = self.counts[:, keep].sum(axis=1) > 0
+        return Cells(
+            self.levels.loc[keep].reset_index(drop=True),
+            self.sums[np.ix_(alive, keep)],
+            self.counts[np.ix_(alive, keep)],
+            self.mean[keep],
+            self.sd[keep],
+            self.replicates[keep],
+            int(alive.sum()) if self.clusters == self.seeds else self.seeds,
+        )
+
+    def bootstrap_means(self, weights: np.ndarray) -> np.ndarray:
+        """[B, C] cell means when cluster s counts weights[b, s] times; NaN where a draw has no row of the cell."""
+        total = weights @ self.counts
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (weights @ self.sums) / total
+
+    def cluster_means(self) -> np.ndarray:
+        """[S, C] the mean of each cluster in each cell, NaN where it has none."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.sums / self.counts
+
+
+def build_cells(frame: pd.DataFrame, design: Sequence[str], value: str) -> Cells:
+    """Group rows into cells (unique design points, sorted) and clusters (unique seeds, sorted)."""
+    design = list(design)
+    groups = frame.groupby(design, sort=True, dropna=False)
+    cell = groups.ngroup().to_numpy()
+    levels = groups.size().index.to_frame(index=False)
+    seeds, cluster = np.unique(frame["seed"].to_numpy(), return_inverse=True)
+    clusters = len(seeds)
+    if clusters > MAX_CLUSTERS:
+        cluster = np.random.default_rng(0).permutation(clusters)[cluster] % MAX_CLUSTERS
+        clusters = MAX_CLUSTERS
+    y = frame[value].to_numpy(dtype=np.float64)
+    shape = (clusters, len(levels))
+    flat = cluster * len(levels) + cell
+    sums = np.bincount(flat, weights=y, minlength=clusters * len(levels)).reshape(shape)
+    counts = np.bincount(flat, minlength=clusters * len(levels)).reshape(shape).astype(np.float64)
+    replicates = counts.sum(axis=0)
+    mean = sums.sum(axis=0) / replicates
+    squares = np.bincount(cell, weights=(y - mean[cell]) ** 2, minlength=len(levels))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        sd = np.sqrt(squares / (replicates - 1))
+    sd[replicates < 2] = np.nan
+    return Cells(levels, sums, counts, mean, sd, replicates, len(seeds))
+
+
+def longest_training(frame: pd.DataFrame, run: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Where a run has rows at several `steps`, keep the longest training of its rank and samples.
+
+    Args:
+        run: the columns that name a run apart from `steps`.
+    """
+    if "steps" not in frame or not frame.duplicated(list(run)).any():
+        return frame, []
+    point = [c for c in run if c != "seed"]
+    longest = frame.groupby(point, dropna=False)["steps"].transform("max")
+    kept = frame[frame["steps"] == longest]
+    return kept, [f"rows at several steps per run: the {len(kept)} rows of the longest training were judged"]
