@@ -9,6 +9,7 @@ order they were computed in; times and machines stay in the rows' own files.
 from __future__ import annotations
 
 import io
+import json
 import sys
 from typing import Any
 
@@ -35,7 +36,7 @@ def load_rows(study: Study) -> tuple[list[dict[str, Any]], int]:
     for row in sorted(
         rows, key=lambda r: (versions.count(r["code_version"]), str(r["code_version"]), str(r["run_id"]))
     ):
-        chosen[repr(sorted(row["config"].items())) + row["data_digest"]] = row
+        chosen[json.dumps([row["config"], row["data_digest"]], sort_keys=True)] = row
     return list(chosen.values()), len(rows) - len(chosen)
 
 
@@ -49,7 +50,7 @@ def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             lines.append(columns | site | provenance)
     frame = pd.DataFrame(lines)
     first = [c for c in ORDER if c in frame]
-    rest = sorted(c for c in frame if c not in first and c not in PROVENANCE)
+    rest = sorted(str(c) for c in frame if c not in first and c not in PROVENANCE)
     keys = [*first, *(c for c in ("site",) if c in frame), "run_id"]
     frame = frame[first + rest + PROVENANCE].dropna(axis=1, how="all")
     return frame.sort_values([k for k in keys if k in frame], na_position="first", kind="stable", ignore_index=True)
