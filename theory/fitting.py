@@ -198,7 +198,7 @@ def log_linear(
         mu = np.where(better[:, None], trial_mu, mu)
         objective = np.where(better, trial_objective, objective)
         damping = np.where(better, np.maximum(damping * 0.2, 1e-12), np.minimum(damping * 5.0, 1e12))
-        if np.all(np.abs(step).max(axis=1) < 1e-10):
+        if np.all(np.abs(step).max(axis=1) < 1e-8):
             break
     # Slopes beyond any physical exponent mean that the fit ran away (responses of mean zero).
     lost = np.abs(beta).max(axis=1) > 300.0
@@ -211,9 +211,10 @@ def _weighted_lstsq(design: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np
     p = design.shape[1]
     outer = (design[:, :, None] * design[:, None, :]).reshape(len(design), -1)
     normal = (weight @ outer).reshape(-1, p, p)
-    normal[:, np.arange(p), np.arange(p)] *= 1.0 + 1e-12
+    scale = np.maximum(normal[:, np.arange(p), np.arange(p)], 1e-300)
+    normal[:, np.arange(p), np.arange(p)] = scale * (1.0 + 1e-10) + 1e-300
     right = (weight * y) @ design
-    return np.matmul(np.linalg.pinv(normal), right[:, :, None])[:, :, 0]
+    return np.linalg.solve(normal, right[:, :, None])[:, :, 0]
 
 
 def smooth_deviation(design: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:

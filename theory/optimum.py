@@ -197,9 +197,9 @@ def fit_growth(optima: Optima, extra: np.ndarray | None = None, keep: np.ndarray
 def censored_regression(
     design: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray, iterations: int = 400
 ) -> np.ndarray:
-    """[B, p] maximum likelihood of y = design @ beta + normal noise, with y known only to lie beyond its limits outside.
+    """[B, p] maximum likelihood of y = design @ beta + normal noise; beyond its limits a y is known only to lie there.
 
-    Expectation-maximisation: censored values are replaced by their conditional means given the limit.
+    Expectation-maximisation (Tobit): censored values are replaced by their conditional means given the limit.
 
     Args:
         design: [K, p]; y: [B, K]; low, high: [K].

@@ -272,7 +272,7 @@ def resolve_duplicates(
     differing = [
         c for c in frame.columns if c not in {*key, *values} and c not in NUMERIC and str(first[c]) != str(second[c])
     ]
-    point = ", ".join(f"{c}={second[c]:g}" for c in key)
+    point = describe(key, [second[c] for c in key])
     remedy = (
         f"choose one arm with --where {differing[0]}={first[differing[0]]}"
         if differing
@@ -282,6 +282,11 @@ def resolve_duplicates(
         f"{path}: column {values[0]}, rows {frame.index[earlier]} and {frame.index[later]}: two values for the same "
         f"{claim} cell ({point}); {remedy}"
     )
+
+
+def describe(names: Sequence[str], values: Iterable[Any]) -> str:
+    """`rank=8, site=q`: a design point in words."""
+    return ", ".join(f"{n}={v:g}" if isinstance(v, float) else f"{n}={v}" for n, v in zip(names, values, strict=True))
 
 
 def _is_unique(frame: pd.DataFrame, columns: Sequence[str]) -> bool:
