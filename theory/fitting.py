@@ -144,7 +144,7 @@ def minimise(
 
 
 def log_linear(
-    design: np.ndarray, y: np.ndarray, sd: np.ndarray, *, valid: np.ndarray | None = None, iterations: int = 60
+    design: np.ndarray, y: np.ndarray, sd: np.ndarray, *, start: np.ndarray | None = None, iterations: int = 60
 ) -> np.ndarray:
     """Fit mean(y) = exp(design @ beta) on the *linear* scale, for many response vectors.
 
@@ -153,19 +153,22 @@ def log_linear(
 
     Args:
         design: [C, p] regressors (logarithms of the coordinates, intercepts).
-        y: [B, C] responses; sd: [C] standard deviations up to a common factor; valid: [B, C] cells present.
+        y: [B, C] responses, NaN where a cell is missing; sd: [C] standard deviations up to a common factor.
+        start: [p] a fit close to the answer (bootstrap draws start from the fit to all data).
 
     Returns:
         [B, p]; a row of NaN where the responses are not positive enough for any exponential to fit.
     """
-    valid = np.isfinite(y) if valid is None else valid
+    valid = np.isfinite(y)
     y = np.where(valid, y, 0.0)
     weight = valid / sd**2
-    # Start: regression of logarithms, cells that are not clearly positive being replaced by a fraction of their sd.
-    floor = 0.1 * sd
-    start_y = np.log(np.maximum(y, floor))
-    relative = valid * np.square(np.maximum(y, floor) / sd)
-    beta = _weighted_lstsq(design, start_y, relative)
+    if start is not None and np.isfinite(start).all():
+        beta = np.tile(start, (len(y), 1))
+    else:
+        # Regression of logarithms; cells that are not clearly positive are replaced by a fraction of their sd.
+        floor = 0.1 * sd
+        relative = valid * np.square(np.maximum(y, floor) / sd)
+        beta = _weighted_lstsq(design, np.log(np.maximum(y, floor)), relative)
     outer = (design[:, :, None] * design[:, None, :]).reshape(len(design), -1)
     p = design.shape[1]
     identity = np.arange(p)

@@ -178,8 +178,15 @@ def _fit(cells: Cells, design: np.ndarray, columns: dict[str, int]) -> _Fit:
         empty = np.empty((0, cells.clusters))
         return _Fit(design, columns, sd, beta, np.empty((0, design.shape[1])), empty)
     weights = cluster_weights(cells.clusters, DRAWS, generator(1))
-    draws = log_linear(design, cells.bootstrap_means(weights), sd)
-    return _Fit(design, columns, sd, beta, draws, weights)
+    return _Fit(design, columns, sd, beta, bootstrap_fits(design, cells, weights, sd, beta), weights)
+
+
+def bootstrap_fits(
+    design: np.ndarray, cells: Cells, weights: np.ndarray, sd: np.ndarray, start: np.ndarray
+) -> np.ndarray:
+    """[B, p] coefficients in every bootstrap draw; draws that repeat (five seeds allow 126) are fitted once."""
+    distinct, which = np.unique(weights, axis=0, return_inverse=True)
+    return log_linear(design, cells.bootstrap_means(distinct), sd, start=start)[which.ravel()]
 
 
 def cluster_scores(cells: Cells, fit: _Fit) -> np.ndarray:
@@ -247,8 +254,12 @@ def _judge_coordinate(
             f"{drift_ci.low:+.2f} to "
             f"{drift_ci.high:+.2f}): not a power law in this window"
         )
-    if (bent or offset) and verdict in (CONSISTENT, LOOSE):
-        verdict = downgrade
+    if bent or offset:
+        verdict = downgrade if verdict in (CONSISTENT, LOOSE) else verdict
+        two_sided = downgrade if two_sided == CONSISTENT else two_sided
+    details["power_law"] = not (bent or offset) and passed
+    if not passed and two_sided == CONSISTENT:
+        two_sided = INCONCLUSIVE
     if not passed and verdict == CONSISTENT:
         verdict = INCONCLUSIVE
         remarks.append(
@@ -267,10 +278,11 @@ def _drift(cells: Cells, fit: _Fit, x: np.ndarray) -> tuple[float, Interval]:
     design = np.column_stack([fit.design, bend])
     if np.linalg.matrix_rank(design) < design.shape[1]:
         return float("nan"), UNDEFINED
-    drift = float(log_linear(design, cells.mean[None, :], fit.sd)[0, -1])
+    bent = log_linear(design, cells.mean[None, :], fit.sd)[0]
+    drift = float(bent[-1])
     if not len(fit.draws):
         return drift, UNDEFINED
-    draws = log_linear(design, cells.bootstrap_means(fit.weights), fit.sd)[:, -1]
+    draws = bootstrap_fits(design, cells, fit.weights, fit.sd, bent)[:, -1]
     return drift, t_interval(drift, bootstrap_standard_error(draws, cells.clusters), cells.clusters, 0.95)
 
 

@@ -138,7 +138,7 @@ def _tuple(key: Any) -> tuple[float, ...]:
     return tuple(float(v) for v in key) if isinstance(key, tuple) else (float(key),)
 
 
-def judge(table: Table, margin: float) -> ClaimReport:
+def judge(table: Table, margin: float, *, all_rivals: bool = True) -> ClaimReport:
     """Judge the exponent of the mean squared gradient norm across horizons, and the bound where constants exist.
 
     Raises:
@@ -190,6 +190,7 @@ def judge(table: Table, margin: float) -> ClaimReport:
         "steps",
         margin,
         strata=strata,
+        all_rivals=all_rivals,
     )
     exponent = result.exponents["steps"]
     fixed = _fixed_step(usable)

@@ -9,7 +9,7 @@ from theory.ledger import Claim
 from theory.rates import Coordinate, RateResult, judge_rates
 from theory.report import FREE_CONSTANT, Bound, ClaimReport, Exponent
 from theory.tables import Table, build_cells, claim_rows, longest_training, resolve_duplicates
-from theory.verdicts import CONSISTENT, NOT_EVALUATED, UNTESTABLE, combine, rate
+from theory.verdicts import CONSISTENT, INCONCLUSIVE, NOT_EVALUATED, UNTESTABLE, combine, rate
 
 CLAIMED = {"rank": 1.0, "samples": -0.5}
 #: Named regimes of the gap ~ r^b N^-c by their exponents (b, -c).
@@ -24,12 +24,16 @@ def regime_verdicts(exponents: dict[str, Exponent], margin: float) -> dict[str, 
     """For each named regime the two-sided verdict on both exponents at once (the worse of the two)."""
     verdicts = {}
     for name, claimed in REGIMES.items():
-        words = [
-            UNTESTABLE if e.rate == UNTESTABLE else rate(claimed[c], margin, e.ci90, e.ci95)
-            for c, e in exponents.items()
-        ]
-        verdicts[name] = combine(words)
+        verdicts[name] = combine([_equals(e, claimed[c], margin) for c, e in exponents.items()])
     return verdicts
+
+
+def _equals(exponent: Exponent, claimed: float, margin: float) -> str:
+    """Is the exponent `claimed` up to the margin? Never CONSISTENT where the data are no power law."""
+    if exponent.rate == UNTESTABLE:
+        return UNTESTABLE
+    word = rate(claimed, margin, exponent.ci90, exponent.ci95)
+    return INCONCLUSIVE if word == CONSISTENT and not exponent.details["power_law"] else word
 
 
 def judge(table: Table, margin: float, *, all_rivals: bool = True) -> ClaimReport:

@@ -12,7 +12,7 @@ from theory.fitting import log_linear, smooth_deviation
 from theory.intervals import UNDEFINED, Interval, bootstrap_standard_error, t_interval
 from theory.ledger import Claim
 from theory.optimum import Growth, Optima, censoring_words, find_optima, fit_growth
-from theory.rates import MAX_DRIFT
+from theory.rates import MAX_DRIFT, bootstrap_fits
 from theory.report import FREE_CONSTANT, Bound, ClaimReport, Exponent, undefined_exponent
 from theory.tables import Cells, InputError, Table, build_cells, claim_rows, longest_training, resolve_duplicates
 from theory.verdicts import (
@@ -180,7 +180,8 @@ def _judge_growth(optima: Optima, growth: Growth, margin: float, gated: bool) ->
         remarks.append(
             f"samples: the exponent of r* drifts by {drift:+.2f} between the halves of the range: no power law here"
         )
-        if verdict in (CONSISTENT, LOOSE):
+        # An optimum whose growth slows down still grows at most as fast as claimed.
+        if verdict == CONSISTENT or (verdict == LOOSE and drift > 0):
             verdict = UNTESTABLE if gates.decades(used) < gates.MIN_DECADES_OFFSET - gates.TOLERANCE else INCONCLUSIVE
     if verdict == CONSISTENT and (tail is None or limit is None or abs(tail[0]) > limit):
         verdict = INCONCLUSIVE
@@ -199,6 +200,11 @@ def _drift(optima: Optima, growth: Growth) -> tuple[float, Interval]:
         return float("nan"), UNDEFINED
     extra = np.zeros(len(optima.samples))
     extra[growth.used] = bend
+    # Censored optima bound a slope from one side only: each half needs two optima that were seen.
+    seen = growth.used & ~optima.censored
+    middle = optima.samples[growth.used][bend == 0].max()
+    if min(np.sum(seen & (optima.samples <= middle)), np.sum(seen & (optima.samples >= middle))) < 2:
+        return float("nan"), UNDEFINED
     bent = fit_growth(optima, extra)
     if bent is None:
         return float("nan"), UNDEFINED
@@ -249,8 +255,9 @@ def _consistency(frame: pd.DataFrame, optima: Optima, growth: Growth, margin: fl
     alpha = law.parameters["c"]
     design = np.column_stack([np.ones(gap.size), np.log(gap.levels["rank"]), np.log(gap.levels["samples"])])
     sd = smooth_deviation(design, gap.mean, gap.sd)
-    beta, gamma = log_linear(design, gap.mean[None, :], sd)[0, 1:] * (1, -1)
-    draws = log_linear(design, gap.bootstrap_means(optima.weights), sd)
+    coefficients = log_linear(design, gap.mean[None, :], sd)[0]
+    beta, gamma = coefficients[1:] * (1, -1)
+    draws = bootstrap_fits(design, gap, optima.weights, sd, coefficients)
     predicted = gamma / (alpha + beta)
     difference = growth.rho - predicted
     error = bootstrap_standard_error(growth.draws[:, 1] + draws[:, 2] / (alpha + draws[:, 1]), optima.clusters)

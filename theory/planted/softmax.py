@@ -1,7 +1,7 @@
 """E3: a planted linear softmax of known rank, where the gap is p/N and the excess p/(2N).
 
-Teacher logits x^T W0 with W0 of rank r; contexts x are standard normal and labels are sampled from the teacher. The student is
-fitted by maximum likelihood over rank-r factors; p = r (d + V - 1 - r) (the softmax is blind to one direction of the
+Teacher logits x^T W0 with W0 of rank r; contexts x are standard normal and labels are sampled from the teacher. The
+student is fitted by maximum likelihood over rank-r factors; p = r (d + V - 1 - r) (the softmax is blind to one direction of the
 vocabulary). The population risk is exact given contexts because the teacher's probabilities are known.
 
 Source: theory page, section E3; asymptotics of maximum likelihood.
