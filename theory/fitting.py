@@ -75,7 +75,7 @@ def minimise(
     fixed: np.ndarray | None = None,
     iterations: int = 200,
     ftol: float = 1e-12,
-    largest_step: float = 2.0,
+    largest_step: float | np.ndarray = 2.0,
 ) -> Optimum:
     """Levenberg-Marquardt with iteratively reweighted losses, over a batch.
 
@@ -86,7 +86,7 @@ def minimise(
         start: [B, p] starting points.
         weights: [B, n] or [1, n] non-negative weights, for example bootstrap counts.
         fixed: [B, p] True where a parameter is held at its start (profiles).
-        largest_step: limit of one step in any parameter (parameters are logarithms or exponents).
+        largest_step: limit of one step, for all parameters or each (logarithms and exponents should not jump).
     """
     theta = np.array(start, dtype=np.float64)
     batch, p = theta.shape
@@ -126,7 +126,8 @@ def minimise(
             scaled = hessian[usable] / (root[:, :, None] * root[:, None, :])
             scaled[:, diagonal, diagonal] += 1e-14
             step[usable] = -np.linalg.solve(scaled, (gradient[usable] / root)[:, :, None])[:, :, 0] / root
-        step *= np.minimum(1.0, largest_step / np.maximum(np.abs(step).max(axis=1, keepdims=True), 1e-300))
+        excess = np.abs(step) / largest_step
+        step /= np.maximum(1.0, excess.max(axis=1, keepdims=True))
         trial = theta[active] + step
         trial_r, trial_jacobian = residual(trial, active)
         trial_objective = objective_of(trial_r, active)

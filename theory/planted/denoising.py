@@ -1,89 +1,66 @@
-"""E1, E2 and E5: rank-constrained denoising, with known degrees of freedom and known optimal rank.
+"""E1, E2, E5: matrix denoising, where risk, optimal rank and rates are known.
 
-Y = W* + (tau / sqrt N) Z with Z standard normal is multivariate regression with an orthonormal design; the rank-r least
-squares fit is the truncated singular value decomposition of Y. Excess risk is the squared Frobenius error.
-
-* E1: W* of rank r with strong signal: N E||W_r - W*||^2 / tau^2 -> r (d_in + d_out - r), the fast rate (1, -1).
-* E2: sigma_k(W*) = c k^-s in a d x d matrix: keeping a component pays iff sigma_k^2 > 3 d tau^2 / N, hence
-  r* = (c^2 N / (3 d tau^2))^(1/(2s)): any exponent, sqrt N at s = 1.
-* E5: for the same spectra the *total* risk at r* falls as N^-((2s-1)/(2s)), at s = 1 as 1/sqrt N: a mixture that mimics
-  the slow rate although the gap at a fixed rank falls as 1/N.
-
-Source: theory page, sections E1, E2, E5; threshold by Gavish & Donoho 2014.
+Y = W* + (tau / sqrt N) Z with Z a d x d standard normal matrix; the rank-r least-squares estimate is the truncated SVD
+of Y. W* is diagonal without loss of generality (Z is rotation invariant).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
-from theory.planted.surfaces import grid_frame
-
-SIGNAL = 1e4  # singular values of W* in units of the noise per entry: far above the noise's largest, 2 sqrt(size)
+from theory.planted.surfaces import Design, grid_frame
 
 
-def truncation_risk(size: int, ranks: Sequence[int], samples: float, rng: np.random.Generator) -> np.ndarray:
-    """[len(ranks)] simulated ||W_r - W*||_F^2 for a strong rank-r W* in a size x size matrix, tau = 1 (E1).
+def truncation_risk(signal: np.ndarray, noise: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Risk ||W_r - W*||_F^2 and gap of the truncated SVD at every rank.
 
-    W* is SIGNAL / sqrt N times the first r diagonal units (no loss of generality: the noise is rotation invariant), and
-    the top singular pairs of Y are found by block power iteration, which converges in a few steps at this gap.
+    Args:
+        signal: [d] singular values of W*. noise: standard deviation of one entry of Y - W* (tau / sqrt N).
+
+    Returns:
+        risk [d+1] and gap [d+1] at ranks 0 ... d. The gap is the difference of the squared errors on fresh and on the
+        training noise, 2 <W_r, Y - W*>.
     """
-    noise = rng.standard_normal((size, size))
-    risks = []
-    for r in ranks:
-        y = noise.copy()
-        y[np.arange(r), np.arange(r)] += SIGNAL
-        basis = np.eye(size, r)
-        for _ in range(3):
-            left, _ = np.linalg.qr(y @ basis)
-            basis, _ = np.linalg.qr(y.T @ left)
-        fit = (y @ basis) @ basis.T
-        fit[np.arange(r), np.arange(r)] -= SIGNAL
-        risks.append(float(np.sum(np.square(fit))) / samples)
-    return np.array(risks)
+    d = len(signal)
+    z = noise * rng.standard_normal((d, d))
+    u, s, vt = np.linalg.svd(np.diag(signal) + z)
+    overlap = np.concatenate([[0.0], np.cumsum(s * np.einsum("ik,i,ki->k", u, signal, vt))])
+    energy = np.concatenate([[0.0], np.cumsum(s * s)])
+    return energy - 2.0 * overlap + np.sum(signal**2), 2.0 * (energy - overlap)
 
 
-def degrees_of_freedom(rank: int, rows: int, columns: int) -> int:
-    """r (rows + columns - r), the dimension of the rank-r matrices."""
-    return rank * (rows + columns - rank)
+def spectrum(d: int, s: float) -> np.ndarray:
+    """[d] singular values k^-s."""
+    return np.arange(1, d + 1, dtype=np.float64) ** -s
 
 
-def optimal_rank(samples: np.ndarray | float, size: int, s: float, c: float = 1.0, tau: float = 1.0) -> np.ndarray:
-    """r* = (c^2 N / (3 d tau^2))^(1/(2s)) for the spectrum c k^-s (E2)."""
-    return (c * c * np.asarray(samples, dtype=np.float64) / (3.0 * size * tau * tau)) ** (1.0 / (2.0 * s))
+def threshold_rank(samples: float, d: int, s: float, tau: float = 1.0) -> float:
+    """E2: r* = (N / (3 d tau^2))^(1/(2s)) for the spectrum k^-s.
+
+    A component is worth keeping if sigma_k^2 > 3 d tau^2 / N: the rule 4/sqrt(3) of Gavish & Donoho 2014 (arXiv
+    1305.5870) in units of the signal. The risk at r* falls as N^-((2s-1)/(2s)).
+    """
+    return float((samples / (3.0 * d * tau**2)) ** (1.0 / (2.0 * s)))
 
 
-def spectrum_risk(size: int, s: float, samples: float, ranks: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-    """[len(ranks)] simulated risk of truncation at each rank for the spectrum k^-s, tau = 1 (E2)."""
-    spectrum = np.arange(1, size + 1, dtype=np.float64) ** -s
-    y = rng.standard_normal((size, size)) / np.sqrt(samples)
-    y[np.arange(size), np.arange(size)] += spectrum
-    left, singular, right = np.linalg.svd(y)
-    aligned = np.einsum("ik,i,ki->k", left, spectrum, right)
-    gain = np.cumsum(np.square(singular) - 2.0 * singular * aligned)
-    return float(np.sum(np.square(spectrum))) + gain[np.asarray(ranks) - 1]
+def denoising_table(s: float, d: int, design: Design, rng: np.random.Generator, *, tau: float = 1.0) -> pd.DataFrame:
+    """E2 as a measurement table (risk and gap by rank, samples, seed); every (seed, N) is its own draw."""
+    frame = grid_frame("rank", design.ranks, "samples", design.samples, design.seeds)
+    risk, gap = np.empty(len(frame)), np.empty(len(frame))
+    rank = frame["rank"].to_numpy(dtype=np.int64)
+    for rows in frame.groupby(["samples", "seed"]).indices.values():
+        samples = float(frame["samples"].iloc[rows[0]])
+        risks, gaps = truncation_risk(spectrum(d, s), tau / np.sqrt(samples), rng)
+        risk[rows], gap[rows] = risks[rank[rows]], gaps[rank[rows]]
+    return frame.assign(test_loss=risk, gap=gap, d_in=float(d), d_out=float(d))
 
 
-def spectrum_table(
-    size: int, s: float, ranks: Sequence[int], samples: Sequence[int], seeds: int, rng: np.random.Generator
-) -> pd.DataFrame:
-    """Risk by (rank, samples, seed) for the spectrum k^-s, with the matrix's size as d_in and d_out (E2)."""
-    risk = np.empty((len(ranks), len(samples), seeds))
-    for j, n in enumerate(samples):
-        for k in range(seeds):
-            risk[:, j, k] = spectrum_risk(size, s, n, ranks, rng)
-    frame = grid_frame("rank", ranks, "samples", samples, seeds)
-    return frame.assign(test_loss=risk.ravel(), d_in=float(size), d_out=float(size))
+def mixture_risk(samples: np.ndarray, s: float, *, components: int = 100_000, tau: float = 1.0) -> np.ndarray:
+    """E5: risk of the best truncation of independent components k^-s, each estimated at the parametric rate.
 
-
-def total_risk_exponent(s: float) -> float:
-    """-(2s - 1)/(2s), the exponent in N of the total risk at r* (E5); -1/2 at s = 1."""
-    return -(2.0 * s - 1.0) / (2.0 * s)
-
-
-def total_risk(size: int, s: float, samples: float) -> float:
-    """Risk at the optimal rank by hard thresholding: sum_k min(sigma_k^2, 3 d / N) for sigma_k = k^-s, tau = 1 (E5)."""
-    spectrum = np.arange(1, size + 1, dtype=np.float64) ** (-2.0 * s)
-    return float(np.sum(np.minimum(spectrum, 3.0 * size / samples)))
+    sum_k min(k^-2s, tau^2/N) ~ N^-((2s-1)/(2s)): at s = 1 a mixture of fast problems falls as 1/sqrt(N), so a total
+    risk of slope -1/2 does not show that any gap is slow.
+    """
+    energy = np.arange(1, components + 1, dtype=np.float64) ** (-2.0 * s)
+    return np.array([np.sum(np.minimum(energy, tau**2 / n)) for n in np.atleast_1d(samples)])

@@ -1,148 +1,113 @@
-"""E6: stochastic gradient descent with exact second moments, where the bound of claim 1 can be checked to the digit.
+"""E6: stochastic gradient descent whose averaged squared gradient norm is known exactly.
 
-A quadratic f(x) = (1/2) sum_i lambda_i x_i^2 with gradient noise of variance sigma_i^2 per coordinate has the exact
-recursion m_{t+1} = (1 - eta lambda)^2 m_t + eta^2 sigma^2 for m_t = E x_t^2, so the mean squared gradient norm over T steps
-needs no Monte-Carlo.
-
-Source: theory page, sections A1, A4 and E6.
+On a quadratic f(x) = (1/2) sum_i lambda_i x_i^2 with gradient noise of variance v_i per coordinate, second moments obey
+m_{t+1} = (1 - eta lambda)^2 m_t + eta^2 v, a geometric sequence, so that the average over a run needs no simulation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import minimize_scalar
+
+from theory.claims.convergence import right_hand_side
+from theory.planted.surfaces import Design, grid_frame
 
 
-@dataclass(frozen=True)
-class Quadratic:
-    """f(x) = (1/2) sum lambda_i x_i^2, noise variance sigma_i^2 per coordinate, start x_1."""
+def average_gradient(
+    curvature: np.ndarray, start: np.ndarray, variance: np.ndarray, step: float, steps: float
+) -> float:
+    """(1/T) sum_{t=1}^T E||grad f(x_t)||^2.
 
-    curvature: np.ndarray
-    noise: np.ndarray
-    start: np.ndarray
-
-    @property
-    def smoothness(self) -> float:
-        """L, the largest curvature."""
-        return float(self.curvature.max())
-
-    @property
-    def variance(self) -> float:
-        """sigma^2, summed over coordinates."""
-        return float(self.noise.sum())
-
-    @property
-    def decrease(self) -> float:
-        """Delta = f(x_1) - 0."""
-        return 0.5 * float(np.sum(self.curvature * np.square(self.start)))
-
-    def mean_squared_gradient(self, step_size: float, steps: int) -> float:
-        """(1/T) sum_{t<=T} E||grad f(x_t)||^2, by the geometric sums of the exact recursion."""
-        factor = np.square(1.0 - step_size * self.curvature)
-        first = np.square(self.start)
-        limit = np.where(factor < 1.0, step_size**2 * self.noise / np.maximum(1.0 - factor, 1e-300), 0.0)
-        total = limit * steps + (first - limit) * np.where(
-            factor < 1.0, (1.0 - factor**steps) / np.maximum(1.0 - factor, 1e-300), steps
-        )
-        return float(np.sum(np.square(self.curvature) * total)) / steps
-
-    def tuned_step(self, steps: int) -> float:
-        """min(1/L, sqrt(2 Delta / (L sigma^2 T)))."""
-        if self.variance == 0:
-            return 1.0 / self.smoothness
-        return min(
-            1.0 / self.smoothness, float(np.sqrt(2.0 * self.decrease / (self.smoothness * self.variance * steps)))
-        )
-
-
-def power_law_quadratic(dimension: int = 50, noise: float = 1.0) -> Quadratic:
-    """A quadratic with curvatures 1/k and equal noise, from the point of all ones."""
-    k = np.arange(1, dimension + 1, dtype=np.float64)
-    return Quadratic(1.0 / k, np.full(dimension, noise / dimension), np.ones(dimension))
-
-
-def worst_case(
-    steps: int, smoothness: float = 1.0, decrease: float = 1.0, variance: float = 1.0
-) -> tuple[float, float]:
-    """The 1-d quadratic, chosen for this horizon, that comes closest to the bound: (mean squared gradient, bound).
-
-    The ratio is at least 1/2 and tends to it (both terms of the bound are twice what curvature L attains): the positive
-    control of the bound's check, because a bound too small by a factor of two becomes a violation.
+    Args:
+        curvature: [p] lambda_i > 0. start: [p] squared starting coordinates. variance: [p] gradient noise v_i.
+        step: eta < 2/max(lambda). steps: T.
     """
-    step = min(1.0 / smoothness, float(np.sqrt(2.0 * decrease / (smoothness * variance * steps))))
-    best = 0.0
-    for curvature in np.geomspace(0.1 / (step * steps), smoothness, 400):
-        start = np.array([np.sqrt(2.0 * decrease / curvature)])
-        problem = Quadratic(np.array([curvature]), np.array([variance]), start)
-        best = max(best, problem.mean_squared_gradient(step, steps))
-    return best, 2.0 * decrease / (step * steps) + smoothness * step * variance
+    factor = np.square(1.0 - step * curvature)
+    level = step**2 * variance / (1.0 - factor)
+    # (1 - q^T)/(1 - q) without cancellation for q near 1.
+    total = -np.expm1(steps * np.log(np.maximum(factor, 1e-300))) / (1.0 - factor)
+    return float(np.sum(curvature**2 * (level + (start - level) * total / steps)))
 
 
-def projected(problem: Quadratic, singular: np.ndarray) -> Quadratic:
-    """The same quadratic through x = A p with A diagonal (singular values `singular`), from the same point.
+def tuned_step(steps: float, smoothness: float, decrease: float, variance: float) -> float:
+    """eta_T = min(1/L, sqrt(2 Delta / (L sigma^2 T)))."""
+    return float(min(1.0 / smoothness, np.sqrt(2.0 * decrease / (smoothness * variance * steps))))
 
-    Curvature and noise are multiplied by the squared singular values: L grows by at most s^2, sigma^2 by at most s^2.
+
+def worst_case_ratio(steps: float, *, smoothness: float = 1.0, decrease: float = 1.0, variance: float = 1.0) -> float:
+    """Largest LHS/RHS of the bound over one-dimensional quadratics, each with f(x_1) = Delta; it tends to 1/2.
+
+    The positive control of the bound: a right-hand side too small by a factor of more than two is violated here.
     """
-    square = np.square(singular)
-    return Quadratic(problem.curvature * square, problem.noise * square, problem.start / singular)
+    step = tuned_step(steps, smoothness, decrease, variance)
+    bound = float(right_hand_side(*(np.array(v) for v in (steps, step, smoothness, variance, decrease))))
+
+    def negative_ratio(log_curvature: float) -> float:
+        curvature = np.array([np.exp(log_curvature)])
+        start = 2.0 * decrease / curvature
+        return -average_gradient(curvature, start, np.array([variance]), step, steps) / bound
+
+    grid = np.linspace(np.log(1e-6 * smoothness), np.log(smoothness), 200)
+    best = grid[int(np.argmin([negative_ratio(g) for g in grid]))]
+    found = minimize_scalar(negative_ratio, bounds=(best - 0.1, min(best + 0.1, np.log(smoothness))), method="bounded")
+    return -float(found.fun)
 
 
-def alignment(kappa: float, gradient: np.ndarray) -> float:
-    """Cosine of K G and G for K diagonal, eigenvalues 1 to kappa (log-spaced): at least 2 sqrt(kappa)/(1+kappa)."""
-    k = np.geomspace(1.0, kappa, len(gradient))
-    image = k * gradient
-    return float(image @ gradient / (np.linalg.norm(image) * np.linalg.norm(gradient)))
-
-
-def two_factor_smoothness(steps: int, step_size: float = 0.05, target: float = 0.0) -> np.ndarray:
-    """[steps] largest curvature of f(u v) = (1/2)(u v - target)^2 along the ascent of |u| at fixed product.
-
-    The product of two factors has curvature u^2 + v^2, unbounded on every level set of f: no global L exists. The path
-    multiplies u and divides v by 1 + step_size, which leaves f unchanged.
-    """
-    growth = (1.0 + step_size) ** np.arange(steps)
-    u, v = growth, (target + 1.0) / growth
-    residual = u * v - target
-    hessian = np.array([[v * v, 2 * u * v - target], [2 * u * v - target, u * u]])
-    assert np.allclose(residual, residual[0])
-    return np.linalg.eigvalsh(hessian.transpose(2, 0, 1))[:, -1]
-
-
-def horizon_table(
-    problem: Quadratic, horizons: Sequence[int], seeds: int, noise: float, rng: np.random.Generator
+def quadratic_table(
+    design: Design,
+    rng: np.random.Generator,
+    *,
+    curvature: Sequence[float] = tuple(np.geomspace(1e-3, 1.0, 50)),
+    kappa: float = 1.0,
+    step: float | None = None,
+    misstated: float = 1.0,
 ) -> pd.DataFrame:
-    """Experiment T1: separate runs with the tuned step, exact constants, and measurement noise on the gradient norm."""
-    exact = {t: problem.mean_squared_gradient(problem.tuned_step(t), t) for t in horizons}
-    rows = [
-        {
-            "steps": float(t),
-            "seed": float(s),
-            "step_size": problem.tuned_step(t),
-            "grad_norm_sq": exact[t] * np.exp(noise * rng.standard_normal()),
-            "smoothness": problem.smoothness,
-            "grad_variance": problem.variance,
-            "loss_decrease": problem.decrease,
-        }
-        for t in horizons
-        for s in range(seeds)
-    ]
-    return pd.DataFrame(rows)
+    """A convergence table: runs of T steps on a quadratic, with measured constants.
+
+    Args:
+        kappa: condition number of a projection S = A P with singular values 1 to kappa: coordinate i of P has curvature a_i^2 lambda_i and gradient noise a_i^2 v_i, so that L and sigma^2 grow by up to kappa^2.
+        step: one step size for all horizons (the running average of a single run) instead of eta_T.
+        misstated: the recorded gradient variance is the true one times this (a wrong constant breaks the bound).
+    """
+    base = np.asarray(curvature, dtype=np.float64)
+    gain = np.square(np.geomspace(1.0, kappa, len(base))) if kappa > 1 else np.ones_like(base)
+    eigenvalues, variance = gain * base, gain / len(base)
+    start = 2.0 / (len(base) * eigenvalues)
+    smoothness, decrease, total = float(eigenvalues.max()), 1.0, float(variance.sum())
+    frame = grid_frame("samples", (1,), "steps", design.steps, design.seeds).drop(columns="samples")
+    steps = frame["steps"].to_numpy()
+    sizes = {t: tuned_step(t, smoothness, decrease, total) if step is None else step for t in design.steps}
+    norms = {t: average_gradient(eigenvalues, start, variance, sizes[t], t) for t in design.steps}
+    noise = np.exp(design.noise * rng.standard_normal(len(frame)))
+    return frame.assign(
+        step_size=[sizes[t] for t in steps],
+        grad_norm_sq=np.array([norms[t] for t in steps]) * noise,
+        smoothness=smoothness,
+        grad_variance=total * misstated,
+        loss_decrease=decrease,
+    )
 
 
-def along_run_table(
-    problem: Quadratic, step_size: float, horizons: Sequence[int], seeds: int, noise: float, rng: np.random.Generator
-) -> pd.DataFrame:
-    """Experiment T2: the running average of one run at a constant step, read off at several T. Not evidence for a rate."""
-    rows = [
-        {
-            "steps": float(t),
-            "seed": float(s),
-            "grad_norm_sq": problem.mean_squared_gradient(step_size, t) * np.exp(noise * rng.standard_normal()),
-        }
-        for t in horizons
-        for s in range(seeds)
-    ]
-    return pd.DataFrame(rows)
+def alignment(singular_values: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """[B] cosine between A A^T G and G for G given in the left singular basis of A ([B, d])."""
+    preconditioned = np.square(singular_values) * gradients
+    norms = np.linalg.norm(preconditioned, axis=1) * np.linalg.norm(gradients, axis=1)
+    return np.sum(preconditioned * gradients, axis=1) / norms
+
+
+def alignment_floor(kappa: float) -> float:
+    """2 kappa / (1 + kappa^2): the smallest possible cosine for condition number kappa (Kantorovich)."""
+    return 2.0 * kappa / (1.0 + kappa**2)
+
+
+def product_smoothness(u: float, v: float, target: float = 1.0) -> tuple[float, float]:
+    """Local smoothness of f(u v) = (1/2)(u v - target)^2 and its bound u^2 + v^2 + |u v - target|.
+
+    For two trained factors the constant is not global: it grows with the factors' norms.
+    """
+    error = u * v - target
+    hessian = np.array([[v * v, u * v + error], [u * v + error, u * u]])
+    return float(np.abs(np.linalg.eigvalsh(hessian)).max()), u * u + v * v + abs(error)

@@ -1,72 +1,53 @@
-"""E3: a planted linear softmax of known rank, where the gap is p/N and the excess p/(2N).
-
-Teacher logits x^T W0 with W0 of rank r; contexts x are standard normal and labels are sampled from the teacher. The
-student is fitted by maximum likelihood over rank-r factors; p = r (d + V - 1 - r) (the softmax is blind to one direction of the
-vocabulary). The population risk is exact given contexts because the teacher's probabilities are known.
-
-Source: theory page, section E3; asymptotics of maximum likelihood.
-"""
+"""E3: low-rank softmax regression on labels drawn from itself, where the gap is p/N and the excess p/(2N)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import log_softmax
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Losses in nats: training and population loss of the student and of the teacher on the same data."""
-
-    train: float
-    test: float
-    teacher_train: float
-    teacher_test: float
-
-    @property
-    def excess(self) -> float:
-        return self.test - self.teacher_test
-
-    @property
-    def gap(self) -> float:
-        """Gap with the teacher as control variate: same expectation as test - train, far less noise."""
-        return self.excess - (self.train - self.teacher_train)
+def parameters(rank: int, inputs: int, classes: int) -> int:
+    """p = r (d + V - 1 - r): free entries of a rank-r d x V matrix up to the softmax's gauge (one column)."""
+    return rank * (inputs + classes - 1 - rank)
 
 
-def parameters(rank: int, dimension: int, vocabulary: int) -> int:
-    """p = r (d + V - 1 - r)."""
-    return rank * (dimension + vocabulary - 1 - rank)
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """[..., V] stable logarithm of the softmax."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def fit_student(rank: int, dimension: int, vocabulary: int, samples: int, rng: np.random.Generator) -> Fit:
-    """Draw a teacher and a sample, fit a student of the teacher's rank, and measure it on 20,000 fresh contexts."""
-    u = rng.standard_normal((dimension, rank))
-    v = rng.standard_normal((vocabulary, rank)) / np.sqrt(rank)
-    x = rng.standard_normal((samples, dimension))
-    teacher = log_softmax(x @ u @ v.T / np.sqrt(dimension), axis=1)
-    labels = np.argmax(teacher + rng.gumbel(size=teacher.shape), axis=1)
+def softmax_gap(
+    rank: int, samples: int, rng: np.random.Generator, *, inputs: int = 8, classes: int = 8, scale: float = 1.0
+) -> tuple[float, float]:
+    """Excess risk and control-variate gap of one maximum-likelihood fit.
 
-    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        a, b = theta[: dimension * rank].reshape(dimension, rank), theta[dimension * rank :].reshape(vocabulary, rank)
-        log_p = log_softmax(x @ a @ b.T, axis=1)
-        error = np.exp(log_p)
-        error[np.arange(samples), labels] -= 1.0
-        error /= samples
-        gradient = np.concatenate([(x.T @ (error @ b)).ravel(), (error.T @ (x @ a)).ravel()])
-        return -float(np.mean(log_p[np.arange(samples), labels])), gradient
+    The control variate is the planted model: gap = [L_test(fit) - L_test(truth)] - [L_train(fit) - L_train(truth)], with
+    the population losses exact in the labels (teacher probabilities on 20,000 fresh contexts).
+    """
+    left, right = rng.standard_normal((inputs, rank)), rng.standard_normal((rank, classes))
+    truth = scale * left @ right / np.sqrt(rank * inputs)
+    x, fresh = rng.standard_normal((samples, inputs)), rng.standard_normal((20_000, inputs))
+    log_p = log_softmax(x @ truth)
+    # Gumbel's trick draws one label per context.
+    labels = np.argmax(log_p + rng.gumbel(size=log_p.shape), axis=1)
+    target = np.eye(classes)[labels]
 
-    start = np.concatenate([(u / np.sqrt(dimension)).ravel(), v.ravel()])
-    result = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 2000, "ftol": 1e-13, "gtol": 1e-7})
-    a = result.x[: dimension * rank].reshape(dimension, rank)
-    b = result.x[dimension * rank :].reshape(vocabulary, rank)
-    fresh = rng.standard_normal((20_000, dimension))
-    truth = log_softmax(fresh @ u @ v.T / np.sqrt(dimension), axis=1)
-    student = log_softmax(fresh @ a @ b.T, axis=1)
-    return Fit(
-        train=float(result.fun),
-        test=-float(np.mean(np.sum(np.exp(truth) * student, axis=1))),
-        teacher_train=-float(np.mean(teacher[np.arange(samples), labels])),
-        teacher_test=-float(np.mean(np.sum(np.exp(truth) * truth, axis=1))),
-    )
+    def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        u, v = np.split(theta, [inputs * rank])
+        u, v = u.reshape(inputs, rank), v.reshape(rank, classes)
+        log_q = log_softmax(x @ u @ v)
+        slope = x.T @ (np.exp(log_q) - target) / samples
+        gradient = np.concatenate([(slope @ v.T).ravel(), (u.T @ slope).ravel()])
+        return -float(np.sum(target * log_q)) / samples, gradient
+
+    # The truth lies in the basin of the maximum-likelihood fit at these sample sizes.
+    root = np.sqrt(scale / np.sqrt(rank * inputs))
+    start = np.concatenate([(root * left).ravel(), (root * right).ravel()])
+    fit = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-14, "gtol": 1e-9})
+    u, v = np.split(fit.x, [inputs * rank])
+    student = u.reshape(inputs, rank) @ v.reshape(rank, classes)
+    teacher, reached = log_softmax(fresh @ truth), log_softmax(fresh @ student)
+    excess = float(np.mean(np.sum(np.exp(teacher) * (teacher - reached), axis=1)))
+    train = float(fit.fun) + float(np.sum(target * log_p)) / samples
+    return excess, excess - train
