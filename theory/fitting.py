@@ -116,7 +116,8 @@ def minimise(
         weighted = jacobian[active] * w[:, :, None] * free[active, None, :]
         gradient = np.einsum("bnp,bn->bp", weighted, r[active])
         hessian = np.matmul(weighted.transpose(0, 2, 1), jacobian[active] * free[active, None, :])
-        scale = np.maximum(hessian[:, diagonal, diagonal], 1e-30)
+        scale = hessian[:, diagonal, diagonal]
+        scale = np.maximum(scale, 1e-12 * scale.max(axis=1, keepdims=True) + 1e-300)
         hessian[:, diagonal, diagonal] = scale * (1.0 + damping[active, None]) + (1.0 - free[active])
         usable = np.isfinite(hessian).all(axis=(1, 2)) & np.isfinite(gradient).all(axis=1)
         step = np.zeros_like(gradient)
@@ -126,8 +127,8 @@ def minimise(
             scaled = hessian[usable] / (root[:, :, None] * root[:, None, :])
             scaled[:, diagonal, diagonal] += 1e-14
             step[usable] = -np.linalg.solve(scaled, (gradient[usable] / root)[:, :, None])[:, :, 0] / root
-        excess = np.abs(step) / largest_step
-        step /= np.maximum(1.0, excess.max(axis=1, keepdims=True))
+        # Limited one by one: a flat parameter (the logarithm of a vanishing offset) must not slow down the others.
+        step = np.clip(step, -largest_step, largest_step)
         trial = theta[active] + step
         trial_r, trial_jacobian = residual(trial, active)
         trial_objective = objective_of(trial_r, active)

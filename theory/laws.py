@@ -12,7 +12,7 @@ from itertools import product
 
 import numpy as np
 
-from theory.fitting import HUBER, huber, minimise, robust_scale
+from theory.fitting import HUBER, SQUARES, Residual, huber, minimise, robust_scale
 from theory.law_parser import Law, parse_law
 
 #: name -> (law with `base` for the scale, its own parameters, starting values). Exponents count decay in x > 0.
@@ -86,64 +86,71 @@ class Surface:
 SURFACE_TEXT = "E + A*rank**-alpha + B*rank**beta*samples**-gamma"
 
 
-def fit_surface(rank: np.ndarray, samples: np.ndarray, risk: np.ndarray, sd: np.ndarray | None = None) -> Surface:
+@dataclass(frozen=True)
+class SurfaceFit:
+    """A fitted surface, and the same surface refitted to every bootstrap draw of the cell means."""
+
+    surface: Surface
+    draws: tuple[Surface, ...]
+
+
+def fit_surface(rank: np.ndarray, samples: np.ndarray, risk: np.ndarray, draws: np.ndarray | None = None) -> SurfaceFit:
     """Fit the risk surface to cell means.
 
     Variable projection: given the three exponents the surface is linear in (E, A, B), so a grid of exponents needs
     only non-negative least squares (all 2^3 active sets at once); the best eight grid points are polished by Huber
-    on relative residuals (delta = 1.345 robust sd, iterated).
+    on log residuals (delta = 1.345 robust standard deviations, iterated). Draws start from the full fit.
 
     Args:
-        rank, samples, risk: [C] cells; the risk must be positive. sd: [C] relative standard deviations.
+        rank, samples, risk: [C] cells; the risk must be positive. draws: [B, C] bootstrapped cell means.
     """
-    weight = 1.0 / risk if sd is None else 1.0 / (risk * sd)
     grid = np.array(list(product(np.linspace(0.2, 3.0, 12), np.linspace(0.2, 2.0, 8), np.linspace(0.2, 1.6, 8))))
     # Units at the centre of the data keep the three columns comparable.
-    r0, n0 = np.exp(np.mean(np.log(rank))), np.exp(np.mean(np.log(samples)))
+    r0, n0 = float(np.exp(np.mean(np.log(rank)))), float(np.exp(np.mean(np.log(samples))))
     lr, ln = np.log(rank / r0), np.log(samples / n0)
     columns = np.stack(
-        [
-            np.ones((len(grid), len(rank))),
-            np.exp(-grid[:, :1] * lr),
-            np.exp(grid[:, 1:2] * lr - grid[:, 2:] * ln),
-        ],
+        [np.ones((len(grid), len(rank))), np.exp(-grid[:, :1] * lr), np.exp(grid[:, 1:2] * lr - grid[:, 2:] * ln)],
         axis=2,
     )
-    coefficients, error = nonnegative_least_squares(columns * weight[None, :, None], risk * weight)
+    coefficients, error = nonnegative_least_squares(columns / risk[None, :, None], np.ones_like(risk))
     best = np.argsort(error, kind="stable")[:8]
+    coefficient = np.maximum(coefficients[best], 1e-6 * risk.min())
     law = parse_law(SURFACE_TEXT, {"rank", "samples"})
     data = {"rank": rank / r0, "samples": samples / n0}
-    order = [law.parameters.index(n) for n in ("E", "A", "alpha", "B", "beta", "gamma")]
+    order = [law.parameters.index(n) for n in ("E", "A", "B", "alpha", "beta", "gamma")]
     start = np.empty((len(best), 6))
-    floor = 1e-6 * risk.min()
-    raw = np.column_stack(
-        [
-            np.maximum(coefficients[best, 0], floor),
-            np.maximum(coefficients[best, 1], floor),
-            grid[best, 0],
-            np.maximum(coefficients[best, 2], floor),
-            grid[best, 1],
-            grid[best, 2],
-        ]
-    )
-    start[:, order] = np.log(raw)
-    relative = np.ones_like(risk) if sd is None else sd
+    start[:, order] = np.log(np.column_stack([coefficient, grid[best]]))
+    targets = np.log(risk)[None, :] if draws is None else np.log(np.vstack([risk, np.maximum(draws, 1e-300)]))
 
-    def residual(theta: np.ndarray, _: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        values, slopes = law.evaluate(np.exp(theta), data)
-        with np.errstate(all="ignore"):
-            r = (np.log(values) - np.log(risk)) / relative
-            return r, slopes * np.exp(theta)[:, None, :] / (values * relative)[:, :, None]
+    def residual_of(which: np.ndarray) -> Residual:
+        def residual(theta: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            natural = np.exp(theta)
+            values, slopes = law.evaluate(natural, data)
+            with np.errstate(all="ignore"):
+                return np.log(values) - targets[which[index]], slopes * (natural[:, None, :] / values[:, :, None])
 
-    optimum = minimise(residual, start, iterations=100)
+        return residual
+
+    full = residual_of(np.zeros(len(best), dtype=np.int64))
+    optimum = minimise(full, start, iterations=100)
+    loss = SQUARES
     for _ in range(3):
-        r = residual(optimum.theta[[optimum.best]], np.zeros(1, dtype=int))[0][0]
+        r = full(optimum.theta[[optimum.best]], np.zeros(1, dtype=np.int64))[0][0]
         loss = huber(max(HUBER * robust_scale(r), 1e-12))
-        optimum = minimise(residual, optimum.theta, loss=loss, iterations=100)
-    e, a, alpha, b, beta, gamma = np.exp(optimum.theta[optimum.best])[order]
-    return Surface(
-        float(e), float(a * r0**alpha), float(alpha), float(b * r0**-beta * n0**gamma), float(beta), float(gamma)
-    )
+        optimum = minimise(full, optimum.theta, loss=loss, iterations=100)
+    theta = optimum.theta[[optimum.best]]
+    if len(targets) > 1:
+        which = np.arange(1, len(targets))
+        # A draw may lie many deltas away as a whole: least squares first brings it near.
+        near = minimise(residual_of(which), np.repeat(theta, len(which), axis=0), iterations=60, ftol=1e-10)
+        refit = minimise(residual_of(which), near.theta, loss=loss, iterations=60, ftol=1e-10)
+        theta = np.vstack([theta, refit.theta])
+
+    def surface(row: np.ndarray) -> Surface:
+        e, a, b, alpha, beta, gamma = (float(v) for v in np.exp(row)[order])
+        return Surface(e, a * r0**alpha, alpha, b * r0**-beta * n0**gamma, beta, gamma)
+
+    return SurfaceFit(surface(theta[0]), tuple(surface(row) for row in theta[1:]))
 
 
 def nonnegative_least_squares(columns: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -68,7 +68,8 @@ def quadratic_table(
     """A convergence table: runs of T steps on a quadratic, with measured constants.
 
     Args:
-        kappa: condition number of a projection S = A P with singular values 1 to kappa: coordinate i of P has curvature a_i^2 lambda_i and gradient noise a_i^2 v_i, so that L and sigma^2 grow by up to kappa^2.
+        kappa: condition number of a projection S = A P with singular values 1 to kappa: coordinate i of P has curvature
+            a_i^2 lambda_i and gradient noise a_i^2 v_i, so that L and sigma^2 grow by up to kappa^2.
         step: one step size for all horizons (the running average of a single run) instead of eta_T.
         misstated: the recorded gradient variance is the true one times this (a wrong constant breaks the bound).
     """

@@ -22,8 +22,8 @@ def softmax_gap(
 ) -> tuple[float, float]:
     """Excess risk and control-variate gap of one maximum-likelihood fit.
 
-    The control variate is the planted model: gap = [L_test(fit) - L_test(truth)] - [L_train(fit) - L_train(truth)], with
-    the population losses exact in the labels (teacher probabilities on 20,000 fresh contexts).
+    The control variate is the planted model: gap = [L_test(fit) - L_test(truth)] - [L_train(fit) - L_train(truth)],
+    with the population losses exact in the labels (teacher probabilities on 20,000 fresh contexts).
     """
     left, right = rng.standard_normal((inputs, rank)), rng.standard_normal((rank, classes))
     truth = scale * left @ right / np.sqrt(rank * inputs)

@@ -91,21 +91,6 @@ def risk_table(surface: Surface, design: Design, rng: np.random.Generator, *, di
     return frame.assign(test_loss=surface.offset + excess * noise, d_in=dimension, d_out=dimension)
 
 
-def jump_table(design: Design, rng: np.random.Generator, *, dimension: float = 256, s: float = 0.75) -> pd.DataFrame:
-    """Risk of truncation for a slow spectrum sigma_k = k^-s in a finite matrix, where r* jumps to full rank.
-
-    Once the remaining components become worthwhile together the optimum leaves every power law; below, r* would grow as
-    N^(1/(2s)). Costs and benefits are those of hard truncation at the optimal threshold (theory page, E2 and C4).
-    """
-    frame = grid_frame("rank", design.ranks, "samples", design.samples, design.seeds)
-    k = np.arange(1, int(dimension) + 1)
-    tail = np.concatenate([np.cumsum((k ** (-2.0 * s))[::-1])[::-1], [0.0]])
-    rank = frame["rank"].to_numpy()
-    excess = tail[rank.astype(np.int64)] + 3.0 * rank / frame["samples"].to_numpy()
-    noise = np.exp(_seed_effects(frame, design, ("rank", "samples"), rng))
-    return frame.assign(test_loss=excess * noise)
-
-
 def gradient_table(exponent: float, design: Design, rng: np.random.Generator, *, plateau: float = 0.0) -> pd.DataFrame:
     """Mean squared gradient norm T^exponent over horizons, plus a plateau in units of its value at the largest T."""
     frame = grid_frame("samples", (1,), "steps", design.steps, design.seeds).drop(columns="samples")
