@@ -201,6 +201,6 @@ def load_weights(file: GGUFFile, config: DecoderConfig, dtype: Any = np.float32)
         tensor = file.read(gguf_name(name))
         if config.model_type == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             tensor = unpermute(tensor, config.num_heads if "q_proj" in name else config.num_kv_heads)
-        return tensor.astype(dtype, copy=False)
+        return tensor
 
-    return build_weights(config, get)
+    return build_weights(config, get, dtype)

@@ -141,14 +141,14 @@ def tensor_layout(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return out
 
 
-def build_weights(config: DecoderConfig, get: Callable[[str], np.ndarray]) -> Weights:
-    """Assemble Weights from tensors in the file's layout, one tensor in memory at a time besides the result."""
+def build_weights(config: DecoderConfig, get: Callable[[str], np.ndarray], dtype: Any = np.float32) -> Weights:
+    """Assemble Weights of a dtype from tensors in the file's layout and type, a tensor at a time."""
 
     def matrix(name: str) -> Any:
-        return jnp.asarray(np.ascontiguousarray(get(name).T))
+        return jnp.asarray(np.array(get(name).T, dtype, order="C"))  # transposed and converted in one copy
 
     def vector(name: str) -> Any:
-        return jnp.asarray(get(name))
+        return jnp.asarray(get(name).astype(dtype, copy=False))
 
     # The largest tensors first, while their temporary copies do not yet add to everything else.
     embed_VD = vector("model.embed_tokens.weight")
@@ -297,6 +297,6 @@ def load_weights(folder: Path, config: DecoderConfig, dtype: Any = np.float32) -
     def get(name: str) -> np.ndarray:
         # Opened and closed for each tensor: pages of a mapping that stays open would count as resident memory.
         with safe_open(entries[name].file, framework="numpy") as f:
-            return f.get_tensor(name).astype(dtype, copy=False)
+            return f.get_tensor(name)
 
-    return build_weights(config, get)
+    return build_weights(config, get, dtype)
