@@ -1,0 +1,70 @@
+"""Laws as text: values, exact derivatives, and everything that must be refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from theory.law_parser import LawError, parse_law
+
+DATA = {"x": np.array([1.0, 2.5, 7.0]), "y": np.array([0.5, 1.5, 3.0])}
+
+
+def test_value_is_that_of_the_formula():
+    law = parse_law("E + A*x**-a + B*exp(-k*y)*log(x + 2)", DATA)
+    assert law.parameters == ("E", "A", "a", "B", "k")
+    assert law.columns == ("x", "y")
+    got = law.value(np.array([1.0, 2.0, 0.5, 3.0, 0.1]), DATA)
+    want = 1 + 2 * DATA["x"] ** -0.5 + 3 * np.exp(-0.1 * DATA["y"]) * np.log(DATA["x"] + 2)
+    np.testing.assert_allclose(got, want)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0.2, 2.0), min_size=5, max_size=5))
+def test_derivatives_are_exact(theta):
+    law = parse_law("(E + A*x**-a)/(1 + B*y) - exp(-k*x) + log(A + x)**2", DATA)
+    theta = np.array(theta)
+    _, slopes = law.evaluate(theta[None], DATA)
+    step = 1e-6
+    for j in range(5):
+        shift = np.eye(5)[j] * step
+        numeric = (law.value(theta + shift, DATA) - law.value(theta - shift, DATA)) / (2 * step)
+        np.testing.assert_allclose(slopes[0, :, j], numeric, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('true')",
+        "A*x if x else 0",
+        "A[0]*x",
+        "A.b*x",
+        "lambda: x",
+        "sin(x)*A",
+        "exp(x, A)",
+        "A*x + 'text'",
+        "A*x @ 2",
+        "A*x; y",
+        "",
+        "x + y",  # no parameter
+        "A + B",  # no column
+        "A*x**" + "-" * 200 + "a",  # too deep
+        "A*x*" + "1" * 3000,  # too long
+        "A*x*1e999",
+        "log*x + A",
+        "A*x > 1",
+        "f'{x}'",
+    ],
+)
+def test_everything_else_is_refused_with_one_line(text):
+    with pytest.raises(LawError) as caught:
+        parse_law(text, DATA)
+    assert "\n" not in str(caught.value)
+
+
+def test_overflow_is_infinite_not_an_error():
+    law = parse_law("A*exp(k*x)", DATA)
+    value, _ = law.evaluate(np.array([[1.0, 1e6]]), DATA)
+    assert np.isinf(value).all()
