@@ -99,6 +99,12 @@ def judge(table: Table, margin: float) -> ClaimReport:
     else:
         exponent, words = _judge_growth(optima, growth, margin, bool(failed))
         reasons += words
+        if exponent.verdict == REFUTED and np.isinf(dimension(frame)):
+            reasons.append(
+                "d_in and d_out are not given: optima above d/8, where r* jumps to full rank in any finite matrix, "
+                "could not "
+                "be set aside"
+            )
         consistency = _consistency(frame, optima, growth, margin)
         fields = {} if consistency is None else {"consistency": consistency}
     return _report([*reasons, *remarks], exponent, cells, fields, _points(optima, growth), _curves(cells))
