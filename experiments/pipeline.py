@@ -27,7 +27,9 @@ from lrc_jax.seeds import key_for
 from lrc_jax.statistics import inverse_square_root, residual_basis
 from lrc_jax.students import Frozen, Student, StudentOptions, make_student
 from lrc_jax.students.bilinear import BilinearFit, bigram_counts, fit_bilinear, n_parameters
-from lrc_jax.train import Hyper, OptimizerSpec, TrainState, student_loss, train
+from lrc_jax.train import Hyper, OptimizerSpec, TrainState, init_state, student_loss, train
+
+START_SAMPLES = 1024  # test sequences on which the untrained student is evaluated
 
 Columns = dict[str, Any]
 Log = Callable[[dict[str, Any]], None]
@@ -56,9 +58,11 @@ def run(config: RunConfig, materials: Materials, log: Log, tick: Tick) -> Column
     test_pool = materials.pool("test", test_size(config, materials), config.labels)
     if student.reads_only_final:
         train_pool, test_pool = materials.with_features(train_pool), materials.with_features(test_pool)
+    losses = evaluator(materials, student, frozen)
+    first_batch = jax.tree.map(lambda x: x[:START_SAMPLES], test_pool)
+    columns["start_test_loss"] = mean(losses(start(config, student, frozen), first_batch).student).value
     state = fit(config, materials, student, frozen, train_pool, config.steps, log=log, tick=tick)
 
-    losses = evaluator(materials, student, frozen)
     on_train, on_test = losses(state.params, train_pool), losses(state.params, test_pool)
     columns["params"] = count_parameters(state.params)
     columns |= risk_columns(config, materials, on_train, on_test)
@@ -173,6 +177,12 @@ def fit(
         on_chunk=on_chunk,
     )
     return state
+
+
+def start(config: RunConfig, student: Student, frozen: Frozen, seed: int | None = None) -> Any:
+    """The parameters that training starts from."""
+    key = key_for(config.seed if seed is None else seed, "student", "init")
+    return init_state(student, optimizer(config), key, frozen).params
 
 
 def evaluator(materials: Materials, student: Student, frozen: Frozen) -> Callable[[Any, Pool], SequenceLosses]:
@@ -390,19 +400,13 @@ def _sgd(
         _PoolLoss(student, objective(config), materials.network().config, fresh), frozen, loss_weights(config)
     )
     sample = jax.tree_util.Partial(_sample_pool, jax.tree.map(jnp.asarray, pool))
-    f_low = 0.0
+    first, f_low = start(config, student, frozen, seed), 0.0
     if fresh and config.loss.ce_weight:
         probe = dataclasses.replace(pool, tokens_NT=pool.tokens_NT[:8192], labels_NT=pool.labels_NT[:8192])
-        entropy = mean(evaluator(materials, student, frozen)(_start(student, frozen, seed), probe).entropy)
+        entropy = mean(evaluator(materials, student, frozen)(first, probe).entropy)
         f_low = config.loss.ce_weight * (entropy.value - 3 * entropy.se)
-    measured, _ = measure_sgd_horizon(
-        loss, sample, _start(student, frozen, seed), key_for(seed, "student", "order"), plan, f_low
-    )
+    measured, _ = measure_sgd_horizon(loss, sample, first, key_for(seed, "student", "order"), plan, f_low)
     return measured
-
-
-def _start(student: Student, frozen: Frozen, seed: int) -> Any:
-    return jax.jit(student.init)(key_for(seed, "student", "init"), frozen)
 
 
 @dataclasses.dataclass(frozen=True)

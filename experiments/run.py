@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from experiments.store import Study
 from lrc_jax.errors import DivergedError, InputError
 
 log = logging.getLogger(__name__)
+CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def execute(cfg: config.RunConfig) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def execute(cfg: config.RunConfig) -> dict[str, Any]:
             "machine": command.machine_note() | {"seconds": round(seconds, 3)},
         }
         folder.finish(row)
-        shown = {k: columns.get(k) for k in ("test_loss", "teacher_loss", "gap", "grad_norm_sq")}
+        shown = {k: columns.get(k) for k in ("start_test_loss", "test_loss", "teacher_loss", "gap", "grad_norm_sq")}
         text = " ".join(f"{k}={v:.4f}" for k, v in shown.items() if v is not None)
         log.info("%s: %s (%s)", name, text, duration(seconds))
         return row
@@ -119,6 +121,13 @@ def task(raw: DictConfig) -> float | None:
 
 
 def main() -> int:
+    if any(a in ("-h", "--help") for a in sys.argv[1:]):
+        print((__doc__ or "").strip())
+        print("\nKeys (defaults; study=FOLDER under results/): see conf/config.yaml and experiments/config.py.")
+        groups = {p.name: sorted(q.stem for q in p.glob("*.yaml")) for p in sorted(CONF.iterdir()) if p.is_dir()}
+        for name in ("teacher", "data", "student", "optimizer", "measure", "experiment"):
+            print(f"  {'+' if name == 'experiment' else ''}{name}={'|'.join(groups[name])}")
+        return 0
     config.register()
     return command.hydra_main(task)
 

@@ -207,7 +207,7 @@ def train_chunk(
         updates, opt_state = direction.update(grads, state.opt_state, state.params)
         rate = hyper.learning_rate * optimizer.factor(state.step, jnp.asarray(hyper.steps))
         params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, state.params, updates)
-        row = jnp.stack([terms.total, terms.clone, terms.kl, terms.ce, optax.global_norm(grads)])
+        row = jnp.stack([terms.total, terms.clone, terms.kl, terms.ce, optax.tree.norm(grads)])
         return TrainState(params, opt_state, state.step + 1), log_C5.at[i].set(row.astype(jnp.float32))
 
     state, log_C5 = jax.lax.fori_loop(0, count, body, (state, jnp.zeros((CHUNK, 5), jnp.float32)))

@@ -1,8 +1,43 @@
-"""Test configuration: mistakes become errors (see the ten habits in the docs)."""
+"""Test configuration: mistakes become errors."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
-# One thread a worker and no accelerator: bit-identity is promised for one thread only.
+# One thread a worker and no accelerator: bit-identity is promised for one thread only. Set before JAX is imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def reference_cases() -> list[Path]:
+    """Folders with dumps of the authors' implementation: the copies here and those of LRC_REFERENCE_CASES."""
+    roots = [HERE / "reference", *(Path(p) for p in os.environ.get("LRC_REFERENCE_CASES", "").split(":") if p)]
+    found: dict[str, Path] = {}
+    for root in roots:
+        if not root.is_dir():
+            raise pytest.UsageError(f"LRC_REFERENCE_CASES: {root} is no folder")
+        for path in sorted(root.rglob("expected.json")):
+            found[path.parent.name] = path.parent  # a later root replaces an earlier case of the same name
+    return [found[name] for name in sorted(found)]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case_folder" in metafunc.fixturenames:
+        cases = reference_cases()
+        metafunc.parametrize("case_folder", cases, ids=[c.name for c in cases])
+
+
+@pytest.fixture(autouse=True)
+def strict_jax() -> Iterator[None]:
+    """Silent broadcasting over ranks is an error."""
+    import jax
+
+    with jax.numpy_rank_promotion("raise"):
+        yield

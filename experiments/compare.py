@@ -1,0 +1,70 @@
+"""Students of a study side by side.
+
+    python -m experiments.compare study=NAME
+
+One line a kind of student and rank: test loss with its standard error (over seeds where there are several, else over
+test sequences), the loss that it started from, perplexity, trained numbers, tokens trained on.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from experiments.collect import collect
+from experiments.command import guarded, study_arguments
+from experiments.store import Study
+
+KEYS = ["student", "matrices", "init", "clone_weight", "kl_weight", "rank", "samples", "steps"]
+
+
+def side_by_side(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a kind of student; means over seeds."""
+    keys = [k for k in KEYS if k in frame]
+    out = []
+    for values, part in frame.groupby(keys, dropna=False):
+        several = len(part) > 1
+        se = part["test_loss"].std(ddof=1) / math.sqrt(len(part)) if several else part["test_loss_se"].iloc[0]
+        out.append(
+            dict(zip(keys, values, strict=True))
+            | {
+                "seeds": len(part),
+                "start": part["start_test_loss"].mean() if "start_test_loss" in part else math.nan,
+                "test_loss": part["test_loss"].mean(),
+                "se": se,
+                "perplexity": math.exp(part["test_loss"].mean()),
+                "params": int(part["params"].iloc[0]),
+                "tokens": int((part["steps"] * part["batch_size"] * part["sequence_length"]).iloc[0]),
+                "teacher_loss": part["teacher_loss"].mean(),
+            }
+        )
+    return pd.DataFrame(out).sort_values("test_loss", ignore_index=True)
+
+
+def main() -> int:
+    arguments = study_arguments(__doc__)
+    frame = side_by_side(collect(Study.of(arguments["results_dir"], arguments["study"])))
+    varying = [k for k in KEYS if k in frame and (k in ("student", "rank") or frame[k].nunique(dropna=False) > 1)]
+    grid = Table(*varying, "seeds", "start", "test loss", "perplexity", "params", "tokens")
+    first = frame.iloc[0]
+    grid.add_row(
+        "teacher",
+        *[""] * (len(varying) - 1),
+        "",
+        "",
+        f"{first['teacher_loss']:.4f}",
+        f"{math.exp(first['teacher_loss']):.2f}",
+    )
+    for _, line in frame.iterrows():
+        names = ["" if pd.isna(line[k]) else f"{line[k]}" for k in varying]
+        numbers = [f"{line['start']:.4f}", f"{line['test_loss']:.4f} ± {line['se']:.4f}", f"{line['perplexity']:.2f}"]
+        grid.add_row(*names, str(line["seeds"]), *numbers, f"{line['params']:,}", f"{line['tokens']:,}")
+    Console().print(grid)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(guarded(main))

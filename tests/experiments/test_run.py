@@ -1,0 +1,273 @@
+"""The workshop end to end: runs, sweeps, kill and resume, errors in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file, save_file
+
+ROOT = Path(__file__).resolve().parents[2]
+CASE = ROOT / "tests" / "reference" / "tied_tieproj_T40"
+# A teacher and a pool so small that a run is a second.
+SMALL = [
+    "teacher.hidden_size=16",
+    "teacher.intermediate_size=16",
+    "teacher.steps=40",
+    "teacher.check_every=20",
+    "teacher.pool=512",
+    "data.vocabulary=8",
+    "sequence_length=6",
+    "batch_size=8",
+    "steps=20",
+    "samples=64",
+    "rank=4",
+    "measure.test_samples=64",
+    "measure.reference_samples=64",
+]
+
+
+def command(*arguments, cwd):
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def call(*arguments, cwd):
+    process = command(*arguments, cwd=cwd)
+    out, err = process.communicate(timeout=280)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a finished sweep of 2 x 2 runs."""
+    folder = tmp_path_factory.mktemp("work")
+    sweep = ["experiments.run", "-m", *SMALL, "rank=2,4", "seed=0,1", "study=whole"]
+    code, out, err = call(*sweep, cwd=folder)
+    assert code == 0, err
+    assert out.count("test_loss=") == 4
+    return folder, sweep
+
+
+def rows(folder, study="whole"):
+    return [json.loads(p.read_text()) for p in sorted((folder / "results" / study / "runs").glob("*/row.json"))]
+
+
+def test_rows_have_the_table_of_the_contract(workplace):
+    folder, _ = workplace
+    code, out, _ = call("experiments.collect", "study=whole", cwd=folder)
+    assert code == 0
+    assert "4 rows" in out
+    frame = pd.read_csv(folder / "results/whole/measurements.csv")
+    needed = {"rank", "samples", "steps", "seed", "params", "d_in", "d_out", "train_loss", "test_loss", "gap"}
+    assert needed <= set(frame.columns)
+    assert frame[sorted(needed)].notna().all().all()
+    assert (frame["test_loss"] > frame["bayes_loss"]).all()
+    parquet = pd.read_parquet(folder / "results/whole/measurements.parquet")
+    np.testing.assert_allclose(parquet["gap"], frame["gap"], rtol=1e-8)
+    for path in (folder / "results/whole/runs").iterdir():
+        assert {p.name for p in path.iterdir()} >= {"config.yaml", "metrics.jsonl", "row.json"}
+        assert not (path / "claim.json").exists()
+
+
+def test_running_again_computes_nothing_and_status_says_done(workplace):
+    folder, sweep = workplace
+    before = {p: p.stat().st_mtime_ns for p in (folder / "results/whole/runs").glob("*/row.json")}
+    code, out, _ = call(*sweep, cwd=folder)
+    assert code == 0
+    assert out.count("already done") == 4
+    assert before == {p: p.stat().st_mtime_ns for p in (folder / "results/whole/runs").glob("*/row.json")}
+    code, out, _ = call("experiments.status", "study=whole", cwd=folder)
+    assert code == 0
+    assert "4" in out.split("sweep-")[1]
+
+
+def test_killed_and_started_again_gives_the_same_table(workplace):
+    """SIGKILL as soon as one run is done; the second start runs the rest; the table equals the uninterrupted one."""
+    folder, sweep = workplace
+    again = [*sweep[:-1], "study=killed"]
+    process = command(*again, cwd=folder)
+    deadline = time.monotonic() + 240
+    while not rows(folder, "killed") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = len(rows(folder, "killed"))
+    assert 1 <= done < 4
+    code, out, err = call("experiments.status", "study=killed", cwd=folder)
+    assert code == 1, err
+    code, out, err = call(*again, cwd=folder)
+    assert code == 0, err
+    assert out.count("already done") == done
+    for study in ("whole", "killed"):
+        assert call("experiments.collect", f"study={study}", cwd=folder)[0] == 0
+    whole, killed = (folder / f"results/{s}/measurements.csv" for s in ("whole", "killed"))
+    assert whole.read_bytes() == killed.read_bytes()
+
+
+def test_a_diverged_run_is_marked_and_the_sweep_goes_on(workplace):
+    folder, _ = workplace
+    code, out, err = call("experiments.run", "-m", *SMALL, "optimizer.learning_rate=1e38,1e-2", "study=nan", cwd=folder)
+    assert code == 1
+    assert err.strip().splitlines()[-1].startswith("run failed: loss is nan at step")
+    assert "Traceback" not in err
+    assert len(rows(folder, "nan")) == 1
+    code, out, _ = call("experiments.status", "study=nan", cwd=folder)
+    assert code == 1
+    assert "failed: " in out
+    assert "lower the learning rate" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("student", ["direct", "scratch", "svd", "factorized", "head", "bilinear"])
+def test_every_student_runs(workplace, student):
+    folder, _ = workplace
+    extra = {
+        "head": ["student=factorized", "student.matrices=head", "measure.approximation=true", "clone_weight=0"],
+        "bilinear": ["student=bilinear", "teacher=language", "data.order=1"],
+    }.get(student, [f"student={student}"])
+    small = [s for s in SMALL if student != "bilinear" or not s.startswith("teacher.")]
+    code, _, err = call("experiments.run", *small, *extra, f"study={student}", "labels=teacher", cwd=folder)
+    assert code == 0, err
+    columns = rows(folder, student)[0]["columns"]
+    assert columns["test_loss"] > columns["teacher_loss"] - 1e-9
+    assert np.isfinite(columns["gap"])
+
+
+def test_convergence_run_measures_both_sides(workplace):
+    folder, _ = workplace
+    code, _, err = call(
+        "experiments.run", *SMALL, "optimizer=sgd", "measure.convergence=true", "labels=teacher", "measure.pool=256",
+        "student.init=fan_in", "student.unit_embedding=true", "study=sgd", cwd=folder,
+    )  # fmt: skip
+    assert code == 0, err
+    columns = rows(folder, "sgd")[0]["columns"]
+    assert columns["step_size"] == pytest.approx(0.5 / np.sqrt(20))
+    for name in ("grad_norm_sq", "smoothness", "grad_variance", "loss_decrease"):
+        assert columns[name] > 0, name
+
+
+def damaged(tmp_path, how):
+    """A copy of a small teacher with something wrong."""
+    folder = tmp_path / how
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((CASE / "teacher" / name).read_bytes())
+    weights, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
+    tensors = load_file(weights)
+    if how == "truncated":
+        weights.write_bytes(weights.read_bytes()[:5000])
+    elif how == "missing":
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        save_file(tensors, weights)
+    elif how == "shape":
+        tensors["model.norm.weight"] = np.zeros(31, np.float32)
+        save_file(tensors, weights)
+    elif how == "architecture":
+        config["model_type"] = "gpt2"
+        (folder / "config.json").write_text(json.dumps(config))
+    elif how == "absent":
+        weights.unlink()
+    return folder
+
+
+BAD_TEACHERS = {
+    "truncated": "model.safetensors: damaged or truncated",
+    "missing": "model.layers.1.mlp.up_proj.weight",
+    "shape": "model.norm.weight has shape [31]",
+    "architecture": "model_type 'gpt2' is not supported",
+    "absent": "no *.safetensors file",
+}
+
+
+def one_line(code, err):
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert code == 2, err
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+@pytest.mark.parametrize("how", BAD_TEACHERS)
+def test_bad_teacher_is_one_line(tmp_path, how):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat.\n" * 400)
+    folder = damaged(tmp_path, how)
+    code, _, err = call(
+        "experiments.run",
+        "teacher=huggingface",
+        f"teacher.path={folder}",
+        "data=text",
+        f"data.path={text}",
+        cwd=tmp_path,
+    )
+    assert BAD_TEACHERS[how] in one_line(code, err)
+
+
+BAD_ARGUMENTS = {
+    "rank=0": "rank: 0 is too small",
+    "rank=99": "rank: 99 is outside 1..16",
+    "samples=0": "samples: 0",
+    "batch_size=x": "batch_size",
+    "nonsense=1": "nonsense",
+    "student.init=fast": "student.init: 'fast' is unknown; choose one of random, fan_in, pca, channels",
+    "temperature=0": "temperature: 0.0 must be above 0",
+    "optimizer.learning_rate=nan": "optimizer.learning_rate: nan is not finite",
+    "data=text data.path=empty.txt": "empty.txt: the file is empty",
+    "data=text data.path=none.txt": "none.txt does not exist",
+    "data=text data.path=short.txt samples=100000": "samples: 100000 asked, the student pool has",
+    "student=bilinear": "bilinear and teacher=language belong together",
+    "+experiment=nothing": "nothing",
+    "teacher=huggingface data=text data.path=short.txt": "path",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD_ARGUMENTS)
+def test_bad_arguments_are_one_line(tmp_path, arguments):
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "short.txt").write_text("the cat sat on the mat.\n" * 400)
+    given = arguments.split()
+    kept = [s for s in SMALL if "vocabulary" not in s or "data=text" not in given]
+    kept = [s for s in kept if "teacher=huggingface" not in given or not s.startswith("teacher.")]
+    code, _, err = call("experiments.run", *kept, *given, cwd=tmp_path)
+    assert BAD_ARGUMENTS[arguments] in one_line(code, err)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("experiments.collect", [], "study: missing"),
+        ("experiments.collect", ["study=none"], "does not exist"),
+        ("experiments.status", ["study=none"], "does not exist"),
+        ("experiments.figures", ["study=x", "colour=red"], "colour=red: unknown argument"),
+        ("experiments.report", ["study=none"], "does not exist"),
+        ("experiments.reproduce", ["study=none"], "choose one of"),
+        ("experiments.reproduce", ["study=demo", "jobs=0"], "jobs"),
+        ("experiments.reproduce", ["study=demo", "data.path=x"], "data.path needs"),
+    ],
+)
+def test_bad_study_arguments_are_one_line(tmp_path, module, arguments, message):
+    code, _, err = call(module, *arguments, cwd=tmp_path)
+    assert message in one_line(code, err)
+
+
+@pytest.mark.parametrize("module", ["run", "collect", "status", "figures", "report", "reproduce", "compare"])
+def test_help(tmp_path, module):
+    code, out, _ = call(f"experiments.{module}", "--help", cwd=tmp_path)
+    assert code == 0
+    assert "study" in out
+
+
+def test_one_thread_is_the_default(workplace):
+    folder, _ = workplace
+    with contextlib.suppress(KeyError):
+        assert "intra_op_parallelism_threads" in os.environ["XLA_FLAGS"]
+    assert rows(folder)[0]["machine"]["jax"]
