@@ -1,0 +1,337 @@
+"""Does training the projections follow the dynamics of training the student's weights?
+
+Let S be the student's weights, P what is trained, S = M(P), and G = dLoss/dS. Gradient flow moves
+
+    direct training:     dS/dt = -G
+    Low-Rank Clone:      dS/dt = -K G,    K = J J^T,  J = dS/dP
+
+and K is A A^T for a matrix S = A P of the teacher's A: the clone is direct training with a constant preconditioner,
+the same flow up to a change of time exactly where K is a multiple of the identity on the gradients. Measured here: the
+angle between the two flows, the spectra of their tangent kernels, and the divergence of the students that result.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from lrc_jax.losses import kl_per_token
+from lrc_jax.measure.gradients import Loss, Params, SampleBatch, as_partial
+from lrc_jax.measure.spectra import LAYER_MATRICES, Spectrum
+from lrc_jax.model import DecoderConfig, LayerWeights, Weights, forward
+
+MATRIX_CLASSES = ("embed", "q", "k", "v", "o", "gate", "up", "down", "head")
+GAINS = "gains"  # norm gains and biases: trained as they are by both
+
+
+def by_class(weights: Weights) -> dict[str, list[Array]]:
+    """The decoder's arrays grouped by the class of their matrix, layers together."""
+    groups: dict[str, list[Array]] = {name: [] for name in (*MATRIX_CLASSES, GAINS)}
+    groups["embed"].append(weights.embed_VD)
+    groups[GAINS].append(weights.final_norm_D)
+    if weights.head_DV is not None:
+        groups["head"].append(weights.head_DV)
+    for layer in weights.layers:
+        for field, value in vars(layer).items():
+            if value is not None:
+                groups[LAYER_MATRICES[field][0] if field in LAYER_MATRICES else GAINS].append(value)
+    return {name: arrays for name, arrays in groups.items() if arrays}
+
+
+def _dots(a: list[Array], b: list[Array]) -> Array:
+    """Inner products [A, B] of stacked arrays, summed over the arrays of a class."""
+    flat = [(x.reshape(x.shape[0], -1), y.reshape(y.shape[0], -1)) for x, y in zip(a, b, strict=True)]
+    return functools.reduce(jnp.add, [x @ y.T for x, y in flat])
+
+
+@functools.partial(jax.jit, static_argnames=("batch_size", "blocks"))
+def _gram(
+    weight_map: Any, loss: Any, sample: Any, params: Params, key: Array, batch_size: int, blocks: int
+) -> dict[str, Array]:
+    """By class [3, blocks, blocks]: <G_a, G_b>, <K G_a, G_b>, <K G_a, K G_b> of independent batches."""
+    weights, pull = jax.vjp(weight_map, params)
+
+    def flows(block_key: Array) -> tuple[Weights, Weights]:
+        grad = jax.grad(loss)(weights, sample(block_key, batch_size))
+        return grad, jax.jvp(weight_map, (params,), pull(grad))[1]
+
+    grads, moved = jax.lax.map(flows, jax.random.split(key, blocks))
+    classes, moved_classes = by_class(grads), by_class(moved)
+    return {
+        name: jnp.stack([_dots(g, g), _dots(moved_classes[name], g), _dots(moved_classes[name], moved_classes[name])])
+        for name, g in classes.items()
+    }
+
+
+class Alignment(NamedTuple):
+    """Of one class of matrices, layers together.
+
+    Attributes:
+      cos: cosine between K G and G, the flows of the clone and of direct training.
+      descent: <K G, G> / (s^2 |G|^2) in [1/kappa^2, 1]: speed of descent against that of the fastest direction.
+      floor: 2 kappa / (1 + kappa^2), the least cosine (Kantorovich); 0 where the matrix cannot reach every direction.
+      cos_se, descent_se: by the jackknife over batches. nan where noise outweighs the gradient.
+    """
+
+    matrix: str
+    cos: float
+    cos_se: float
+    descent: float
+    descent_se: float
+    floor: float
+    kappa: float
+
+
+def kantorovich_floor(spectra: list[Spectrum]) -> float:
+    """Least possible cosine of K G with G, 2 kappa / (1 + kappa^2), for the block-diagonal K of these matrices."""
+    if not all(x.spans_free for x in spectra):
+        return 0.0
+    kappa = max(x.s for x in spectra) / min(x.mu for x in spectra)
+    return 2 * kappa / (1 + kappa**2)
+
+
+def _ratios(gram: np.ndarray, s_sq: float) -> np.ndarray:
+    """cos and descent from Gram matrices [3, B, B], by pairs of different batches only."""
+    blocks = gram.shape[-1]
+    different = ~np.eye(blocks, dtype=bool)
+    gg, kg, kk = gram[:, different].mean(axis=1)
+    cos = kg / math.sqrt(gg * kk) if gg > 0 and kk > 0 else math.nan
+    return np.array([cos, kg / (s_sq * gg) if gg > 0 else math.nan])
+
+
+def alignment(
+    weight_map: Any,
+    loss: Loss,
+    sample_batch: SampleBatch,
+    params: Params,
+    key: Array,
+    spectra: list[Spectrum],
+    *,
+    batch_size: int = 256,
+    blocks: int = 8,
+) -> list[Alignment]:
+    """Angle and speed of the clone's flow against direct training's, by class of matrix.
+
+    Every inner product is taken between gradients of *different* batches, so that minibatch noise, which would align
+    with itself, is not counted. (Noise enters cos and descent of a single batch with both signs.)
+
+    Args:
+      weight_map: params -> Weights, `Partial(student.weights, ...)` style; shared projections are followed.
+      loss: loss(weights, batch) of the student's *weights*.
+      sample_batch, batch_size: independent units.
+      params: where.
+      key: of the batches.
+      spectra: `teacher_spectra` of the matrices behind the projections.
+      blocks: independent batches, at least 3.
+    """
+    if blocks < 3:
+        raise ValueError(f"blocks: {blocks} is too few for a standard error; give at least 3")
+    grams = _gram(*map(as_partial, (weight_map, loss, sample_batch)), params, key, batch_size, blocks)
+    out = []
+    for name, value in grams.items():
+        if name == GAINS:
+            continue
+        gram = np.asarray(value, np.float64)
+        of_class = [x for x in spectra if x.name == name]
+        s, mu = max(x.s for x in of_class), min(x.mu for x in of_class)
+        without = np.array([_ratios(np.delete(np.delete(gram, b, axis=1), b, axis=2), s**2) for b in range(blocks)])
+        (cos, descent), errors = _ratios(gram, s**2), np.sqrt((blocks - 1) * np.var(without, axis=0))
+        floor = kantorovich_floor(of_class)
+        out.append(Alignment(name, float(cos), float(errors[0]), float(descent), float(errors[1]), floor, s / mu))
+    return out
+
+
+class TangentKernels(NamedTuple):
+    """Neural tangent kernels on the same outputs, and how they compare.
+
+    Attributes:
+      ratios: lambda_i(clone) / lambda_i(direct), eigenvalues in descending order; within [min mu^2, max s^2] of the
+        matrices (Ostrowski). Only eigenvalues above rounding.
+      alignment: tr(A B) / (|A| |B|), centred (CKA): 1 where they are proportional.
+      direct, clone: the kernels [M, M].
+    """
+
+    ratios: np.ndarray
+    alignment: float
+    direct: np.ndarray
+    clone: np.ndarray
+
+
+@functools.partial(jax.jit, static_argnames=("chunk",))
+def _kernels(weight_map: Any, outputs: Any, params: Params, chunk: int) -> tuple[Array, Array]:
+    weights, pull_weights = jax.vjp(weight_map, params)
+    values, pull_outputs = jax.vjp(outputs, weights)
+
+    def rows(cotangent_M: Array) -> tuple[Array, Array]:
+        (grad,) = pull_outputs(cotangent_M)
+        (grad_p,) = pull_weights(grad)
+        return tuple(jnp.concatenate([x.ravel() for x in jax.tree.leaves(g)]) for g in (grad, grad_p))  # type: ignore
+
+    jac_s, jac_p = jax.lax.map(rows, jnp.eye(values.shape[0], dtype=values.dtype), batch_size=chunk)
+    return jac_s @ jac_s.T, jac_p @ jac_p.T
+
+
+def tangent_kernels(weight_map: Any, outputs: Any, params: Params, chunk: int = 32) -> TangentKernels:
+    """Kernels J_S J_S^T of direct training and J_P J_P^T of the clone.
+
+    Args:
+      weight_map: params -> Weights.
+      outputs: weights -> [M] numbers, M <= 256 (`probe_logits`); cost M backward passes, memory M x parameters.
+      params: where.
+    """
+    both = _kernels(as_partial(weight_map), as_partial(outputs), params, chunk)
+    direct, clone = (np.asarray(x, np.float64) for x in both)
+    values, clone_values = (np.linalg.eigvalsh(x)[::-1] for x in (direct, clone))
+    keep = values > 1e-4 * values[0]  # float32 Jacobians
+    centre = np.eye(len(direct)) - 1 / len(direct)
+    a, b = centre @ direct @ centre, centre @ clone @ centre
+    cka = float(np.sum(a * b) / (np.linalg.norm(a) * np.linalg.norm(b)))
+    return TangentKernels(clone_values[keep] / values[keep], cka, direct, clone)
+
+
+def probe_logits(
+    config: DecoderConfig,
+    tokens_BT: Int[Array, "B T"],
+    position_M: Int[Array, "M"],
+    token_M: Int[Array, "M"],
+    weights: Weights,
+) -> Float[Array, "M"]:
+    """Logits of chosen tokens at chosen flat positions, relative to the mean over the vocabulary (softmax does not
+    see a common shift). Bind all but the weights: `Partial(functools.partial(probe_logits, config), tokens, ...)`."""
+    logits_NV = forward(config, weights, tokens_BT).logits_NV
+    centred_NV = logits_NV - jnp.mean(logits_NV, axis=-1, keepdims=True)
+    return centred_NV[position_M, token_M]
+
+
+class Divergence(NamedTuple):
+    """Mean token KL over held-out contexts (nats) and its standard error over sequences."""
+
+    value: float
+    standard_error: float
+
+
+@functools.partial(jax.jit, static_argnames=("configs",))
+def _sequence_kl(
+    configs: tuple[DecoderConfig, DecoderConfig], first: Weights, second: Weights, tokens_BT: Array
+) -> Array:
+    first_NV, second_NV = (
+        forward(config, w, tokens_BT).logits_NV for config, w in zip(configs, (first, second), strict=True)
+    )
+    return jnp.mean(kl_per_token(first_NV, second_NV, 1.0).reshape(tokens_BT.shape), axis=1)
+
+
+def divergence(
+    first: tuple[DecoderConfig, Weights],
+    second: tuple[DecoderConfig, Weights],
+    tokens_NT: Int[np.ndarray, "N T"],
+    batch: int = 512,
+) -> Divergence:
+    """D = mean token KL(first || second) of two students on held-out contexts.
+
+    The claim compares D(direct, clone) with D_0 = D(direct, direct with another order of data), at matched training
+    loss. Sequences beyond a whole number of batches are left out.
+    """
+    batch = min(batch, len(tokens_NT))
+    values = np.concatenate(
+        [
+            np.asarray(_sequence_kl((first[0], second[0]), first[1], second[1], tokens_NT[i : i + batch]), np.float64)
+            for i in range(0, len(tokens_NT) - batch + 1, batch)
+        ]
+    )
+    return Divergence(float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))))
+
+
+def matched_step(losses: Float[np.ndarray, "T"], target: float, window: int = 50) -> int | None:
+    """First step at which the trailing mean of the training loss over `window` steps is at most `target`; None where
+    it never is. Students are compared at matched training loss, not at equal numbers of steps."""
+    losses = np.asarray(losses, np.float64)
+    if len(losses) < window:
+        return None
+    means = np.convolve(losses, np.ones(window) / window, mode="valid")
+    reached = np.flatnonzero(means <= target)
+    return int(reached[0]) + window if reached.size else None
+
+
+# ------------------------------------------------------------------------------------------- the whitening intervention
+
+
+def polar_factor(matrix: Float[Array, "a b"], tolerance: float = 1e-5) -> Float[Array, "a b"]:
+    """U V^T of the compact singular value decomposition: the same row and column space, every singular value 1."""
+    u, s, vt = np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False)
+    rank = int(np.sum(s > tolerance * s[0]))
+    return jnp.asarray(u[:, :rank] @ vt[:rank], matrix.dtype)
+
+
+def whiten_teacher(weights: Weights, matrices: tuple[str, ...] = ("q", "k", "v", "o")) -> Weights:
+    """The teacher with the matrices of these classes replaced by their polar factors.
+
+    With such a matrix in place of A, K = A A^T is the identity where the matrix reaches every direction (square, or
+    wide on its free side), and a projection elsewhere. Training the projections then *is* direct training of that
+    matrix. If whitening does not remove the discrepancy there, the explanation of it is wrong. Only the map from
+    projections to weights may use the result: distil from the original teacher.
+    """
+    unknown = [m for m in matrices if m not in MATRIX_CLASSES]
+    if unknown:
+        raise ValueError(f"matrices: {', '.join(unknown)} unknown; known: {', '.join(MATRIX_CLASSES)}")
+
+    def whitened(layer: LayerWeights) -> LayerWeights:
+        fields = [f for f, (name, _) in LAYER_MATRICES.items() if name in matrices]
+        return layer.replace(**{f: polar_factor(getattr(layer, f)) for f in fields})  # type: ignore[attr-defined]
+
+    embed, head = weights.embed_VD, weights.head_DV
+    if "head" in matrices and head is None:
+        raise ValueError("matrices: the head is the embedding, transposed; whiten embed")
+    return Weights(
+        embed_VD=polar_factor(embed) if "embed" in matrices else embed,
+        layers=tuple(map(whitened, weights.layers)),
+        final_norm_D=weights.final_norm_D,
+        head_DV=polar_factor(head) if head is not None and "head" in matrices else head,
+    )
+
+
+def same_start(params: dict[str, Array], teacher: Weights, whitened: Weights) -> dict[str, Array]:
+    """Projections for a whitened teacher that give the same student weights as `params` do for the original one.
+
+    For S = A P and the polar factor Q of A: Q (Q^T A P) = A P, since Q Q^T projects on the columns of A.
+
+    Args:
+      params: of a Low-Rank Clone with projections of its own for q, k, v, gate and up (the default flags).
+
+    Raises:
+      ValueError: projections are shared between matrices.
+    """
+    layers = sorted({int(name.split(".")[2]) for name in params if name.startswith("model.layers.")})
+    shared = [i for i in layers if f"model.layers.{i}.self_attn.zoom_q.weight" not in params]
+    shared += [i for i in layers if f"model.layers.{i}.mlp.zoom_gate.weight" not in params]
+    if shared or "zoom_down.weight" not in params:
+        raise ValueError("same_start: projections are shared between matrices; use the default flags")
+    out = dict(params)
+
+    def moved(name: str, old: Array, new: Array, projects_input: bool, stored_transposed: bool) -> None:
+        """P <- Q^T A P, with A = old and Q = new brought to [free, projected]; P may be stored as [s, D]."""
+        if old is new:  # this matrix was not whitened
+            return
+        move_DD = new @ old.T if projects_input else new.T @ old
+        out[name] = params[name] @ move_DD.T if stored_transposed else move_DD @ params[name]
+
+    for i in layers:
+        old, new = teacher.layers[i], whitened.layers[i]
+        attn, mlp = f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
+        for letter, field in (("q", "q_DQ"), ("k", "k_DK"), ("v", "v_DK")):
+            moved(f"{attn}zoom_{letter}.weight", getattr(old, field), getattr(new, field), True, False)
+        moved(attn + "zoom_down.weight", old.o_QD, new.o_QD, False, True)
+        moved(mlp + "zoom_gate.weight", old.gate_DF, new.gate_DF, True, True)
+        moved(mlp + "zoom_up.weight", old.up_DF, new.up_DF, True, True)
+        moved(mlp + "zoom_down.weight", old.down_FD, new.down_FD, False, True)
+    moved("model.zoom.weight", teacher.embed_VD, whitened.embed_VD, False, True)
+    if teacher.head_DV is None:
+        moved("zoom_down.weight", teacher.embed_VD, whitened.embed_VD, False, True)
+    else:
+        moved("zoom_down.weight", teacher.head_DV, whitened.head_DV, True, True)  # type: ignore[arg-type]
+    return out
