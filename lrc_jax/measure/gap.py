@@ -72,3 +72,14 @@ def control_variate_gap(
     else:
         test_excess = test.student - (test.teacher if reference_test is None else reference_test.student)
     return difference(mean(test_excess), mean(train.student - anchor_train))
+
+
+def excess(test: SequenceLosses, best: SequenceLosses, *, labels_from_teacher: bool) -> Estimate:
+    """L_test(h) - inf L over the class, with the class's best member (trained at unlimited samples) for the infimum:
+    paired on the same test sequences, so that their difficulty cancels."""
+    return mean(test.kl - best.kl if labels_from_teacher else test.student - best.student)
+
+
+def total(test: SequenceLosses, *, labels_from_teacher: bool) -> Estimate:
+    """L_test(h) - L_test(teacher), paired: the KL where labels were drawn from the teacher (no label noise)."""
+    return mean(test.kl if labels_from_teacher else test.student - test.teacher)
