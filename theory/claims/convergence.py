@@ -193,8 +193,7 @@ def judge(table: Table, margin: float, *, all_rivals: bool = True) -> ClaimRepor
         all_rivals=all_rivals,
     )
     exponent = result.exponents["steps"]
-    fixed = _fixed_step(usable)
-    if fixed and exponent.verdict != UNTESTABLE:
+    if _fixed_step(usable):
         exponent = type(exponent)(
             exponent.claimed, exponent.estimate, exponent.ci90, exponent.ci95, UNTESTABLE, UNTESTABLE, exponent.details
         )

@@ -1,0 +1,92 @@
+"""Claims 4 and 5: ordering and ratio of information, divergence of trajectories."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from theory.check import check_table
+from theory.claims.information import trend_test
+from theory.planted.surfaces import Design, dynamics_table, information_table
+from theory.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, REFUTED, UNTESTABLE, VIOLATED
+
+DESIGN = Design()
+
+
+def information_report(frame):
+    return check_table(frame, claims=["information"]).claims["information"]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "rising", "verdict"),
+    [
+        (0.985, True, CONSISTENT),
+        (0.925, True, INCONCLUSIVE),  # neither reached nor refuted
+        (0.85, True, REFUTED),
+        (0.985, False, REFUTED),  # falls with the clone weight
+    ],
+)
+def test_planted_information(ratio, rising, verdict, rng):
+    report = information_report(information_table(ratio, DESIGN, rng, rising=rising))
+    assert report.verdict == verdict
+    assert report.to_dict()["ceiling_ratio"]["estimate"] == pytest.approx(ratio, abs=0.02)
+    assert report.bound.verdict == HOLDS
+    assert np.sign(report.exponents["clone_weight"].estimate) == (1 if rising else -1)
+
+
+def test_two_seeds_or_two_weights_are_untestable(rng):
+    assert information_report(information_table(0.985, replace(DESIGN, seeds=2), rng)).verdict == UNTESTABLE
+    assert information_report(information_table(0.985, DESIGN, rng, weights=(0, 1))).verdict == UNTESTABLE
+
+
+def test_the_worst_site_decides(rng):
+    good, bad = information_table(0.985, DESIGN, rng), information_table(0.8, DESIGN, rng)
+    frame = pd.concat([good.assign(site="q"), bad.assign(site="mlp")])
+    report = information_report(frame)
+    assert report.verdict == REFUTED
+    assert "mlp" in report.fields["ceiling_ratio"]["site"]
+
+
+def test_single_rows_above_the_ceiling_are_no_error_but_a_mean_is(rng):
+    frame = information_table(0.985, DESIGN, rng)
+    frame.loc[frame.index[-1], "mutual_information"] = 10.3
+    assert information_report(frame).bound.verdict != VIOLATED
+    above = information_report(information_table(1.2, DESIGN, rng))
+    assert above.bound.verdict == VIOLATED
+    assert above.verdict == REFUTED
+
+
+def test_information_below_its_proven_floor_is_a_violation(rng):
+    frame = information_table(0.985, DESIGN, rng).assign(mi_floor=11.0)
+    assert information_report(frame).bound.verdict == VIOLATED
+    assert information_report(frame.assign(mi_floor=1.0)).bound.verdict == HOLDS
+
+
+def test_trend_p_values_under_the_null_are_uniform_enough():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(60):
+        ranks = [rng.permutation(5) + 1.0 for _ in range(5)]
+        rho = np.array([np.corrcoef(r, np.arange(5))[0, 1] for r in ranks])
+        hits += trend_test(rho, ranks)[0] < 0.1
+    assert hits <= 14
+
+
+def dynamics_report(frame):
+    return check_table(frame, claims=["dynamics"]).claims["dynamics"]
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(1.0, CONSISTENT), (1.75, INCONCLUSIVE), (3.0, REFUTED)])
+def test_planted_dynamics(ratio, verdict, rng):
+    report = dynamics_report(dynamics_table(ratio, replace(DESIGN, noise=0.05), rng))
+    assert report.verdict == verdict
+    field = report.to_dict()["divergence_ratio"]
+    assert field["estimate"] == pytest.approx(ratio, rel=0.1)
+    assert field["ci95"][0] < field["estimate"] < field["ci95"][1]
+
+
+def test_dynamics_needs_five_seeds(rng):
+    assert dynamics_report(dynamics_table(1.0, replace(DESIGN, seeds=2), rng)).verdict == UNTESTABLE

@@ -1,0 +1,187 @@
+"""Claims 1 and 2: every verdict seen both ways on planted tables, and everything that must not be called CONSISTENT."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from theory.check import check_table
+from theory.planted.linear_loss import linear_loss_tables
+from theory.planted.optimisation import quadratic_table
+from theory.planted.surfaces import Design, broken_gap_table, gap_table, gradient_table, noise_gap_table
+from theory.verdicts import (
+    CONSISTENT,
+    HOLDS,
+    INCONCLUSIVE,
+    LOOSE,
+    NOT_EVALUATED,
+    REFUTED,
+    UNTESTABLE,
+    VACUOUS,
+    VIOLATED,
+)
+
+DESIGN = Design(noise=0.1)
+
+
+def gap_report(frame):
+    return check_table(frame, claims=["generalization"]).claims["generalization"]
+
+
+def step_report(frame):
+    return check_table(frame, claims=["convergence"]).claims["convergence"]
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "verdict", "rank", "samples"),
+    [
+        (1.0, 0.5, CONSISTENT, CONSISTENT, CONSISTENT),  # the abstract's own exponents
+        (0.5, 0.5, LOOSE, LOOSE, CONSISTENT),
+        (1.0, 1.0, LOOSE, CONSISTENT, LOOSE),
+        (1.4, 0.5, REFUTED, REFUTED, CONSISTENT),
+        (1.0, 0.25, REFUTED, CONSISTENT, REFUTED),
+    ],
+)
+def test_planted_exponents_give_the_planted_verdict(b, c, verdict, rank, samples, rng):
+    report = gap_report(gap_table(b, c, DESIGN, rng))
+    assert report.verdict == verdict
+    assert report.exponents["rank"].verdict == rank
+    assert report.exponents["samples"].verdict == samples
+    assert report.exponents["rank"].estimate == pytest.approx(b, abs=0.1)
+    assert report.exponents["samples"].estimate == pytest.approx(-c, abs=0.05)
+
+
+def test_the_sign_of_the_claimed_exponent_is_that_of_a_falling_gap(rng):
+    """A gap that falls as claimed passes; one that *grows* as sqrt N must be refuted."""
+    assert gap_report(gap_table(1.0, 0.5, DESIGN, rng)).exponents["samples"].claimed == -0.5
+    assert gap_report(gap_table(1.0, -0.5, DESIGN, rng)).exponents["samples"].verdict == REFUTED
+    assert step_report(gradient_table(0.5, DESIGN, rng)).verdict == REFUTED
+
+
+def test_regimes_of_the_exact_linear_problems(rng):
+    """E4: slow, abstract and fast are told apart, and each is only itself."""
+    for name, frame in linear_loss_tables(replace(DESIGN, ranks=(1, 2, 4, 8, 16, 32)), rng).items():
+        regimes = dict(gap_report(frame).fields["regimes"])
+        assert regimes.pop(name) == CONSISTENT, name
+        assert set(regimes.values()) == {REFUTED}, name
+
+
+def never_consistent(report, words):
+    assert report.verdict != CONSISTENT
+    text = " ".join(report.reasons)
+    assert words in text, text
+
+
+def test_an_offset_is_not_consistent_and_says_so(rng):
+    """A plateau under 1/N bends the slope to about -1/2."""
+    frame = gap_table(1.0, 1.0, replace(DESIGN, noise=0.05), rng, offset=8.0)
+    never_consistent(gap_report(frame), "offset")
+
+
+def test_one_decade_of_samples_is_untestable(rng):
+    report = gap_report(gap_table(1.0, 0.5, replace(DESIGN, samples=(64, 128, 256, 640)), rng))
+    assert report.exponents["samples"].verdict == UNTESTABLE
+    assert np.isfinite(report.exponents["samples"].estimate)
+    never_consistent(report, "samples spans 1.00 decades")
+
+
+def test_the_range_gate_is_inclusive(rng):
+    report = gap_report(gap_table(1.0, 0.5, replace(DESIGN, samples=(64, 640, 6400)), rng))
+    assert report.exponents["samples"].verdict == CONSISTENT
+
+
+def test_two_noisy_seeds_are_untestable(rng):
+    never_consistent(gap_report(gap_table(1.0, 0.5, replace(DESIGN, seeds=2, noise=0.5), rng)), "2 seeds per cell")
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_pure_fluctuation_is_not_consistent(absolute, rng):
+    """A gap of mean zero carries no signal; its absolute value falls as 1/sqrt N whatever the rank."""
+    report = gap_report(noise_gap_table(DESIGN, rng, absolute=absolute))
+    never_consistent(report, "mean gap / standard error")
+    assert report.exponents["rank"].verdict == UNTESTABLE
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.25, 0.75), (0.75, 0.25)])
+def test_a_broken_power_law_is_not_consistent(low, high, rng):
+    never_consistent(gap_report(broken_gap_table(1.0, low, high, DESIGN, rng)), "drifts")
+
+
+def test_exponents_that_differ_between_seeds_widen_the_interval(rng):
+    report = gap_report(gap_table(1.0, 0.5, replace(DESIGN, slope_sd=0.3), rng))
+    assert report.exponents["samples"].verdict in (INCONCLUSIVE, UNTESTABLE)
+    tight = gap_report(gap_table(1.0, 0.5, DESIGN, rng))
+    assert report.exponents["samples"].ci95.width > 5 * tight.exponents["samples"].ci95.width
+
+
+def test_collinear_designs_are_untestable(rng):
+    frame = gap_table(1.0, 0.5, DESIGN, rng)
+    position = np.round(4 * np.log(frame["rank"] / 4) / np.log(8))
+    keep = frame["samples"] == 64 * 4**position
+    never_consistent(gap_report(frame[keep]), "move together")
+
+
+def test_rank_range_gate(rng):
+    report = gap_report(gap_table(1.0, 0.5, replace(DESIGN, ranks=(4, 6, 8, 12, 16)), rng))
+    assert report.exponents["rank"].verdict == UNTESTABLE
+    assert report.exponents["samples"].verdict == CONSISTENT
+    assert report.verdict == UNTESTABLE
+
+
+def test_wider_margins_accept_more(rng):
+    frame = gap_table(1.0, 0.62, DESIGN, rng)
+    assert check_table(frame, margin=0.2).claims["generalization"].verdict == CONSISTENT
+    assert check_table(frame, margin=0.05).claims["generalization"].verdict == LOOSE
+
+
+@pytest.mark.parametrize(("exponent", "verdict"), [(-0.5, CONSISTENT), (-1.0, LOOSE), (-0.25, REFUTED)])
+def test_planted_convergence(exponent, verdict, rng):
+    report = step_report(gradient_table(exponent, DESIGN, rng))
+    assert report.verdict == verdict
+    assert report.bound.verdict == NOT_EVALUATED
+
+
+def test_a_plateau_is_not_consistent(rng):
+    never_consistent(step_report(gradient_table(-1.0, DESIGN, rng, plateau=5.0)), "offset")
+
+
+def test_slopes_along_one_run_are_untestable(rng):
+    """A fixed step for every horizon: the running average of a single run."""
+    report = step_report(quadratic_table(DESIGN, rng, step=0.05))
+    assert report.exponents["steps"].verdict == UNTESTABLE
+    never_consistent(report, "the step size is the same at every horizon")
+
+
+def test_the_bound_holds_on_quadratics_and_is_violated_by_a_wrong_constant(rng):
+    assert step_report(quadratic_table(DESIGN, rng)).bound.verdict == HOLDS
+    frame = quadratic_table(DESIGN, rng)
+    frame[["grad_variance", "loss_decrease"]] *= 0.02
+    wrong = step_report(frame)
+    assert wrong.bound.verdict == VIOLATED
+    assert wrong.verdict == REFUTED
+    assert wrong.bound.worst_ratio > 1
+
+
+def test_the_theorem_does_not_apply_beyond_two_over_l(rng):
+    frame = quadratic_table(DESIGN, rng)
+    frame["step_size"] = 3.0 / frame["smoothness"]
+    report = step_report(frame)
+    assert report.bound.verdict == NOT_EVALUATED
+    assert any("exceeds 2/L" in r for r in report.reasons)
+
+
+def test_a_bound_beyond_the_trivial_one_is_vacuous(rng):
+    frame = quadratic_table(DESIGN, rng)
+    frame["grad_variance"] *= 1e4
+    assert step_report(frame).bound.verdict == VACUOUS
+
+
+def test_short_horizons_do_not_test_the_rate(rng):
+    """With a small variance the crossover L Delta/(2 sigma^2) lies beyond every horizon."""
+    frame = quadratic_table(DESIGN, rng)
+    frame["grad_variance"] *= 1e-6
+    report = step_report(frame)
+    assert report.exponents["steps"].verdict == UNTESTABLE
+    assert any("10 T_x" in r for r in report.reasons)
