@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import os
 import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lrc_jax.errors import DivergedError, InputError
 
@@ -88,7 +90,8 @@ def hydra_main(task: Callable[[], Any]) -> int:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through instead of Hydra's own many-line printing
     try:
-        task()
+        with contextlib.redirect_stderr(_Quiet(sys.stderr)):
+            task()
     except InputError as wrong:
         return fail(str(wrong))
     except DivergedError as wrong:
@@ -96,6 +99,25 @@ def hydra_main(task: Callable[[], Any]) -> int:
     except (HydraException, OmegaConfBaseException) as wrong:
         return fail(f"configuration: {_root(wrong)}")
     return 0
+
+
+class _Quiet(io.TextIOBase):
+    """Standard error without the line in which Hydra repeats a failed job's overrides: ours says what is wrong."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if text.startswith("Error executing job with overrides") else self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
 
 
 def _root(wrong: BaseException) -> str:
