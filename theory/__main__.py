@@ -1,43 +1,78 @@
 """Command line of the judge: `python -m theory COMMAND`.
 
-Exit codes: 0 done, 1 (`check` only) something is REFUTED or VIOLATED, 2 the input cannot be used. Every error is one
-line on standard error.
+Exit codes: 0 done; 1 something is REFUTED or VIOLATED (`check`), or a requirement is not met (`validate`); 2 the input
+cannot be used or advice is refused. Every error is one line on standard error.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
+import numpy as np
+
+from theory import render
+from theory.advise import advise
 from theory.check import check_file
+from theory.fit import BOOTSTRAPS, fit_law
 from theory.ledger import all_claims
-from theory.render import console, print_claims, print_report
+from theory.plan import REPLICATIONS, design_of, plan
 from theory.report import to_json, write_text
-from theory.tables import InputError
+from theory.tables import InputError, read_table
+from theory.validate import FULL_REPLICATIONS, QUICK_REPLICATIONS, validate
 from theory.verdicts import MARGIN
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options)
+        _check_outputs(options)
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
     except InputError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
-    except OSError as error:
-        print(f"{error.filename}: cannot be written ({error.strerror}); choose another path", file=sys.stderr)
-    return 2
+        return 2
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; nothing may be written at interpreter exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Refuse before the work, not after it."""
+    target = getattr(options, "json", None)
+    if target and (Path(target).is_dir() or not Path(target).absolute().parent.is_dir()):
+        raise InputError(f"--json {target}: not a file in an existing folder; choose another path")
+    figures = getattr(options, "figures", None)
+    if figures and Path(figures).exists() and not Path(figures).is_dir():
+        raise InputError(f"--figures {figures}: exists and is not a folder; choose another path")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m theory",
         description="Judge scaling-law claims about low-rank distillation on a table of measurements.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    claims = commands.add_parser("claims", help="print the ledger of claims")
+    claims = commands.add_parser(
+        "claims",
+        help="print the ledger of claims",
+        description="Print every claim: statement, symbols, assumptions, columns, rule, known problems, sources.",
+    )
     claims.set_defaults(run=_claims)
 
     check = commands.add_parser(
@@ -49,7 +84,67 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--claim", nargs="+", action="extend", default=[], metavar="NAME", help="only these claims")
     check.add_argument("--margin", type=float, default=MARGIN, help="margin on exponents (default %(default)s)")
     check.add_argument("--json", metavar="OUT", help="write the verdicts as JSON")
+    check.add_argument("--figures", metavar="DIR", help="write one figure per claim (PDF, PNG, CSV of its points)")
     check.set_defaults(run=_check)
+
+    fit = commands.add_parser(
+        "fit",
+        help="fit a law of your own",
+        description="Fit a law: + - * / **, parentheses, log, exp, numbers, columns; every other name is a parameter.",
+    )
+    _add_input(fit)
+    fit.add_argument("--law", required=True, help='for example "E + A*params**-alpha + B*tokens**-beta"')
+    fit.add_argument("--target", required=True, metavar="COLUMN", help="the column to explain")
+    fit.add_argument("--cluster", metavar="COLUMN", help="resample these together (seed); rows without it")
+    fit.add_argument(
+        "--signed", nargs="+", action="extend", default=[], metavar="NAME", help="parameters that may be negative"
+    )
+    fit.add_argument("--bootstraps", type=_positive, default=BOOTSTRAPS, help="bootstrap draws (default %(default)s)")
+    fit.add_argument("--json", metavar="OUT", help="write the fit as JSON")
+    fit.set_defaults(run=_fit)
+
+    planned = commands.add_parser(
+        "plan",
+        help="gates and power of a design, before it is run",
+        description="Check a design against the gates, and simulate what it would decide. Give --rank and --samples "
+        "(generalization, optimal_rank), or --steps (convergence), or all.",
+    )
+    planned.add_argument("--rank", type=_numbers, default=(), metavar="R,R,...", help="ranks")
+    planned.add_argument("--samples", type=_numbers, default=(), metavar="N,N,...", help="numbers of samples")
+    planned.add_argument("--steps", type=_numbers, default=(), metavar="T,T,...", help="horizons")
+    planned.add_argument("--seeds", type=_positive, default=5, help="seeds per cell (default %(default)s)")
+    planned.add_argument("--noise", type=float, default=0.2, help="relative noise of one run (default %(default)s)")
+    planned.add_argument("--dimension", type=float, default=np.inf, metavar="D", help="smaller side of the matrix")
+    planned.add_argument(
+        "--replications", type=_positive, default=REPLICATIONS, help="simulated studies (default %(default)s)"
+    )
+    planned.add_argument("--json", metavar="OUT", help="write the outcome as JSON")
+    planned.set_defaults(run=_plan)
+
+    advice = commands.add_parser(
+        "advise",
+        help="which rank for N samples",
+        description="The rank for N samples with its interval, the expected risk, and the price of half and double "
+        "that rank. Refused (exit code 2) where the measurements do not support it.",
+    )
+    _add_input(advice)
+    advice.add_argument("--samples", type=float, required=True, metavar="N", help="training samples available")
+    advice.add_argument("--max-rank", type=_positive, metavar="R", help="the largest rank that can be afforded")
+    advice.add_argument("--json", metavar="OUT", help="write the advice as JSON")
+    advice.set_defaults(run=_advise)
+
+    validation = commands.add_parser(
+        "validate",
+        help="validate the judge on planted truths",
+        description="Judge planted truths and null injections: confusion, coverage, errors at the margin, power. "
+        "Exit code 1 if a requirement is not met (not judged with --quick).",
+    )
+    validation.add_argument("--quick", action="store_true", help=f"{QUICK_REPLICATIONS} replications, under a minute")
+    validation.add_argument(
+        "--replications", type=_positive, metavar="K", help=f"replications per case (default {FULL_REPLICATIONS})"
+    )
+    validation.add_argument("--json", metavar="OUT", help="write all shares as JSON")
+    validation.set_defaults(run=_validate)
     return parser
 
 
@@ -60,8 +155,25 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 4,8,16") from None
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
 def _claims(_: argparse.Namespace) -> int:
-    print_claims(all_claims().values(), console())
+    render.print_claims(all_claims().values(), render.console())
     return 0
 
 
@@ -69,8 +181,61 @@ def _check(options: argparse.Namespace) -> int:
     report = check_file(options.file, claims=options.claim, margin=options.margin, where=options.where)
     if options.json:
         write_text(options.json, to_json(report.to_dict()))
-    print_report(report, console())
+    if options.figures:
+        # Matplotlib takes a second to load and is needed here only.
+        from theory.figures import write_figures
+
+        write_figures(report, options.figures)
+    render.print_report(report, render.console())
     return report.exit_code
+
+
+def _fit(options: argparse.Namespace) -> int:
+    result = fit_law(
+        read_table(options.file).where(options.where),
+        options.law,
+        options.target,
+        cluster=options.cluster,
+        signed=options.signed,
+        bootstraps=options.bootstraps,
+    )
+    if options.json:
+        write_text(options.json, to_json(result.to_dict()))
+    render.print_fit(result, render.console())
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    claims = [*(["generalization", "optimal_rank"] if options.rank and options.samples else [])]
+    claims += ["convergence"] if options.steps else []
+    if not claims:
+        raise InputError("plan: give --rank and --samples, or --steps")
+    design = design_of(options.rank, options.samples, options.steps, options.seeds, options.noise)
+    outcome = plan(design, claims=claims, dimension=options.dimension, replications=options.replications)
+    if options.json:
+        write_text(options.json, to_json(outcome.to_dict()))
+    render.print_plan(outcome, render.console())
+    return 0
+
+
+def _advise(options: argparse.Namespace) -> int:
+    advice = advise(read_table(options.file).where(options.where), options.samples, options.max_rank)
+    if options.json:
+        write_text(options.json, to_json(advice.to_dict()))
+    render.print_advice(advice, render.console())
+    return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    if options.quick and options.replications:
+        raise InputError("validate: --quick and --replications exclude each other")
+    replications = options.replications or (QUICK_REPLICATIONS if options.quick else FULL_REPLICATIONS)
+    with render.console().status("") as status:
+        outcome = validate(replications, status.update)
+    if options.json:
+        write_text(options.json, to_json(outcome.to_dict()))
+    render.print_validation(outcome, render.console())
+    return 0 if options.quick or all(r.met for r in outcome.requirements) else 1
 
 
 if __name__ == "__main__":

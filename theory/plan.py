@@ -6,7 +6,7 @@ The gates are those of the judge; the power is found by simulating the design on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,9 @@ import numpy as np
 from theory import gates
 from theory.laws import Surface
 from theory.optimum import HALF_WINDOW, LARGEST_SHARE, SMALLEST_RANK
+from theory.planted.cases import Case
 from theory.planted.surfaces import Design, gap_table, gradient_table, risk_table
 from theory.tables import InputError
-from theory.planted.cases import Case
 from theory.validate import run_case
 
 REPLICATIONS = 50
@@ -40,11 +40,7 @@ def plan(design: Design, *, claims: Sequence[str], dimension: float = np.inf, re
     Args:
         claims: of generalization, optimal_rank (ranks and samples) and convergence (steps).
         dimension: smaller side of the weight matrix, which limits r* to d/8.
-
-    Raises:
-        InputError: a value of the design is out of range.
     """
-    _validate(design)
     failed: dict[str, list[str]] = {}
     power: list[dict[str, Any]] = []
     for claim in claims:
@@ -53,16 +49,6 @@ def plan(design: Design, *, claims: Sequence[str], dimension: float = np.inf, re
             tally = run_case(case, replications, 1000 + stream)
             power.append({"claim": claim, "planted": case.name, "verdicts": dict(tally.verdicts)})
     return Plan(failed, power)
-
-
-def _validate(design: Design) -> None:
-    for name, values in (("--rank", design.ranks), ("--samples", design.samples), ("--steps", design.steps)):
-        if len(set(values)) != len(values) or any(v <= 0 for v in values):
-            raise InputError(f"{name}: values must be positive and different")
-    if design.seeds < 1:
-        raise InputError(f"--seeds {design.seeds}: must be at least 1")
-    if not 0 <= design.noise < 5:
-        raise InputError(f"--noise {design.noise:g}: the relative noise of one run, between 0 and 5")
 
 
 def _gates(claim: str, design: Design, dimension: float) -> list[gates.Gate]:
@@ -123,11 +109,16 @@ def _cases(claim: str, design: Design, dimension: float) -> list[Case]:
     return result
 
 
-def narrow(design: Design, ranks: Sequence[int], samples: Sequence[int], steps: Sequence[int]) -> Design:
-    """The design with sorted grids; an empty grid keeps a harmless default."""
-    return replace(
-        design,
-        ranks=tuple(sorted(ranks)) or design.ranks,
-        samples=tuple(sorted(samples)) or design.samples,
-        steps=tuple(sorted(steps)) or design.steps,
-    )
+def design_of(ranks: Sequence[int], samples: Sequence[int], steps: Sequence[int], seeds: int, noise: float) -> Design:
+    """A design with sorted grids; a grid that is not given keeps its default and is not used.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+    for name, values in (("--rank", ranks), ("--samples", samples), ("--steps", steps)):
+        if len(set(values)) != len(values) or any(v <= 0 for v in values):
+            raise InputError(f"{name}: values must be positive and different")
+    if not 0 <= noise < 5:
+        raise InputError(f"--noise {noise:g}: the relative noise of one run, between 0 and 5")
+    given = {name: tuple(sorted(v)) for name, v in (("ranks", ranks), ("samples", samples), ("steps", steps)) if v}
+    return Design(seeds=seeds, noise=noise, **given)  # type: ignore[arg-type]

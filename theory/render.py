@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from theory.advise import Advice
+from theory.fit import FitResult
 from theory.ledger import Claim
+from theory.plan import Plan
 from theory.report import Exponent, Report
+from theory.validate import Validation
 from theory.verdicts import CONSISTENT, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
 
 COLOURS = {CONSISTENT: "green", LOOSE: "cyan", REFUTED: "red", INCONCLUSIVE: "yellow", UNTESTABLE: "magenta"}
 
 
 def console() -> Console:
-    """A console on standard output, 120 columns wide where that is not a terminal (so that output is reproducible)."""
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    """A console on standard output, 160 columns wide where that is not a terminal (so that output is reproducible)."""
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -93,3 +97,96 @@ def print_claims(claims: Iterable[Claim], out: Console) -> None:
         out.print(f"  claimed      {', '.join(f'{k}: {v:g}' for k, v in claim.exponents.items()) or 'no exponent'}")
         out.print(f"  bound        {escape(claim.bound)}", soft_wrap=True)
         out.print(f"  rule         {escape(claim.rule)}", soft_wrap=True)
+
+
+def print_fit(result: FitResult, out: Console) -> None:
+    """Parameters with intervals, agreement of starts, and the held-out error."""
+    rows = [
+        (
+            name,
+            f"{result.estimates[name]:.5g}",
+            f"{result.intervals[name].low:.5g}",
+            f"{result.intervals[name].high:.5g}",
+        )
+        for name in result.law.parameters
+    ]
+    header = ("parameter", "estimate", "95 % low", "high")
+    out.print(grid(f"{result.target} = {result.law.text}  ({result.rows} rows)", header, rows))
+    out.print(
+        f"objective {result.objective:.6g}, {result.starts_agreeing} starts agree, "
+        f"log error on the held-out half-decade {number(result.holdout_log_rmse, 4)}"
+    )
+    for note in result.notes:
+        out.print(f"  - {escape(note)}", soft_wrap=True)
+
+
+def print_plan(outcome: Plan, out: Console) -> None:
+    """Failed gates, and what the design would say about planted truths."""
+    for claim, reasons in outcome.gates.items():
+        out.print(f"[bold]{claim}[/bold]: {'the gates fail' if reasons else 'every gate is passed'}")
+        for reason in reasons:
+            out.print(f"  - {escape(reason)}", soft_wrap=True)
+    rows = [(p["claim"], p["planted"], *_shares(p["verdicts"])) for p in outcome.power]
+    out.print(grid("Verdicts on planted truths (share of simulated studies)", ("claim", "planted", *WORDS), rows))
+
+
+def print_advice(advice: Advice, out: Console) -> None:
+    """The rank, its interval, the expected risk and the prices."""
+    out.print(
+        f"[bold]rank {advice.rank}[/bold] for {advice.samples:g} samples: r* = {advice.optimum:.3g}, 95 % interval "
+        f"{advice.ci95.low:.3g} to {advice.ci95.high:.3g}{', capped' if advice.capped else ''}"
+    )
+    if math.isfinite(advice.risk):
+        low, high = advice.risk_ci95.low, advice.risk_ci95.high
+        out.print(f"expected risk {advice.risk:.4g}, 95 % interval {low:.4g} to {high:.4g}")
+    for name, price in advice.prices.items():
+        out.print(
+            f"{name.replace('_', ' ')} (rank {price.rank}): risk {price.risk:.4g}, {price.extra:+.4g} "
+            f"(95 % interval {price.extra_ci95.low:+.4g} to {price.extra_ci95.high:+.4g})"
+        )
+    for note in advice.notes:
+        out.print(f"  - {escape(note)}", soft_wrap=True)
+
+
+def print_validation(outcome: Validation, out: Console) -> None:
+    """Confusion, errors at the margin and power, coverage, and the requirements."""
+    near = ("margin", "power at .15")
+    far = [t for t in outcome.tallies if t.case.group not in near]
+    confusion = [
+        (t.case.name, str(t.replications), *_shares(t.verdicts), ", ".join(t.case.expected or ("not CONSISTENT",)))
+        for t in far
+    ]
+    out.print(grid("Verdicts on planted truths (share)", ("planted", "draws", *WORDS, "right"), confusion))
+    close = [
+        (t.case.name, str(t.replications), *_shares(t.verdicts), _pairs(t.refuted))
+        for t in outcome.tallies
+        if t.case.group in near
+    ]
+    header = ("planted", "draws", *WORDS, "coordinate refuted")
+    out.print(grid("At the margin (errors) and at distance .15 (power)", header, close))
+    intervals = [
+        (
+            *(t.case.name, quantity, f"{truth:.3f}", f"{t.bias[quantity]:+.4f}"),
+            *(f"{t.coverage90[quantity]:.3f}", f"{t.coverage95[quantity]:.3f}", _pairs(t.rates[quantity])),
+        )
+        for t in outcome.tallies
+        for quantity, truth in t.case.truth.items()
+    ]
+    columns = ("planted", "exponent", "truth", "bias", "coverage 90 %", "95 %", "equal to the claimed one?")
+    out.print(grid("Intervals (E4: against the chord of a bent curve, see bias)", columns, intervals))
+    met = [
+        (r.name, f"{r.value:.3f}", f"{r.low:g} to {r.high:g}", "yes" if r.met else "NO") for r in outcome.requirements
+    ]
+    out.print(grid("Requirements", ("requirement", "value", "limits", "met"), met))
+
+
+#: Verdicts as columns of a confusion table.
+WORDS = (CONSISTENT, LOOSE, REFUTED, INCONCLUSIVE, UNTESTABLE)
+
+
+def _shares(verdicts: Mapping[str, float]) -> list[str]:
+    return [f"{verdicts[word]:.3f}" if word in verdicts else "" for word in WORDS]
+
+
+def _pairs(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{word.lower()} {share:.3f}" for word, share in shares.items())

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from theory.intervals import UNDEFINED, Interval
+from theory.tables import InputError
 from theory.verdicts import NOT_EVALUATED, REFUTED, UNTESTABLE, VIOLATED
 
 FREE_CONSTANT = (
@@ -154,12 +155,20 @@ def _plain(value: Any) -> Any:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file whole or not at all (beside it first, then renamed)."""
+    """Write a file whole or not at all (beside it first, then renamed).
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another path") from None
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
+        # mkstemp makes files private; a report gets the permissions that any new file gets.
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)

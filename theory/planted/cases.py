@@ -154,7 +154,7 @@ def _linear_cases() -> list[Case]:
 
 def _jump_table(s: float, columns: tuple[str, ...], rng: np.random.Generator) -> pd.DataFrame:
     """E2 in a small matrix, over the N at which r* jumps to full rank; `columns` are left out."""
-    return denoising_table(s, JUMP_SIDE, JUMP_DESIGN, rng).drop(columns=["gap", *columns])
+    return denoising_table(s, JUMP_SIDE, JUMP_DESIGN, rng).drop(columns=list(columns))
 
 
 def _run_average(columns: tuple[str, ...], rng: np.random.Generator) -> pd.DataFrame:
@@ -178,9 +178,9 @@ def _null_cases() -> list[Case]:
         ("average along one run", gradient, partial(_run_average, run)),
         ("the same with its step size", gradient, partial(_run_average, (*run, "step_size"))),
         ("plateau below 1/T", gradient, partial(gradient_table, -1, DESIGN, plateau=8.0)),
-        ("r* jumps to full rank, s = .75", rank, partial(_jump_table, 0.75, ())),
-        ("r* jumps to full rank, s = 1", rank, partial(_jump_table, 1.0, ())),
-        ("the same, size not told", rank, partial(_jump_table, 1.0, ("d_in", "d_out"))),
+        ("r* jumps to full rank, size told", rank, partial(_jump_table, 0.75, ("gap",))),
+        ("r* jumps to full rank, size not told", rank, partial(_jump_table, 0.75, ("gap", "d_in", "d_out"))),
+        ("the same for a spectrum with rho = 1/2", rank, partial(_jump_table, 1.0, ("gap", "d_in", "d_out"))),
         ("risk monotone in rank", rank, partial(risk_table, monotone, DESIGN)),
         ("I/I* = .925", "information", partial(information_table, 0.925, DESIGN)),
         ("D/D_0 = 1.75", "dynamics", partial(dynamics_table, 1.75, replace(DESIGN, noise=0.1))),
