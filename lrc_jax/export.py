@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,7 @@ def export_student(
     dtype: str = "float32",
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    extra_files: Sequence[Path] = (),
 ) -> None:
     """Write a student of any kind as a Hugging Face folder, all or nothing.
 
@@ -165,6 +166,7 @@ def export_student(
       tokenizer: the teacher's; copied with its companion files.
       dtype: of the written weights; merging is done in the parameters' own.
       provenance: what to say in `lrc.json` about the student's origin.
+      extra_files: files to copy into the folder as they are.
 
     Raises:
       InputError: `out` is taken or cannot be made, or the dtype is unknown.
@@ -179,3 +181,5 @@ def export_student(
             # What stock tools would not know: how to merge these projections again, or go on training them.
             description["flags"] = reference_flags(student.lrc)
         _write_json(folder / PROVENANCE_FILE, description)
+        for file in extra_files:
+            shutil.copyfile(file, folder / file.name)

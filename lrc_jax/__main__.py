@@ -1,0 +1,161 @@
+"""`python -m lrc_jax`: the method as a tool. Bad input is one line on standard error and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lrc_jax.errors import DivergedError, InputError
+
+INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with its errors in one line."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def _export(args: argparse.Namespace) -> int:
+    from lrc_jax.export import DTYPES, export_student
+    from lrc_jax.projections import read_flags, read_projections
+    from lrc_jax.students import Frozen
+    from lrc_jax.teachers.load import load_teacher
+
+    assert args.dtype in DTYPES
+    flags = None if args.config is None else read_flags(args.config)
+    teacher = load_teacher(args.teacher)
+    student, params = read_projections(args.projections, teacher.config, flags)
+    export_student(
+        args.out,
+        student,
+        params,
+        Frozen(teacher.weights),
+        tokenizer=teacher.tokenizer,
+        dtype=args.dtype,
+        provenance={"teacher": teacher.digest},
+        overwrite=args.overwrite,
+    )
+    config = student.config
+    without = "" if teacher.tokenizer else "; the teacher has no tokenizer.json, none was written"
+    print(
+        f"{args.out}: {config.num_layers} layers of width {config.hidden_size}, "
+        f"RMSNorm eps {config.rms_norm_eps:g}{without}"
+    )
+    return 0
+
+
+def _distill(args: argparse.Namespace) -> int:
+    from lrc_jax.distill import DistillSettings, distill
+
+    names = [field.name for field in dataclasses.fields(DistillSettings)]
+    settings = DistillSettings(**{name: getattr(args, name) for name in names})
+    try:
+        report = distill(settings, args.out, dtype=args.dtype, overwrite=args.overwrite)
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on from the last checkpoint in {args.out}.training", file=sys.stderr)
+        return INTERRUPTED
+    print(
+        f"{args.out}: held-out loss {report['loss_before']:.4f} -> {report['loss_after']:.4f} nats/token "
+        f"(teacher {report['teacher_loss']:.4f}), {report['tokens_per_second'] or 0:,} tokens/s"
+    )
+    return 0
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from lrc_jax.generate import generate
+    from lrc_jax.teachers.load import load_teacher
+
+    model = load_teacher(args.model)
+    options = {"count": args.tokens, "temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
+    print(args.prompt + generate(model.config, model.weights, model.require_tokenizer(), args.prompt, **options))
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from lrc_jax.measure.cost import run_plan
+
+    return run_plan(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m lrc_jax", description="Low-Rank Clone: distil a model, export a clone.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    teacher_help = "Hugging Face folder (Llama, Mistral, Qwen2, Qwen3) or .gguf file"
+    dtypes = ("float32", "bfloat16", "float16")
+
+    export = commands.add_parser("export", help="a Low-Rank Clone checkpoint -> a Hugging Face folder")
+    export.add_argument("--teacher", required=True, help=teacher_help)
+    export.add_argument("--projections", required=True, type=Path, help="projections.safetensors of the clone")
+    export.add_argument("--out", required=True, type=Path, help="folder to write; it must not exist or be empty")
+    export.add_argument("--config", type=Path, help="JSON with the reference's flags; else read off the tensors' names")
+    export.add_argument("--dtype", choices=dtypes, default="float32", help="of the written weights")
+    export.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
+    export.set_defaults(run=_export)
+
+    distill = commands.add_parser(
+        "distill",
+        help="teacher and text -> a trained student as a Hugging Face folder",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = distill.add_argument
+    add("--teacher", required=True, help=teacher_help)
+    add("--text", required=True, help="text file, or folder with train.txt and test.txt")
+    add("--rank", required=True, type=int, help="width of the student (factorized: rank of its matrices)")
+    add("--steps", required=True, type=int, help="optimiser steps")
+    add("--out", required=True, type=Path, help="folder to write; interrupted runs go on from OUT.training")
+    add("--student", choices=("lrc", "direct", "scratch", "svd", "factorized"), default="lrc")
+    add("--init", choices=("pca", "random", "channels", "fan_in"), default="pca", help="start of the projections")
+    add("--matrices", choices=("all", "head"), default="all", help="factorized: which matrices")
+    add("--samples", type=int, default=0, help="training sequences; 0 takes all")
+    add("--batch-size", type=int, default=4, help="sequences a step")
+    add("--sequence-length", type=int, default=256, help="tokens a sequence")
+    add("--learning-rate", type=float, default=1e-3, help="peak rate of AdamW (warm-up, cosine decay)")
+    add("--clone-weight", type=float, default=0.2, help="of the clone losses; 0 leaves them out")
+    add("--kl-temperature", type=float, default=1.0, help="of the distillation loss")
+    add("--seed", type=int, default=0)
+    add("--projections", help="a Low-Rank Clone checkpoint to go on from")
+    add("--config", dest="flags", help="JSON with the reference's flags of the clone")
+    add("--dtype", choices=dtypes, default="float32", help="of the written weights")
+    add("--overwrite", action="store_true", help="replace --out where it exists")
+    distill.set_defaults(run=_distill)
+
+    generate = commands.add_parser(
+        "generate", help="continue a text", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = generate.add_argument
+    add("--model", required=True, help=teacher_help)
+    add("--prompt", required=True, help="text to continue")
+    add("--tokens", type=int, default=50, help="at most")
+    add("--temperature", type=float, default=0.0, help="0 is greedy")
+    add("--top-p", type=float, default=1.0, help="draw from the likeliest tokens with this share of probability")
+    add("--seed", type=int, default=0)
+    generate.set_defaults(run=_generate)
+
+    from lrc_jax.measure.cost import add_plan_arguments
+
+    plan = commands.add_parser("plan", help="memory, FLOPs and time of a clone, before anything is run")
+    add_plan_arguments(plan)
+    plan.set_defaults(run=_plan)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    try:
+        args = _parser().parse_args(argv)
+        return args.run(args)
+    except InputError as wrong:
+        print(f"error: {wrong}", file=sys.stderr)
+        return 2
+    except DivergedError as wrong:
+        print(f"diverged: {wrong}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""Teacher in, Hugging Face student out: what `python -m lrc_jax distill` does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lrc_jax import checkpoint
+from lrc_jax.clone import CloneFlags
+from lrc_jax.data.pools import Pool, pool_from_sequences
+from lrc_jax.data.text import TextSource, read_splits
+from lrc_jax.errors import InputError
+from lrc_jax.evaluate import model_losses
+from lrc_jax.export import DTYPES, export_student
+from lrc_jax.model import DecoderConfig, Weights, count_parameters
+from lrc_jax.objective import LossWeights, Objective
+from lrc_jax.projections import read_flags, read_projections
+from lrc_jax.seeds import key_for
+from lrc_jax.statistics import residual_basis, second_moments
+from lrc_jax.students import Frozen, Student, StudentOptions, make_student
+from lrc_jax.teachers.load import Teacher, load_teacher
+from lrc_jax.train import History, Hyper, OptimizerSpec, TrainState, init_state, train
+
+MOMENT_SEQUENCES = 64  # for principal components of the teacher's residual stream
+LOGITS_AT_ONCE = 1 << 26  # numbers in the logits of one evaluation batch (256 MB)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillSettings:
+    """Everything that decides the result; a run is taken up only under equal settings.
+
+    Attributes:
+      text: a file, or a folder with train.txt and test.txt.
+      samples: training sequences; 0 takes all.
+      kl_temperature: of the distillation loss, which is averaged per token.
+      projections: a reference checkpoint to start from, with `flags` in JSON.
+    """
+
+    teacher: str
+    text: str
+    rank: int
+    steps: int
+    student: str = "lrc"
+    init: str = "pca"
+    matrices: str = "all"
+    samples: int = 0
+    batch_size: int = 4
+    sequence_length: int = 256
+    learning_rate: float = 1e-3
+    clone_weight: float = 0.2
+    kl_temperature: float = 1.0
+    seed: int = 0
+    projections: str | None = None
+    flags: str | None = None
+
+    def check(self) -> None:
+        """Raise InputError where a number is out of range."""
+        for name, least in (("rank", 1), ("steps", 0), ("samples", 0), ("batch_size", 1), ("sequence_length", 2)):
+            if getattr(self, name) < least:
+                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is less than {least}")
+        if not self.learning_rate > 0 or not self.kl_temperature > 0:
+            raise InputError("--learning-rate and --kl-temperature: must be above 0")
+        if not self.clone_weight >= 0:
+            raise InputError(f"--clone-weight: {self.clone_weight} is negative")
+
+
+def held_out_loss(config: DecoderConfig, weights: Weights, pool: Pool, sequences: int = 32) -> float:
+    """Nats per token on the first sequences of a pool, a few at a time: a vocabulary of 50,000 makes large logits."""
+    n, length = min(sequences, pool.size), pool.tokens_NT.shape[1]
+    size = max(1, LOGITS_AT_ONCE // (length * config.vocab_size))
+    rows = [
+        model_losses(config, weights, Pool(pool.tokens_NT[i : i + size], pool.labels_NT[i : i + size]))
+        for i in range(0, n - n % size if n >= size else n, size)
+    ]
+    return float(np.concatenate(rows).mean())
+
+
+def _build(settings: DistillSettings, teacher: Teacher, pool: Pool) -> tuple[Student, Frozen, Any]:
+    """The student, what it reads, and start parameters (None: its own start)."""
+    if settings.projections is not None:
+        if settings.student != "lrc":
+            raise InputError(f"--projections: continues an lrc student, not {settings.student}")
+        flags = read_flags(Path(settings.flags)) if settings.flags else None
+        clone, params = read_projections(Path(settings.projections), teacher.config, flags)
+        if clone.lrc.flags.rank != settings.rank:
+            raise InputError(f"--rank: {settings.rank}, but {settings.projections} has {clone.lrc.flags.rank}")
+        return clone, Frozen(teacher.weights), params
+    given = read_flags(Path(settings.flags)) if settings.flags else {}
+    names = {field.name for field in dataclasses.fields(CloneFlags)} - {"rank"}
+    chosen: dict[str, Any] = {
+        name: tuple(v) if name == "del_layers" else v for name, v in given.items() if name in names
+    }
+    init = "pca" if settings.student == "svd" else settings.init
+    options = StudentOptions(init=init, matrices=settings.matrices, clone=settings.clone_weight > 0)
+    student = make_student(settings.student, teacher.config, CloneFlags(settings.rank, **chosen), options)
+    basis = None
+    if settings.student != "factorized" and init in ("pca", "channels"):
+        some = Pool(pool.tokens_NT[:MOMENT_SEQUENCES], pool.labels_NT[:MOMENT_SEQUENCES])
+        basis = residual_basis(init, second_moments(teacher.config, teacher.weights, some)[0], settings.rank)
+    return student, Frozen(teacher.weights, None if basis is None else jax.numpy.asarray(basis)), None
+
+
+def _taken_up(work: Path, settings: dict[str, Any], like: TrainState) -> TrainState | None:
+    """The last checkpoint of an interrupted run under the same settings."""
+    if not checkpoint.saved_steps(work):
+        return None
+    state, note = checkpoint.restore(work, like)
+    different = [key for key in settings if note["settings"].get(key) != settings[key]]
+    if different:
+        raise InputError(
+            f"{work}: holds an interrupted run with another {different[0]} ({note['settings'].get(different[0])}); "
+            "repeat its settings, remove the folder or choose another --out"
+        )
+    return state
+
+
+class _Report:
+    """Progress lines with rate and time left, on standard error. The first chunk, which compiles, is not counted."""
+
+    def __init__(self, tokens_per_step: int) -> None:
+        self.tokens_per_step = tokens_per_step
+        self.first: tuple[int, float] | None = None
+        self.tokens_per_second: float | None = None
+
+    def __call__(self, done: int, steps: int, loss: float) -> None:
+        rate = ""
+        if self.first is None:
+            self.first = done, time.monotonic()
+        else:
+            steps_per_second = (done - self.first[0]) / (time.monotonic() - self.first[1])
+            self.tokens_per_second = steps_per_second * self.tokens_per_step
+            rate = f"  {self.tokens_per_second:,.0f} tokens/s  {(steps - done) / steps_per_second:,.0f} s left"
+        print(f"step {done}/{steps}  loss {loss:.4f}{rate}", file=sys.stderr, flush=True)
+
+
+def _append_losses(path: Path, last: int, history: History) -> None:
+    count = len(history.grad_norm)
+    with path.open("a") as file:
+        for i in range(count):
+            terms = {name: float(getattr(history.terms, name)[i]) for name in ("total", "clone", "kl", "ce")}
+            row = {"step": last - count + i + 1, **terms, "grad_norm": float(history.grad_norm[i])}
+            file.write(json.dumps(row) + "\n")
+
+
+def _keep_losses(path: Path, steps: int) -> None:
+    """Forget rows after the step that is taken up."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(lines[:steps]))
+
+
+def distill(
+    settings: DistillSettings,
+    out: Path,
+    *,
+    dtype: str = "float32",
+    overwrite: bool = False,
+    stop_after: Callable[[int], bool] | None = None,
+) -> dict[str, Any]:
+    """Train a student of a teacher on text and write it as a Hugging Face folder.
+
+    While it runs, `OUT.training` holds the loss curve and the last two checkpoints; the same call takes an interrupted
+    run up. In the end the folder holds the model, the tokenizer, `losses.jsonl` and `lrc.json`.
+
+    Args:
+      stop_after: called with each checkpointed step; True interrupts the run there (for tests of taking up).
+
+    Returns:
+      The numbers of `lrc.json`: held-out losses in nats per token of teacher and student, before and after.
+
+    Raises:
+      InputError: bad settings or files. DivergedError: a loss is not finite.
+    """
+    settings.check()
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype: {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out}: exists and is not empty; choose another --out or give --overwrite")
+    teacher = load_teacher(settings.teacher)
+    teacher.check_length(settings.sequence_length)
+    tokenizer = teacher.require_tokenizer()
+    source = TextSource(
+        read_splits(Path(settings.text)),
+        tokenizer,
+        settings.sequence_length,
+        vocab_size=teacher.config.vocab_size,
+        teacher_share=0.0,
+        reference_share=0.0,
+    )
+    samples = settings.samples or source.available("student") or 0
+    if not samples or not source.available("test"):
+        raise InputError(f"--text: {settings.text} is too short for sequences of {settings.sequence_length} tokens")
+    pool = pool_from_sequences(source.sequences("student", samples))
+    test = pool_from_sequences(source.sequences("test", min(32, source.available("test") or 0)))
+    student, frozen, params = _build(settings, teacher, pool)
+
+    optimizer = OptimizerSpec(warmup=0.05, clip=1.0)
+    init_key, order_key = key_for(settings.seed, "distill", "init"), key_for(settings.seed, "distill", "order")
+    state = init_state(student, optimizer, init_key, frozen)
+    if params is not None:
+        state = dataclasses.replace(state, params=params)
+    merged = jax.jit(student.weights)
+    report: dict[str, Any] = {
+        "teacher_loss": held_out_loss(teacher.config, teacher.weights, test),
+        "loss_before": held_out_loss(student.config, merged(state.params, frozen), test),
+        "parameters": count_parameters(state.params),
+    }
+    print(
+        f"{settings.student} of rank {settings.rank}: {report['parameters']:,} trained parameters; held-out loss "
+        f"{report['loss_before']:.4f} nats/token before, the teacher's {report['teacher_loss']:.4f}",
+        file=sys.stderr,
+    )
+
+    identity = dataclasses.asdict(settings) | {"teacher": teacher.digest, "text": source.digest}
+    work = out.resolve().with_name(f"{out.resolve().name}.training")
+    taken_up = _taken_up(work, identity, state)
+    state = taken_up or state
+    losses = work / "losses.jsonl"
+    _keep_losses(losses, int(state.step))
+
+    def on_chunk(state: TrainState, part: History) -> None:
+        _append_losses(losses, int(state.step), part)
+        checkpoint.save(work, int(state.step), state, {"settings": identity})
+        if stop_after is not None and stop_after(int(state.step)):
+            raise KeyboardInterrupt
+
+    progress = _Report(settings.batch_size * settings.sequence_length)
+    state, _ = train(
+        student,
+        Objective(clone=settings.clone_weight > 0, kl_per_token=True),
+        optimizer,
+        teacher.config,
+        frozen,
+        pool,
+        Hyper(
+            settings.learning_rate,
+            settings.steps,
+            samples,
+            LossWeights(clone=settings.clone_weight, temperature=settings.kl_temperature),
+        ),
+        batch_size=settings.batch_size,
+        init_key=init_key,
+        order_key=order_key,
+        state=state,
+        progress=progress,
+        on_chunk=on_chunk,
+    )
+    report["loss_after"] = held_out_loss(student.config, merged(state.params, frozen), test)
+    report["tokens_per_second"] = progress.tokens_per_second and round(progress.tokens_per_second)
+    # The teacher's path on this machine says nothing elsewhere, its digest does.
+    provenance = report | {"settings": identity}
+    export_student(
+        out,
+        student,
+        state.params,
+        frozen,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        provenance=provenance,
+        overwrite=overwrite,
+        extra_files=[losses],
+    )
+    shutil.rmtree(work)
+    return report
