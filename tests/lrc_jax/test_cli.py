@@ -1,0 +1,178 @@
+"""The commands as a user runs them: what they write, how they fail, and that a killed distillation goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
+
+from lrc_jax import checkpoint
+from lrc_jax.__main__ import main
+from lrc_jax.distill import DistillSettings, distill
+from lrc_jax.errors import InputError
+from lrc_jax.export import write_model
+from lrc_jax.model import DecoderConfig, forward
+from lrc_jax.teachers.huggingface import build_weights, tensor_layout
+from lrc_jax.teachers.load import load_teacher
+from lrc_jax.teachers.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher")
+    config = DecoderConfig(
+        vocab_size=20,
+        hidden_size=16,
+        intermediate_size=24,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=4,
+        max_position_embeddings=32,
+    )
+    rng = np.random.default_rng(0)
+    shapes = tensor_layout(config)
+    weights = build_weights(config, lambda n: 0.3 * rng.standard_normal(shapes[n], np.float32) + ("norm" in n))
+    backend = Backend(models.WordLevel({f"w{i}": i for i in range(20)}, unk_token="w0"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    write_model(folder, config, weights, Tokenizer(backend))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    documents = ["\n".join(" ".join(f"w{i}" for i in rng.integers(0, 20, 40)) for _ in range(3)) for _ in range(40)]
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n\n".join(documents))
+    return path
+
+
+def settings(teacher: Path, text: Path, **changes: Any) -> DistillSettings:
+    base = {"rank": 8, "steps": 40, "batch_size": 2, "sequence_length": 8, "learning_rate": 3e-3}
+    return DistillSettings(teacher=str(teacher), text=str(text), **(base | changes))
+
+
+def test_distill_and_generate(
+    teacher_folder: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "student"
+    command = ["distill", "--teacher", str(teacher_folder), "--text", str(text_file), "--rank", "8", "--steps", "20"]
+    options = ["--batch-size", "2", "--sequence-length", "8", "--out", str(out)]
+    assert main([*command, *options]) == 0
+    captured = capsys.readouterr()
+    assert "held-out loss" in captured.out and "step 20/20" in captured.err and "s left" in captured.err
+    assert [p.name for p in tmp_path.iterdir()] == ["student"]
+    rows = [json.loads(line) for line in (out / "losses.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert rows[-1]["total"] < rows[0]["total"]
+    note = json.loads((out / "lrc.json").read_text())
+    assert note["loss_after"] < note["loss_before"] and note["flags"]["target_hidden_size"] == 8
+    assert load_teacher(out).config.hidden_size == 8
+
+    assert main([*command, *options]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+    assert main(["generate", "--model", str(out), "--prompt", "w1 w2", "--tokens", "4"]) == 0
+    assert len(capsys.readouterr().out.split()) == 6
+
+    # The projections beside the model export to the same model, and training goes on from them.
+    again = tmp_path / "again"
+    projections = ["--projections", str(out / "projections.safetensors"), "--config", str(out / "lrc.json")]
+    assert main(["export", "--teacher", str(teacher_folder), *projections, "--out", str(again)]) == 0
+    first, second = load_file(out / "model.safetensors"), load_file(again / "model.safetensors")
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+    assert main([*command, *options[:-1], str(tmp_path / "more"), *projections, "--student", "lrc"]) == 0
+    more = json.loads((tmp_path / "more" / "lrc.json").read_text())
+    assert more["loss_before"] == pytest.approx(note["loss_after"], abs=1e-6)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(teacher_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    chosen = settings(teacher_folder, text_file)
+    distill(chosen, whole)
+    with pytest.raises(KeyboardInterrupt):
+        distill(chosen, parts, stop_after=lambda step: step >= 14)
+    assert not parts.exists()
+    work = tmp_path / "parts.training"
+    assert checkpoint.saved_steps(work) == [12, 14]
+    # A kill during a save leaves a part, and one between log and checkpoint leaves a row too many.
+    (work / "step-00000099").mkdir()
+    with (work / "losses.jsonl").open("a") as file:
+        file.write('{"step": 15}\n')
+    with pytest.raises(InputError, match=r"parts.training: holds an interrupted run with another seed \(0\)"):
+        distill(settings(teacher_folder, text_file, seed=1), parts)
+    distill(chosen, parts)
+    assert not work.exists()
+    assert (whole / "losses.jsonl").read_text() == (parts / "losses.jsonl").read_text()
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "direct",
+        "factorized",
+        pytest.param("scratch", marks=pytest.mark.slow),
+        pytest.param("svd", marks=pytest.mark.slow),
+    ],
+)
+def test_every_student(kind: str, teacher_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    report = distill(settings(teacher_folder, text_file, student=kind, steps=4), tmp_path / "out", dtype="bfloat16")
+    loaded = load_teacher(tmp_path / "out")
+    assert loaded.config.hidden_size == (16 if kind == "factorized" else 8)
+    assert np.isfinite(report["loss_after"])
+    tokens_BT = jax.numpy.arange(8)[None]
+    assert np.isfinite(forward(loaded.config, loaded.weights, tokens_BT).logits_NV).all()
+
+
+BAD = {
+    "no command": ([], "the following arguments are required: COMMAND"),
+    "no such teacher": (["export", "--teacher", "nowhere", "--projections", "p", "--out", "o"], "nowhere: does not"),
+    "unknown option": (["distill", "--ranks", "3"], "required"),
+    "rank": (["distill", "TEXT", "--rank", "0"], "--rank: 0 is less than 1"),
+    "rank too large": (["distill", "TEXT", "--rank", "17"], r"rank: 17 is outside 1..16"),
+    "not a number": (["distill", "TEXT", "--rank", "x"], "invalid int value: 'x'"),
+    "too long": (["distill", "TEXT", "--rank", "4", "--sequence-length", "64"], "64 is longer than the 32 tokens"),
+    "no text": (["distill", "NOTEXT", "--rank", "4"], "does not exist"),
+    "samples": (["distill", "TEXT", "--rank", "4", "--samples", "999999"], "samples: 999999 asked"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(
+    case: str, teacher_folder: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, message = BAD[case]
+    common = ["--teacher", str(teacher_folder), "--steps", "2", "--sequence-length", "8", "--out", str(tmp_path / "o")]
+    argv: list[str] = []
+    for word in given:
+        if word in ("TEXT", "NOTEXT"):
+            argv += [*common, "--text", str(text_file) if word == "TEXT" else "nowhere.txt"]
+        else:
+            argv.append(word)
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_teacher_without_tokenizer(teacher_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((teacher_folder / name).read_bytes())
+    with pytest.raises(InputError, match=r"no tokenizer.json there"):
+        distill(settings(tmp_path, text_file), tmp_path / "out")
+
+
+def test_plan(teacher_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--teacher", str(teacher_folder), "--rank", "8", "--tokens", "1e6"]) == 0
+    assert "FLOPs" in capsys.readouterr().out
