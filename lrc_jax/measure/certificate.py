@@ -149,7 +149,7 @@ def coverage(
 ) -> Coverage:
     """Does the certificate hold in 1 - delta of repeated samples? On a class small enough to search exhaustively.
 
-    2^index_bits quantised linear-softmax students, logits 12 Q[last] with Q of signs from a fixed seed, of a first-order
+    2^index_bits quantised linear-softmax students, logits 12 Q[last] with signs Q from a fixed seed, of a first-order
     language whose conditionals give the population loss exactly. On each sample the student of least training loss is
     chosen and certified. Falsified if the violations exceed the 99 % quantile of Binomial(redraws, delta): 18 of 200.
     The class is rich for its samples, so that the bound without the message's bits fails this test.

@@ -2,7 +2,7 @@
 
 What a decoder needs besides what was fixed before the sample (teacher, architecture, seeds): the index of the
 configuration, the quantiser's step, how often each level occurs, and the levels themselves, arithmetic-coded with those
-frequencies. The length of the string is what the certificate pays for, so that nothing is estimated: it is the string's.
+frequencies. The certificate pays for the length of this string: nothing is estimated.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def encode(vector: QuantisedVector, configuration: int, configurations: int) -> 
         raise ValueError(f"configuration {configuration} is outside 0..{configurations - 1}")
     symbols = vector.symbols + (vector.levels - 1) // 2
     counts = np.bincount(symbols, minlength=vector.levels)
-    width = int(len(symbols)).bit_length()
+    width = len(symbols).bit_length()
     header = [_to_bits(configuration, (configurations - 1).bit_length())]
     header.append(_to_bits(int(np.float16(vector.step).view(np.uint16)), STEP_BITS))
     header += [_to_bits(int(c), width) for c in counts[:-1]]
