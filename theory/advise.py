@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from theory.cells import Cells
 from theory.claims.optimal_rank import dimension, risk_cells
 from theory.intervals import UNDEFINED, Interval, bootstrap_standard_error, cluster_weights, generator, t_interval
 from theory.laws import SurfaceFit, fit_surface
 from theory.optimum import Growth, Optima, censoring_words, find_optima, fit_growth
 from theory.report import interval_list
-from theory.tables import Cells, InputError, Table
+from theory.tables import InputError, Table
 
 #: Advice reaches half a decade beyond the measured N, no further.
 REACH = float(np.sqrt(10.0))

@@ -20,6 +20,7 @@ from theory.fitting import HUBER, SQUARES, Loss, Optimum, huber, minimise, robus
 from theory.intervals import UNDEFINED, Interval, cluster_weights, generator, small_sample_factor
 from theory.law_parser import Law, LawError, parse_law
 from theory.laws import nonnegative_least_squares
+from theory.profile import profile_intervals
 from theory.tables import InputError, Table, numeric_column
 
 STARTS = 256
@@ -28,7 +29,6 @@ AGREEMENT = 1e-6
 BOOTSTRAPS = 1000
 #: Above this many rows every draw is one Newton step from the full fit instead of a full optimisation.
 LARGE = 20_000
-PROFILE_POINTS = 25
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,10 @@ def fit_law(
     draws = _bootstrap(problem, theta, loss, labels, clusters, bootstraps)
     intervals = _intervals(problem, theta, draws, clusters)
     independent = clusters == n and n <= LARGE
-    profiles = _profiles(problem, theta, loss, draws) if independent else dict.fromkeys(law.parameters, UNDEFINED)
+    profiles = dict.fromkeys(law.parameters, UNDEFINED)
+    if independent and len(draws):
+        ends = profile_intervals(problem.residual, theta, loss, draws, n, problem.largest_step)
+        profiles = _named(problem, *ends)
     estimates = dict(zip(law.parameters, problem.natural(theta).tolist(), strict=True))
     return FitResult(
         law, target, n, clusters, estimates, intervals, profiles, objective, agreeing, _holdout(problem, table.path),
@@ -334,58 +337,13 @@ def _intervals(problem: _Problem, theta: np.ndarray, draws: np.ndarray, clusters
     stretch = small_sample_factor(clusters) * stats.t.ppf(0.975, clusters - 1) / stats.norm.ppf(0.975)
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     low, high = theta - stretch * np.maximum(theta - low, 0.0), theta + stretch * np.maximum(high - theta, 0.0)
-    return {
-        name: Interval(float(a), float(b))
-        for name, a, b in zip(problem.law.parameters, problem.natural(low), problem.natural(high), strict=True)
-    }
+    return _named(problem, low, high)
 
 
-def _profiles(problem: _Problem, theta: np.ndarray, loss: Loss, draws: np.ndarray) -> dict[str, Interval]:
-    """Profile-likelihood intervals: parameters at which the re-optimised loss exceeds its minimum by t_{n-p}^2 / 2.
-
-    The loss is put on the scale of a log likelihood by Huber's variance, mean psi^2 / mean psi'.
-    """
-    n, p = len(problem.y), len(theta)
-    zero = np.zeros(1, dtype=int)
-    r = problem.residual(theta[None, :], zero)[0][0]
-    minimum = float(np.sum(loss.rho(r)))
-    influence = loss.weight(r) * r
-    slope = float(np.mean(loss.weight(r) >= 1.0))
-    variance = float(np.sum(influence**2)) / (n - p) / max(slope, 1e-3)
-    if variance <= 0:
-        return dict.fromkeys(problem.law.parameters, UNDEFINED)
-    cut = float(stats.t.ppf(0.975, n - p) ** 2)
-    spread = np.std(draws, axis=0)
-    offsets = np.linspace(0.0, 5.0, PROFILE_POINTS + 1)[1:]
-    result = {}
-    for k, name in enumerate(problem.law.parameters):
-        ends = []
-        centred = draws - theta
-        along = centred.T @ centred[:, k] / max(float(centred[:, k] @ centred[:, k]), 1e-300)
-        for side in (-1.0, 1.0):
-            shift = side * offsets * spread[k]
-            start = theta + shift[:, None] * along
-            start[:, k] = theta[k] + shift
-            fixed = np.zeros_like(start, dtype=bool)
-            fixed[:, k] = True
-            found = minimise(problem.residual, start, loss=loss, fixed=fixed, iterations=100, ftol=1e-9,
-                             largest_step=problem.largest_step)  # fmt: skip
-            deviance = np.maximum.accumulate(2.0 * (found.objective - minimum) / variance)
-            ends.append(_crossing(np.concatenate([[0.0], shift]), np.concatenate([[0.0], deviance]), cut))
-        low, high = (np.where(np.arange(p) == k, theta + e, theta) for e in ends)
-        result[name] = Interval(float(problem.natural(low)[k]), float(problem.natural(high)[k]))
-    return result
-
-
-def _crossing(shift: np.ndarray, deviance: np.ndarray, cut: float) -> float:
-    """Where an increasing deviance crosses the cut (interpolating its square root); infinite if it never does."""
-    root = np.sqrt(np.maximum(deviance, 0.0))
-    above = np.flatnonzero(root >= np.sqrt(cut))
-    if not len(above):
-        return float(np.sign(shift[-1]) * np.inf)
-    i = int(above[0])
-    share = (np.sqrt(cut) - root[i - 1]) / max(root[i] - root[i - 1], 1e-300)
-    return float(shift[i - 1] + share * (shift[i] - shift[i - 1]))
+def _named(problem: _Problem, low: np.ndarray, high: np.ndarray) -> dict[str, Interval]:
+    """Intervals by parameter, from limits of the internal parameters."""
+    ends = zip(problem.law.parameters, problem.natural(low), problem.natural(high), strict=True)
+    return {name: Interval(float(a), float(b)) for name, a, b in ends}
 
 
 def _holdout(problem: _Problem, path: str) -> float:

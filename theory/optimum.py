@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from theory.cells import Cells
 from theory.intervals import (
     DRAWS,
     Interval,
@@ -23,7 +24,6 @@ from theory.intervals import (
     mean_interval,
     t_interval,
 )
-from theory.tables import Cells
 
 HALF_WINDOW = 3  # three ranks on each side of the smallest mean risk
 SMALLEST_RANK = 4.0  # below, discreteness dominates

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from theory import comparison, gates
+from theory.cells import Cells
 from theory.fitting import log_linear, smooth_deviation
 from theory.intervals import (
     DRAWS,
@@ -28,7 +29,6 @@ from theory.intervals import (
     wild_cluster_interval,
 )
 from theory.report import Exponent, undefined_exponent
-from theory.tables import Cells
 from theory.verdicts import CONSISTENT, INCONCLUSIVE, LOOSE, UNTESTABLE, direction, rate
 
 MAX_DRIFT = 0.15

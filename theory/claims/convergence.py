@@ -9,10 +9,11 @@ import pandas as pd
 from scipy import stats
 
 from theory import gates
+from theory.cells import build_cells
 from theory.ledger import Claim
 from theory.rates import Coordinate, judge_rates
 from theory.report import FREE_CONSTANT, Bound, ClaimReport, undefined_exponent
-from theory.tables import Table, build_cells, claim_rows, resolve_duplicates
+from theory.tables import Table, claim_rows, resolve_duplicates
 from theory.verdicts import (
     HOLDS,
     INCONCLUSIVE,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pandas as pd
 
 from theory import gates
+from theory.cells import build_cells
 from theory.ledger import Claim
 from theory.rates import Coordinate, RateResult, judge_rates
 from theory.report import FREE_CONSTANT, Bound, ClaimReport, Exponent
-from theory.tables import Table, build_cells, claim_rows, longest_training, resolve_duplicates
+from theory.tables import Table, claim_rows, longest_training, resolve_duplicates
 from theory.verdicts import CONSISTENT, INCONCLUSIVE, NOT_EVALUATED, UNTESTABLE, combine, rate
 
 CLAIMED = {"rank": 1.0, "samples": -0.5}

@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 
 from theory import comparison, gates
+from theory.cells import Cells, build_cells
 from theory.fitting import log_linear, smooth_deviation
 from theory.intervals import UNDEFINED, Interval, bootstrap_standard_error, t_interval
 from theory.ledger import Claim
 from theory.optimum import Growth, Optima, censoring_words, find_optima, fit_growth
 from theory.rates import MAX_DRIFT, bootstrap_fits
 from theory.report import FREE_CONSTANT, Bound, ClaimReport, Exponent, undefined_exponent
-from theory.tables import Cells, InputError, Table, build_cells, claim_rows, longest_training, resolve_duplicates
+from theory.tables import InputError, Table, claim_rows, longest_training, resolve_duplicates
 from theory.verdicts import (
     CONSISTENT,
     INCONCLUSIVE,

@@ -1,0 +1,100 @@
+"""Measurements grouped into design points (cells) and seeds (clusters)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+#: Beyond this many seeds they are pooled at random into this many groups: the bootstrap stays exact for the
+#: groups (each is an independent cluster) and memory stays bounded for tables of millions of rows.
+MAX_CLUSTERS = 400
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Measurements grouped into design points (cells) and clusters (seeds).
+
+    Attributes:
+        levels: one row per cell with the design columns.
+        sums, counts: [S, C] sum and number of the measurements of cluster s in cell c.
+        mean, sd, replicates: [C] over all rows of the cell; sd is NaN with one replicate.
+        seeds: number of distinct seeds (S is smaller only where seeds were pooled, see `MAX_CLUSTERS`).
+    """
+
+    levels: pd.DataFrame
+    sums: np.ndarray
+    counts: np.ndarray
+    mean: np.ndarray
+    sd: np.ndarray
+    replicates: np.ndarray
+    seeds: int
+
+    @property
+    def clusters(self) -> int:
+        return self.sums.shape[0]
+
+    @property
+    def size(self) -> int:
+        return self.sums.shape[1]
+
+    @property
+    def standard_error(self) -> np.ndarray:
+        """[C] sd / sqrt(replicates)."""
+        return self.sd / np.sqrt(self.replicates)
+
+    @property
+    def seeds_per_cell(self) -> int:
+        """The number of seeds that at least 90 % of the cells reach."""
+        return int(np.quantile(self.replicates, 0.1, method="lower"))
+
+    def select(self, keep: np.ndarray) -> Cells:
+        """The sub-table of some cells; clusters without a value in them disappear."""
+        alive = self.counts[:, keep].sum(axis=1) > 0
+        return Cells(
+            self.levels.loc[keep].reset_index(drop=True),
+            self.sums[np.ix_(alive, keep)],
+            self.counts[np.ix_(alive, keep)],
+            self.mean[keep],
+            self.sd[keep],
+            self.replicates[keep],
+            int(alive.sum()) if self.clusters == self.seeds else self.seeds,
+        )
+
+    def bootstrap_means(self, weights: np.ndarray) -> np.ndarray:
+        """[B, C] cell means when cluster s counts weights[b, s] times; NaN where a draw has no row of the cell."""
+        total = weights @ self.counts
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (weights @ self.sums) / total
+
+    def cluster_means(self) -> np.ndarray:
+        """[S, C] the mean of each cluster in each cell, NaN where it has none."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.sums / self.counts
+
+
+def build_cells(frame: pd.DataFrame, design: Sequence[str], value: str) -> Cells:
+    """Group rows into cells (unique design points, sorted) and clusters (unique seeds, sorted)."""
+    design = list(design)
+    groups = frame.groupby(design, sort=True, dropna=False)
+    cell = groups.ngroup().to_numpy()
+    levels = groups.size().index.to_frame(index=False)
+    seeds, cluster = np.unique(frame["seed"].to_numpy(), return_inverse=True)
+    clusters = len(seeds)
+    if clusters > MAX_CLUSTERS:
+        cluster = np.random.default_rng(0).permutation(clusters)[cluster] % MAX_CLUSTERS
+        clusters = MAX_CLUSTERS
+    y = frame[value].to_numpy(dtype=np.float64)
+    shape = (clusters, len(levels))
+    flat = cluster * len(levels) + cell
+    sums = np.bincount(flat, weights=y, minlength=clusters * len(levels)).reshape(shape)
+    counts = np.bincount(flat, minlength=clusters * len(levels)).reshape(shape).astype(np.float64)
+    replicates = counts.sum(axis=0)
+    mean = sums.sum(axis=0) / replicates
+    squares = np.bincount(cell, weights=(y - mean[cell]) ** 2, minlength=len(levels))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        sd = np.sqrt(squares / (replicates - 1))
+    sd[replicates < 2] = np.nan
+    return Cells(levels, sums, counts, mean, sd, replicates, len(seeds))
