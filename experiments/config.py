@@ -252,6 +252,10 @@ def check(config: RunConfig) -> None:
         raise InputError("clone_weight: every loss weight is 0, nothing would be trained; raise one of them")
     if config.measure.convergence and config.optimizer.name != "sgd":
         raise InputError("optimizer: the theorem of measure.convergence is about plain SGD; use optimizer=sgd")
+    if isinstance(config.teacher, TinyTeacher) and config.rank > config.teacher.hidden_size:
+        raise InputError(
+            f"rank: {config.rank} is outside 1..{config.teacher.hidden_size} (the teacher's width); choose a rank within it"
+        )
     bilinear, language = config.student.name == "bilinear", isinstance(config.teacher, LanguageTeacher)
     if bilinear != language:
         raise InputError("student: bilinear and teacher=language belong together; set both or neither")

@@ -188,6 +188,7 @@ def _load(key: str, hidden: _Hidden) -> Materials:
         reference_share=data.reference_share,
         cache=cache,
     )
+    source.sequences("student", config.samples)  # too many? say so before a teacher is trained
     return Materials(source, dataclasses.replace(_tiny(config.teacher, source, cache), tokenizer=tokenizer))
 
 
