@@ -253,9 +253,8 @@ def check(config: RunConfig) -> None:
     if config.measure.convergence and config.optimizer.name != "sgd":
         raise InputError("optimizer: the theorem of measure.convergence is about plain SGD; use optimizer=sgd")
     if isinstance(config.teacher, TinyTeacher) and config.rank > config.teacher.hidden_size:
-        raise InputError(
-            f"rank: {config.rank} is outside 1..{config.teacher.hidden_size} (the teacher's width); choose a rank within it"
-        )
+        width = config.teacher.hidden_size
+        raise InputError(f"rank: {config.rank} is outside 1..{width} (the teacher's width); choose a rank within it")
     bilinear, language = config.student.name == "bilinear", isinstance(config.teacher, LanguageTeacher)
     if bilinear != language:
         raise InputError("student: bilinear and teacher=language belong together; set both or neither")
