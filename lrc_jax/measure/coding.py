@@ -59,6 +59,14 @@ def _read_payload(bits: Bits, counts: np.ndarray) -> np.ndarray:
     return constriction.stream.queue.RangeDecoder(words).decode(_model(counts), int(counts.sum()))
 
 
+def _decodes_to(bits: Bits, counts: np.ndarray, symbols: np.ndarray) -> bool:
+    """Whether a candidate payload carries the symbols; one that the coder refuses as invalid does not."""
+    try:
+        return np.array_equal(_read_payload(bits, counts), symbols)
+    except AssertionError:  # constriction's word for data outside the model's range
+        return False
+
+
 def _write_payload(symbols: np.ndarray, counts: np.ndarray) -> Bits:
     """Range-coded symbols, cut to the shortest prefix that still decodes (the coder fills up whole words)."""
     encoder = constriction.stream.queue.RangeEncoder()
@@ -75,7 +83,7 @@ def _write_payload(symbols: np.ndarray, counts: np.ndarray) -> Bits:
             for number in ((whole >> cut), (whole >> cut) + 1)
             if number < 1 << (len(bits) - cut)
         )
-        good = next((c for c in candidates if np.array_equal(_read_payload(c, counts), symbols)), None)
+        good = next((c for c in candidates if _decodes_to(c, counts, symbols)), None)
         if good is None:
             break
         shortest = good
