@@ -183,8 +183,9 @@ def local_slopes(x: np.ndarray, ratio: np.ndarray, weight: np.ndarray, slope: fl
         ratio: [C] cell mean over the fitted law; weight: [C]. Levels whose mean ratio is not positive give NaN.
     """
     levels = np.unique(x)
-    level_ratio = np.array([np.average(ratio[x == v], weights=weight[x == v]) for v in levels])
     with np.errstate(invalid="ignore", divide="ignore"):
+        # A fit that underflows leaves a level without weight: NaN, not an error.
+        level_ratio = np.array([np.sum((ratio * weight)[x == v]) / np.sum(weight[x == v]) for v in levels])
         height = np.where(level_ratio > 0, np.log(level_ratio), np.nan) + slope * np.log(levels)
     chosen = [0]
     for i in range(1, len(levels)):

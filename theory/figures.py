@@ -60,6 +60,8 @@ def draw(claim: ClaimReport) -> Figure:
     if columns == 2:
         _series(axes[0], claim.curves, "rank", "samples", "risk", lambda _: None)
         axes[0].set_xscale("log")
+        if (claim.curves["mean"] > 0).all():
+            axes[0].set_yscale("log")
     _claim_panel(axes[-1], claim)
     axes[-1].set_title(f"{claim.name}: {claim.verdict}")
     return figure

@@ -163,7 +163,8 @@ def log_linear(
     """
     valid = np.isfinite(y)
     y = np.where(valid, y, 0.0)
-    weight = valid / sd**2
+    # In units of the largest deviation, whose square may lie beyond floating point; 1e-9 of it is as good as zero.
+    weight = valid / np.square(np.maximum(sd / np.max(sd), 1e-9))
     if start is not None and np.isfinite(start).all():
         beta = np.tile(start, (len(y), 1))
     else:

@@ -1,0 +1,159 @@
+"""`python -m theory check` and `claims`: the JSON of the contract, exit codes, reproducibility."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from theory.check import check_table
+from theory.figures import write_figures
+from theory.ledger import all_claims
+from theory.planted.optimisation import quadratic_table
+from theory.planted.surfaces import Design, dynamics_table, gap_table, information_table
+
+DESIGN = Design(noise=0.1)
+VERDICTS = {"CONSISTENT", "LOOSE", "REFUTED", "INCONCLUSIVE", "UNTESTABLE"}
+BOUNDS = {"HOLDS", "VIOLATED", "INCONCLUSIVE", "VACUOUS", "NOT_EVALUATED"}
+
+
+@pytest.fixture
+def mixed(rng):
+    """One table with rows for four claims, each marked."""
+    parts = {
+        "generalization": gap_table(1.0, 0.5, DESIGN, rng),
+        "convergence": quadratic_table(DESIGN, rng),
+        "information": information_table(0.985, DESIGN, rng),
+        "dynamics": dynamics_table(1.0, DESIGN, rng),
+    }
+    return pd.concat([f.assign(claim=name) for name, f in parts.items()])
+
+
+def test_json_has_the_fields_of_the_contract(theory, tmp_path, mixed):
+    path, out = tmp_path / "t.csv", tmp_path / "out.json"
+    mixed.to_csv(path, index=False)
+    outcome = theory("check", path, "--json", out)
+    assert outcome.code == 0
+    report = json.loads(out.read_text())
+    assert report["schema"] == 1
+    assert report["margin"] == 0.1
+    assert report["input"]["path"] == str(path)
+    assert len(report["input"]["sha256"]) == 64
+    assert report["input"]["rows"] == len(mixed)
+    assert list(report["claims"]) == ["convergence", "generalization", "information", "dynamics"]
+    quantities = {"convergence": {"steps"}, "generalization": {"rank", "samples"}, "information": {"clone_weight"}}
+    for name, claim in report["claims"].items():
+        assert claim["verdict"] in VERDICTS
+        assert claim["reasons"]
+        assert claim["bound"]["verdict"] in BOUNDS
+        assert "worst_ratio" in claim["bound"]
+        assert isinstance(claim["cells"], int)
+        assert isinstance(claim["seeds"], int)
+        assert set(claim["exponents"]) == quantities.get(name, set())
+        for exponent in claim["exponents"].values():
+            assert {"claimed", "estimate", "ci90", "ci95", "verdict"} <= set(exponent)
+            assert exponent["ci95"][0] <= exponent["ci90"][0] <= exponent["ci90"][1] <= exponent["ci95"][1]
+    assert report["claims"]["generalization"]["exponents"]["rank"]["claimed"] == 1
+    assert report["claims"]["generalization"]["exponents"]["samples"]["claimed"] == -0.5
+    assert report["claims"]["convergence"]["exponents"]["steps"]["claimed"] == -0.5
+    assert report["claims"]["information"]["ceiling_ratio"]["ci95"][0] > 0.9
+    assert report["claims"]["dynamics"]["divergence_ratio"]["verdict"] in VERDICTS
+    assert "NaN" not in out.read_text()
+
+
+def test_the_terminal_shows_verdicts_reasons_and_the_free_constant(theory, tmp_path, mixed):
+    path = tmp_path / "t.csv"
+    mixed.to_csv(path, index=False)
+    text = theory("check", path).out
+    for word in ("generalization: CONSISTENT", "claimed -0.5", "95 % interval", "bound:", "free constant", "I/I*"):
+        assert word in text, word
+
+
+def test_the_same_file_twice_gives_the_same_bytes(theory, tmp_path, mixed):
+    path = tmp_path / "t.csv"
+    mixed.to_csv(path, index=False)
+    first = theory("check", path, "--json", tmp_path / "a.json", "--figures", tmp_path / "f")
+    second = theory("check", path, "--json", tmp_path / "b.json", "--figures", tmp_path / "g")
+    assert first.out == second.out
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    names = sorted(p.name for p in (tmp_path / "f").iterdir())
+    assert {"generalization.pdf", "generalization.png", "generalization.csv", "dynamics.csv"} <= set(names)
+    for name in names:
+        assert (tmp_path / "f" / name).read_bytes() == (tmp_path / "g" / name).read_bytes(), name
+
+
+def test_exit_code_one_only_for_a_refutation(theory, tmp_path, rng):
+    path = tmp_path / "t.csv"
+    gap_table(1.0, 0.25, DESIGN, rng).to_csv(path, index=False)
+    assert theory("check", path).code == 1
+    gap_table(1.0, 0.5, Design(seeds=2, noise=0.5), rng).to_csv(path, index=False)
+    assert theory("check", path).code == 0  # UNTESTABLE
+    frame = pd.concat(
+        [
+            gap_table(1.0, 0.25, DESIGN, rng).assign(claim="generalization"),
+            dynamics_table(1.0, DESIGN, rng).assign(claim="dynamics"),
+        ]
+    )
+    frame.to_csv(path, index=False)
+    assert theory("check", path, "--claim", "dynamics").code == 0  # only the claims selected count
+
+
+def test_wrong_arguments_end_in_one_line(theory, tmp_path, mixed):
+    path = tmp_path / "t.csv"
+    mixed.to_csv(path, index=False)
+    assert "no such claim" in theory("check", path, "--claim", "astrology").error
+    assert "--margin" in theory("check", path, "--margin", "0.9").error
+    assert "out.json" in theory("check", path, "--json", tmp_path / "missing" / "out.json").error
+
+
+def test_figures_of_every_claim_can_be_drawn(tmp_path, mixed):
+    written = write_figures(check_table(mixed), tmp_path)
+    assert {p.stem for p in written} >= {"generalization", "convergence", "information", "dynamics"}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_ledger_defines_its_symbols_and_letters():
+    ledger = all_claims()
+    assert list(ledger) == ["convergence", "generalization", "optimal_rank", "information", "dynamics"]
+    for claim in ledger.values():
+        assert claim.statement
+        assert claim.assumptions
+        assert claim.rule
+        assert claim.problems
+        assert claim.sources
+        assert claim.measured in claim.columns
+        assert "/work" not in repr(claim)
+        assert not {"n", "m"} & set(claim.symbols), "matrix shapes and samples never share a letter"
+    assert ledger["generalization"].exponents == {"rank": 1.0, "samples": -0.5}
+    assert ledger["convergence"].exponents == {"steps": -0.5}
+    assert ledger["optimal_rank"].exponents == {"samples": 0.5}
+
+
+def test_claims_prints_the_ledger(theory):
+    text = theory("claims").out
+    for name, claim in all_claims().items():
+        assert name in text
+        assert claim.title in text
+
+
+def test_a_sixth_claim_is_one_file(tmp_path, monkeypatch, mixed):
+    (tmp_path / "sixth.py").write_text(
+        "from dataclasses import replace\n"
+        "from theory.claims.dynamics import CLAIM as base\n"
+        "CLAIM = replace(base, name='sixth', order=6, judge=lambda t, m: replace(base.judge(t, m), name='sixth'))\n"
+    )
+    import theory.claims
+
+    monkeypatch.setattr(theory.claims, "__path__", [*theory.claims.__path__, str(tmp_path)])
+    assert list(all_claims())[-1] == "sixth"
+    assert "sixth" in check_table(mixed.assign(claim=None).query("dynamics_divergence == dynamics_divergence")).claims
+    sys.modules.pop("theory.claims.sixth")
+
+
+def test_the_judge_needs_no_jax():
+    code = "import sys, theory.__main__, theory.figures; sys.exit(any(m.split('.')[0] in "
+    code += "('jax', 'lrc_jax', 'experiments', 'flax', 'hydra') for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

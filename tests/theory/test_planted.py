@@ -1,0 +1,131 @@
+"""The planted problems have the constants that the theory gives them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from theory.planted.denoising import denoising_table, mixture_risk, spectrum, threshold_rank, truncation_risk
+from theory.planted.linear_loss import finite_size_slope, gap_from_singular_values, top_singular_values
+from theory.planted.optimisation import (
+    alignment,
+    alignment_floor,
+    average_gradient,
+    product_smoothness,
+    quadratic_table,
+    worst_case_ratio,
+)
+from theory.planted.softmax import parameters, softmax_gap
+from theory.planted.surfaces import Design
+
+
+def test_e1_risk_of_a_strong_low_rank_signal_is_its_parameter_count():
+    """N E||W - W*||^2 / tau^2 -> r (m + n - r)."""
+    d, r = 32, 3
+    signal = np.where(np.arange(d) < r, 50.0, 0.0)
+    risks = [truncation_risk(signal, 1.0, np.random.default_rng(k))[0] for k in range(60)]
+    assert np.mean(risks, axis=0)[r] == pytest.approx(r * (2 * d - r), rel=0.04)
+    # Beyond the true rank the noise's top components cost about twice their parameter count.
+    extra = np.mean(risks, axis=0)[r + 3] - np.mean(risks, axis=0)[r]
+    assert extra > 1.4 * 3 * (2 * (d - r) - 3)
+
+
+def test_gap_of_denoising_is_an_inner_product_with_the_noise():
+    rng = np.random.default_rng(0)
+    risk, gap = truncation_risk(spectrum(8, 1.0), 0.1, rng)
+    assert risk[0] == pytest.approx(np.sum(spectrum(8, 1.0) ** 2))
+    assert gap[0] == 0
+    rng = np.random.default_rng(0)
+    noise = 0.1 * rng.standard_normal((8, 8))
+    assert gap[-1] == pytest.approx(2 * np.sum((np.diag(spectrum(8, 1.0)) + noise) * noise))
+
+
+def test_e2_optimal_rank_follows_the_threshold():
+    d, s, samples = 200, 1.0, 60_000.0
+    best = [np.argmin(truncation_risk(spectrum(d, s), samples**-0.5, np.random.default_rng(k))[0]) for k in range(6)]
+    assert np.mean(best) == pytest.approx(threshold_rank(samples, d, s), abs=1.0)
+    growth = np.log(threshold_rank(1e6, d, s) / threshold_rank(1e4, d, s)) / np.log(100)
+    assert growth == pytest.approx(0.5)
+
+
+def test_e2_table_has_every_rank_and_seed():
+    design = Design(ranks=(2, 4), samples=(100, 1000), seeds=2)
+    frame = denoising_table(1.0, 16, design, np.random.default_rng(0))
+    assert len(frame) == 8
+    assert (frame.groupby("rank")["gap"].mean().diff().dropna() > 0).all()
+
+
+def test_e3_softmax_gap_is_p_over_n():
+    p, samples = parameters(2, 8, 8), 3000
+    values = np.array([softmax_gap(2, samples, np.random.default_rng(k)) for k in range(10)])
+    excess, gap = values.mean(axis=0) * samples / p
+    assert excess == pytest.approx(0.5, abs=0.12)
+    assert gap == pytest.approx(1.0, abs=0.2)
+
+
+def test_e4_singular_values_have_the_law_of_a_gaussian_matrix():
+    """Bidiagonal shortcut against a dense matrix, in the mean of the sums that enter the gaps."""
+    dense, short = [], []
+    for k in range(40):
+        rng = np.random.default_rng(k)
+        dense.append(np.linalg.svd(rng.standard_normal((64, 64)), compute_uv=False)[:8])
+        short.append(top_singular_values(64, 8, rng))
+    np.testing.assert_allclose(np.mean(short, axis=0), np.mean(dense, axis=0), rtol=0.01)
+
+
+@pytest.mark.parametrize(("regime", "slope"), [("slow", 0.45), ("abstract", 0.95), ("fast", 0.90)])
+def test_e4_finite_size_slopes(regime, slope):
+    """The slopes for a 64 x 64 matrix and ranks to 8, and the exact exponents in N."""
+    assert finite_size_slope(regime, (1, 2, 3, 4, 6, 8), side=64) == pytest.approx(slope, abs=0.005)
+    sigma = np.array([3.0, 2.0, 1.0])
+    gaps = gap_from_singular_values(regime, sigma, np.array([2, 2]), np.array([100.0, 10_000.0]))
+    assert np.log(gaps[1] / gaps[0]) / np.log(100) == pytest.approx(-1.0 if regime == "fast" else -0.5)
+
+
+def test_e5_a_mixture_of_fast_problems_mimics_one_over_root_n():
+    n = np.geomspace(1e2, 1e6, 9)
+    assert np.polyfit(np.log(n), np.log(mixture_risk(n, 1.0)), 1)[0] == pytest.approx(-0.5, abs=0.01)
+    assert np.polyfit(np.log(n), np.log(mixture_risk(n, 2.0)), 1)[0] == pytest.approx(-0.75, abs=0.02)
+
+
+def test_e6_closed_form_equals_the_recursion():
+    curvature, start, variance = np.array([0.3, 1.0]), np.array([2.0, 0.5]), np.array([0.1, 0.2])
+    step, moments, total = 0.4, np.array([2.0, 0.5]), 0.0
+    for _ in range(50):
+        total += np.sum(curvature**2 * moments)
+        moments = (1 - step * curvature) ** 2 * moments + step**2 * variance
+    assert average_gradient(curvature, start, variance, step, 50) == pytest.approx(total / 50)
+
+
+def test_e6_worst_case_comes_within_a_factor_two_of_the_bound():
+    ratios = [worst_case_ratio(t) for t in (1e3, 1e4, 1e5)]
+    assert ratios[-1] == pytest.approx(0.5, abs=0.005)
+    assert max(ratios) < 1.0
+
+
+def test_e6_projection_scales_the_constants():
+    """L and sigma^2 grow by at most the squared largest singular value; the bound still holds."""
+    design = replace(Design(), noise=0.0)
+    plain, projected = (quadratic_table(design, np.random.default_rng(0), kappa=k) for k in (1.0, 5.0))
+    assert plain["smoothness"].iloc[0] < projected["smoothness"].iloc[0] <= 25 * plain["smoothness"].iloc[0] + 1e-9
+    assert plain["grad_variance"].iloc[0] < projected["grad_variance"].iloc[0] <= 25 * plain["grad_variance"].iloc[0]
+
+
+def test_e6_alignment_never_falls_below_kantorovich():
+    rng = np.random.default_rng(0)
+    for kappa in (2.0, 10.0):
+        values = np.geomspace(1.0, kappa, 6)
+        cosines = alignment(values, rng.standard_normal((20_000, 6)))
+        assert cosines.min() >= alignment_floor(kappa)
+        worst = np.zeros((1, 6))
+        worst[0, 0], worst[0, -1] = kappa, 1.0
+        assert alignment(values, worst)[0] == pytest.approx(alignment_floor(kappa))
+    assert alignment(np.ones(6), rng.standard_normal((5, 6))) == pytest.approx(1.0)
+
+
+def test_e6_two_factors_are_smooth_only_where_they_are_bounded():
+    local = [product_smoothness(u, 1.0 / u) for u in (1.0, 10.0, 100.0)]
+    assert local[2][0] > 1000 * local[0][0]
+    assert all(value <= bound + 1e-9 for value, bound in local)
