@@ -356,6 +356,15 @@ def plateau(run: SgdMeasurement, after: float = 0.5) -> Plateau:
     return Plateau(float(means.mean()), float(means.std(ddof=1) / math.sqrt(len(means))))
 
 
+def boundedness_slope(run: SgdMeasurement) -> float:
+    """Slope of ln max |P_t|_2 on ln t over the last half of a run. The bound assumes bounded iterates wherever two
+    trained factors multiply: a slope whose interval over seeds exceeds .05 says that they grow like a power of t."""
+    if run.max_spectral_norm is None:
+        raise ValueError("no matrix is trained in this run")
+    late = run.times >= run.steps / 2
+    return float(np.polyfit(np.log(run.times[late]), np.log(run.spectral_norms[late]), 1)[0])
+
+
 def horizon_bound(steps: int, step_size: float, smoothness: float, grad_variance: float, loss_decrease: float) -> float:
     """Right side for a constant step eta < 2/L: [2 Delta / (eta T) + L eta sigma^2] / (2 - L eta), where eta <= 1/L
     allows the two-term form without the denominator (Ghadimi & Lan 2013). nan at eta >= 2/L: no theorem there."""

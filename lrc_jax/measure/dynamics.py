@@ -12,6 +12,7 @@ angle between the two flows, the spectra of their tangent kernels, and the diver
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any, NamedTuple
@@ -19,12 +20,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from lrc_jax.losses import kl_per_token
 from lrc_jax.measure.gradients import Loss, Params, SampleBatch, as_partial
-from lrc_jax.measure.spectra import LAYER_MATRICES, Spectrum
+from lrc_jax.measure.spectra import LAYER_MATRICES, Spectrum, projection_constants, teacher_spectra
 from lrc_jax.model import DecoderConfig, LayerWeights, Weights, forward
+from lrc_jax.students.base import Frozen, Student
 
 MATRIX_CLASSES = ("embed", "q", "k", "v", "o", "gate", "up", "down", "head")
 GAINS = "gains"  # norm gains and biases: trained as they are by both
@@ -207,6 +210,88 @@ def probe_logits(
     logits_NV = forward(config, weights, tokens_BT).logits_NV
     centred_NV = logits_NV - jnp.mean(logits_NV, axis=-1, keepdims=True)
     return centred_NV[position_M, token_M]
+
+
+# ---------------------------------------------------------------------------------- the same for students of this suite
+
+
+@dataclasses.dataclass(frozen=True)
+class _Merge:
+    student: Student
+
+    def __call__(self, frozen: Frozen, params: Params) -> Weights:
+        return self.student.weights(params, frozen)
+
+
+@dataclasses.dataclass(frozen=True)
+class _DistillationLoss:
+    teacher: DecoderConfig
+    student: DecoderConfig
+
+    def __call__(self, teacher_weights: Weights, weights: Weights, tokens_BT: Array) -> Array:
+        teacher_NV = forward(self.teacher, teacher_weights, tokens_BT).logits_NV
+        return jnp.mean(kl_per_token(teacher_NV, forward(self.student, weights, tokens_BT).logits_NV, 1.0))
+
+
+def _draw_sequences(tokens_NT: Array, key: Array, size: int) -> Array:
+    return tokens_NT[jax.random.randint(key, (size,), 0, tokens_NT.shape[0])]
+
+
+def dynamics_columns(
+    student: Student,
+    teacher_config: DecoderConfig,
+    frozen: Frozen,
+    params: Params,
+    tokens_NT: Int[np.ndarray, "N T"],
+    key: Array,
+    *,
+    distilled: Weights | None = None,
+    batch_size: int = 256,
+    blocks: int = 8,
+    probes: int = 128,
+) -> dict[str, float]:
+    """Columns of a row: angles and speeds by class, tangent kernels on random probe logits, teacher's constants.
+
+    Args:
+      student, frozen, params: a Low-Rank Clone; `frozen` holds the matrices behind its projections (whitened or not).
+      teacher_config, distilled: the teacher whose predictions are distilled (KL per token); None: the one in `frozen`.
+      tokens_NT: the pool that minibatches and probes are drawn from, with replacement.
+      key: of both.
+      batch_size, blocks: see `alignment`.
+      probes: logits on which the kernels are compared; 0 leaves them out.
+
+    Returns:
+      dynamics.<class>.cos, .cos_se, .descent, .descent_se, .floor, .kappa; kernel_cka, kernel_ratio_min, _max;
+      spectrum_s_sq, spectrum_mu_sq, spectrum_kappa_sq.
+    """
+    k_batches, k_sequences, k_probes = jax.random.split(key, 3)
+    tokens = jnp.asarray(tokens_NT)
+    weight_map = Partial(_Merge(student), frozen)
+    loss = Partial(_DistillationLoss(teacher_config, student.config), distilled or frozen.teacher)
+    spectra = teacher_spectra(frozen.teacher)
+    rows = alignment(
+        weight_map, loss, Partial(_draw_sequences, tokens), params, k_batches, spectra,
+        batch_size=batch_size, blocks=blocks,
+    )  # fmt: skip
+    columns = {
+        f"dynamics.{row.matrix}.{name}": value
+        for row in rows
+        for name, value in row._asdict().items()
+        if name != "matrix"
+    }
+    if probes:
+        chosen = _draw_sequences(tokens, k_sequences, 32)
+        k_position, k_token = jax.random.split(k_probes)
+        position = jax.random.randint(k_position, (probes,), 0, chosen.size)
+        token = jax.random.randint(k_token, (probes,), 0, student.config.vocab_size)
+        outputs = Partial(functools.partial(probe_logits, student.config), chosen, position, token)
+        kernels = tangent_kernels(weight_map, outputs, params)
+        columns |= {
+            "kernel_cka": kernels.alignment,
+            "kernel_ratio_min": float(kernels.ratios.min()),
+            "kernel_ratio_max": float(kernels.ratios.max()),
+        }
+    return columns | {f"spectrum_{name}": value for name, value in projection_constants(spectra).items()}
 
 
 class Divergence(NamedTuple):

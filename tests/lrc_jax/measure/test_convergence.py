@@ -1,5 +1,6 @@
 """SGD measurements against noisy quadratics, whose second moments are known exactly."""
 
+import dataclasses
 import math
 
 import jax
@@ -201,6 +202,29 @@ def test_projection_scales_the_constants_by_the_teachers_spectrum(kappa):
     assert mu_sq * n * r <= exact <= s_sq * n * r * (1 + 1e-12)
     bound = cv.horizon_bound(200, 0.1, s_sq * 1.0, s_sq * n * r, run.loss_decrease)
     assert run.grad_norm_sq < bound
+
+
+def growing(rate, params, batch):
+    """Gradient -rate everywhere: the matrix grows linearly in t."""
+    return -rate * jnp.sum(params["p"]) + 0 * jnp.sum(batch)
+
+
+def test_iterates_that_grow_are_seen_and_bounded_ones_too():
+    plan = cv.SgdPlan(steps=400, step_size=0.1, batch_size=1, spacing="linear", gradient_batch=1, constants=False)
+    start, sample = {"p": jnp.zeros((2, 2))}, Partial(matrix_noise, jnp.zeros((2, 2)))
+    grown, _ = cv.measure_sgd_horizon(Partial(growing, jnp.ones(())), sample, start, jax.random.key(0), plan)
+    assert cv.boundedness_slope(grown) == pytest.approx(1.0, abs=0.02)
+    assert grown.max_spectral_norm == pytest.approx(2 * 0.1 * grown.times.max(), rel=1e-4)
+    still, _ = cv.measure_sgd_horizon(
+        Partial(through_projection, jnp.eye(2)), Partial(matrix_noise, jnp.zeros((2, 2))), start, jax.random.key(0),
+        dataclasses.replace(plan, step_size=0.02, batch_size=64),
+    )  # fmt: skip
+    assert abs(cv.boundedness_slope(still)) < 0.05
+    loss, noise, params = problem()
+    vectors, _ = cv.measure_sgd_horizon(loss, noise, params, jax.random.key(0), plan)
+    assert vectors.max_spectral_norm is None
+    with pytest.raises(ValueError, match="no matrix"):
+        cv.boundedness_slope(vectors)
 
 
 def test_full_batch_control_has_no_variance_and_an_exact_norm():

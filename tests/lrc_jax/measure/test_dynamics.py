@@ -227,3 +227,22 @@ def test_matched_step():
     assert losses[step - 10 : step].mean() <= 2.0 < losses[step - 11 : step - 1].mean()
     assert dyn.matched_step(losses, 0.5) is None
     assert dyn.matched_step(losses[:5], 9.0) is None
+
+
+def test_columns_of_a_row_agree_with_their_parts():
+    student, frozen, params = setting()
+    row = dyn.dynamics_columns(
+        student, TEACHER, frozen, params, POOL, jax.random.key(0), batch_size=64, blocks=6, probes=16
+    )
+    exact = align(frozen, params, blocks=3)
+    for name, want in exact.items():
+        assert abs(row[f"dynamics.{name}.cos"] - want.cos) < 4 * row[f"dynamics.{name}.cos_se"] + 0.05
+        assert row[f"dynamics.{name}.floor"] == want.floor
+    assert row["kernel_ratio_max"] <= row["spectrum_s_sq"] * 1.001
+    white = Frozen(dyn.whiten_teacher(frozen.teacher))
+    start = dyn.same_start(params, frozen.teacher, white.teacher)
+    whitened = dyn.dynamics_columns(
+        student, TEACHER, white, start, POOL, jax.random.key(0),
+        distilled=frozen.teacher, batch_size=64, blocks=6, probes=0,
+    )  # fmt: skip
+    assert all(whitened[f"dynamics.{name}.cos"] == pytest.approx(1, abs=1e-3) for name in SQUARE)
