@@ -1,0 +1,86 @@
+"""The cache of teacher activations: what was computed, once, whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lrc_jax import activation_cache
+from lrc_jax.activation_cache import cached_activations, stream
+from lrc_jax.errors import InputError
+from lrc_jax.model import DecoderConfig, Weights, forward
+from lrc_jax.teachers.huggingface import build_weights, tensor_layout
+
+CONFIG = DecoderConfig(20, 16, 24, 2, 4, 2, 4)
+TOKENS_NT = np.random.default_rng(0).integers(0, 20, (7, 5)).astype(np.int32)
+SITES = ("logits", "final", "hidden.1", "layers.0.q_NQ", "layers.1.mlp_out_ND")
+
+
+@pytest.fixture(scope="module")
+def weights() -> Weights:
+    rng = np.random.default_rng(1)
+    shapes = tensor_layout(CONFIG)
+    return build_weights(CONFIG, lambda name: rng.standard_normal(shapes[name], np.float32))
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("float16", 1e-3), ("bfloat16", 8e-3)])
+def test_values_and_reuse(
+    dtype: str, precision: float, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = cached_activations(tmp_path, CONFIG, weights, "d", TOKENS_NT, SITES, dtype=dtype, batch_size=3)
+    acts = forward(CONFIG, weights, jnp.asarray(TOKENS_NT))
+    expected = {
+        "logits": acts.logits_NV,
+        "final": acts.final_ND,
+        "hidden.1": acts.hidden_ND[1],
+        "layers.0.q_NQ": acts.layers[0].q_NQ,
+        "layers.1.mlp_out_ND": acts.layers[1].mlp_out_ND,
+    }
+    for site, x in expected.items():
+        got = entry[site].astype(np.float32).reshape(x.shape)
+        np.testing.assert_allclose(got, x, rtol=precision, atol=1e-4)
+    monkeypatch.setattr(activation_cache, "_write", None)  # a second pass would fail
+    again = cached_activations(tmp_path, CONFIG, weights, "d", TOKENS_NT, SITES, dtype=dtype)
+    rows = np.asarray([6, 0, 3])
+    batches = list(stream(again, rows, 2))
+    assert [len(b["logits"]) for b in batches] == [2, 1]
+    np.testing.assert_array_equal(batches[1]["final"], entry["final"][[3]].astype(np.float32))
+
+
+def test_the_name_follows_the_content(weights: Weights, tmp_path: Path) -> None:
+    other = TOKENS_NT.copy()
+    other[0, 0] += 1
+    for digest, tokens, sites in (("a", TOKENS_NT, ("final",)), ("b", TOKENS_NT, ("final",)), ("a", other, ("final",))):
+        cached_activations(tmp_path, CONFIG, weights, digest, tokens, sites)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_interrupted_and_damaged(weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(activation_cache, "read_site", fail)
+        with pytest.raises(KeyboardInterrupt):
+            cached_activations(tmp_path, CONFIG, weights, "x", TOKENS_NT[:6], ("final",))
+    assert not list(tmp_path.iterdir())
+    cached_activations(tmp_path, CONFIG, weights, "d", TOKENS_NT, ("final",))
+    file = next(tmp_path.rglob("final.npy"))
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"final.npy: damaged .* remove the folder"):
+        cached_activations(tmp_path, CONFIG, weights, "d", TOKENS_NT, ("final",))
+
+
+def test_bad_requests_are_one_line(weights: Weights, tmp_path: Path) -> None:
+    for site in ("hidden.9", "layers.0.nothing", "logit"):
+        with pytest.raises(InputError, match=f"site '{site}' is unknown"):
+            cached_activations(tmp_path, CONFIG, weights, "d", TOKENS_NT, (site,))
+    with pytest.raises(InputError, match="dtype 'int8' is unknown"):
+        cached_activations(tmp_path, CONFIG, weights, "d", TOKENS_NT, ("final",), dtype="int8")
+    huge = Weights(weights.embed_VD, weights.layers, weights.final_norm_D * 1e6, weights.head_DV)
+    with pytest.raises(InputError, match="final exceeds float16's range"):
+        cached_activations(tmp_path, CONFIG, huge, "d", TOKENS_NT, ("final",))
+    assert not list(tmp_path.iterdir())
