@@ -57,7 +57,12 @@ def profile_intervals(
 
 
 def _crossing(shift: np.ndarray, deviance: np.ndarray, cut: float) -> float:
-    """Where an increasing deviance crosses the cut (its square root interpolated); infinite if it never does."""
+    """Where an increasing deviance crosses the cut (its square root interpolated); infinite if it never does.
+
+    NaN without a range to search (draws that do not vary, on data without noise).
+    """
+    if shift[-1] == 0:
+        return float("nan")
     distance = np.concatenate([[0.0], shift])
     root = np.sqrt(np.maximum(np.concatenate([[0.0], deviance]), 0.0))
     above = np.flatnonzero(root >= np.sqrt(cut))

@@ -36,7 +36,10 @@ def theory(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()
-        code = main([str(a) for a in arguments])
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as stop:  # argparse's way out
+            code = int(stop.code or 0)
         captured = capsys.readouterr()
         return Outcome(code, captured.out, captured.err)
 
