@@ -37,7 +37,8 @@ class Compression:
     """One configuration of the prior (static).
 
     Attributes:
-      intrinsic_dimension: length of z; None quantises the projections themselves.
+      intrinsic_dimension: length of z; None quantises the projections themselves; 0 is the start itself, untrained:
+        what the guarantee is worth before the sample has told anything.
       levels: of the quantiser, odd; one of 3, 5, 7, 11, 17.
     """
 
@@ -79,7 +80,7 @@ def directions(start: Params, dimension: int, key: Array) -> Float[Array, "P d"]
     """Random Gaussian directions Q, from a fixed key; each tensor's rows have the scale of its start values, so that z
     of order 1 moves it by its own size."""
     scale = jnp.concatenate([jnp.full(start[n].size, jnp.std(start[n])) for n in _matrix_names(start)])
-    return jax.random.normal(key, (scale.size, dimension)) * (scale * dimension**-0.5)[:, None]
+    return jax.random.normal(key, (scale.size, dimension)) * (scale * max(dimension, 1) ** -0.5)[:, None]
 
 
 def assemble(start: Params, directions_Pd: Array | None, z: Array) -> Params:
@@ -194,6 +195,56 @@ class Compressed:
     payload_entropy: float
 
 
+def _fit_vector(
+    student: Student,
+    teacher_config: DecoderConfig,
+    frozen: Frozen,
+    start: Params,
+    matrix_Pd: Array | None,
+    pool: Pool,
+    samples: int,
+    key: Array,
+    levels: int,
+    fit: Fit,
+) -> QuantisedVector:
+    """z, trained, rounded and trained on through the rounding."""
+    first = (
+        jnp.concatenate([start[n].ravel() for n in _matrix_names(start)])
+        if matrix_Pd is None
+        else jnp.zeros(matrix_Pd.shape[1])
+    )
+    device_pool = jax.tree.map(jnp.asarray, dataclasses.replace(pool, final_NTD=None))
+    k_float, k_quantised = jax.random.split(key)
+    level_count = jnp.asarray(levels, jnp.int32)
+
+    def descend(z: Array, rounding: bool, step: float, k: Array, steps: int, rate: float) -> Array:
+        return _descend(
+            student,
+            teacher_config,
+            frozen,
+            start,
+            matrix_Pd,
+            device_pool,
+            jnp.asarray(samples, jnp.int32),
+            z,
+            (jnp.asarray(rounding), jnp.asarray(step, jnp.float32), level_count),
+            k,
+            jnp.asarray(rate, jnp.float32),
+            jnp.asarray(steps, jnp.int32),
+            jnp.asarray(fit.kl_weight, jnp.float32),
+            fit.batch_size,
+            fit.kl_weight > 0,
+        )
+
+    # Values of all projections have their start's scale; z has order 1.
+    unit = float(jnp.std(first)) if matrix_Pd is None else 1.0
+    z = descend(first, False, 1.0, k_float, fit.float_steps, fit.learning_rate * unit)
+    step = float(np.float16(float(jnp.std(z)) * STEP_FACTOR[levels]))
+    z = descend(z, True, step, k_quantised, fit.quantised_steps, fit.quantised_learning_rate * unit)
+    symbols = _quantise(z, jnp.asarray(step, jnp.float32), level_count)[1]
+    return QuantisedVector(np.asarray(symbols).astype(np.int64), step, levels)
+
+
 def compress(
     student: Student,
     teacher_config: DecoderConfig,
@@ -220,56 +271,26 @@ def compress(
     Raises:
       RuntimeError: what was decoded is not what was encoded (never seen; the check is the point).
     """
-    fit, chosen = fit or Fit(), prior[index]
-    dimension = chosen.intrinsic_dimension
-    matrix_Pd = (
-        None if dimension is None else directions(start, dimension, jax.random.fold_in(jax.random.key(0), index))
-    )
-    first = (
-        jnp.concatenate([start[n].ravel() for n in _matrix_names(start)])
-        if matrix_Pd is None
-        else jnp.zeros(matrix_Pd.shape[1])
-    )
-    device_pool = jax.tree.map(jnp.asarray, dataclasses.replace(pool, final_NTD=None))
-    k_float, k_quantised = jax.random.split(key)
-    levels = jnp.asarray(chosen.levels, jnp.int32)
-
-    def descend(z: Array, rounding: bool, step: float, k: Array, steps: int, rate: float) -> Array:
-        return _descend(
-            student,
-            teacher_config,
-            frozen,
-            start,
-            matrix_Pd,
-            device_pool,
-            jnp.asarray(samples, jnp.int32),
-            z,
-            (jnp.asarray(rounding), jnp.asarray(step, jnp.float32), levels),
-            k,
-            jnp.asarray(rate, jnp.float32),
-            jnp.asarray(steps, jnp.int32),
-            jnp.asarray(fit.kl_weight, jnp.float32),
-            fit.batch_size,
-            fit.kl_weight > 0,
+    dimension = prior[index].intrinsic_dimension
+    matrix_Pd = None
+    if dimension is not None:
+        matrix_Pd = directions(start, dimension, jax.random.fold_in(jax.random.key(0), index))
+    if dimension == 0:
+        sent = QuantisedVector(np.zeros(0, np.int64), 1.0, prior[index].levels)
+    else:
+        sent = _fit_vector(
+            student, teacher_config, frozen, start, matrix_Pd, pool, samples, key, prior[index].levels, fit or Fit()
         )
-
-    # Values of all projections have their start's scale; z has order 1.
-    unit = float(jnp.std(first)) if matrix_Pd is None else 1.0
-    z = descend(first, False, 1.0, k_float, fit.float_steps, fit.learning_rate * unit)
-    step = float(np.float16(float(jnp.std(z)) * STEP_FACTOR[chosen.levels]))
-    z = descend(z, True, step, k_quantised, fit.quantised_steps, fit.quantised_learning_rate * unit)
-
-    symbols = np.asarray(_quantise(z, jnp.asarray(step, jnp.float32), levels)[1]).astype(np.int64)
-    sent = QuantisedVector(symbols, step, chosen.levels)
     size = trained_size(start)
-    lengths = [(c.intrinsic_dimension or size, c.levels) for c in prior for _ in bounds.ALPHAS]
+    counts = [size if c.intrinsic_dimension is None else c.intrinsic_dimension for c in prior]
+    lengths = [(n, c.levels) for n, c in zip(counts, prior, strict=True) for _ in bounds.ALPHAS]
     # The smoothing is part of the configuration: which of the eight is settled after training, at no further bits.
     message = encode(sent, index * len(bounds.ALPHAS), len(lengths))
     received_index, received = decode(message, lengths)
     if received_index // len(bounds.ALPHAS) != index or not np.array_equal(received.values(), sent.values()):
         raise RuntimeError("the decoded student differs from the encoded one")
     params = assemble(start, matrix_Pd, jnp.asarray(received.values()))
-    return Compressed(message, received, params, entropy_bits(symbols))
+    return Compressed(message, received, params, entropy_bits(sent.symbols))
 
 
 def certify(

@@ -91,7 +91,8 @@ def _write_payload(symbols: np.ndarray, counts: np.ndarray) -> Bits:
 
 
 def encode(vector: QuantisedVector, configuration: int, configurations: int) -> Bits:
-    """The message: configuration index, step, counts of all levels but the last, payload.
+    """The message: configuration index, step, counts of all levels but the last, payload (index alone where the vector
+    is empty).
 
     Args:
       vector: what to send; its length and number of levels are known from the configuration.
@@ -103,6 +104,8 @@ def encode(vector: QuantisedVector, configuration: int, configurations: int) -> 
     counts = np.bincount(symbols, minlength=vector.levels)
     width = len(symbols).bit_length()
     header = [_to_bits(configuration, (configurations - 1).bit_length())]
+    if not len(symbols):
+        return header[0]
     header.append(_to_bits(int(np.float16(vector.step).view(np.uint16)), STEP_BITS))
     header += [_to_bits(int(c), width) for c in counts[:-1]]
     return np.concatenate([*header, _write_payload(symbols, counts)])
@@ -123,6 +126,8 @@ def decode(bits: Bits, lengths: list[tuple[int, int]]) -> tuple[int, QuantisedVe
 
     configuration = take((len(lengths) - 1).bit_length())
     count, levels = lengths[configuration]
+    if not count:
+        return configuration, QuantisedVector(np.zeros(0, np.int64), 1.0, levels)
     step = float(np.uint16(take(STEP_BITS)).view(np.float16))
     counts = np.array([take(count.bit_length()) for _ in range(levels - 1)])
     counts = np.append(counts, count - counts.sum())

@@ -146,14 +146,14 @@ def test_subspace_moves_every_matrix_and_no_gain():
 
 def test_table_of_a_trained_student():
     student, frozen, start, pool, test = setting()
-    prior = [Compression(8), Compression(40), Compression(None, 5)]
+    prior = [Compression(8), Compression(40), Compression(None, 5), Compression(0)]
     fit = Fit(float_steps=300, quantised_steps=300)
     rows = certificate_table(
         student, TEACHER, frozen, start, pool, test, jax.random.key(3),
         prior=prior, samples=(512, 2048), fit=fit, labels_from_teacher=True,
     )  # fmt: skip
     assert [(r["samples"], r["intrinsic_dimension"]) for r in rows] == [
-        (n, d) for n in (512, 2048) for d in (8, 40, trained_size(start))
+        (n, d) for n in (512, 2048) for d in (8, 40, trained_size(start), 0)
     ]
     for r in rows:
         assert r["delta"] == 0.025
@@ -163,8 +163,9 @@ def test_table_of_a_trained_student():
         assert r["held_out_bound"] < r["certificate"]
         assert r["message_bits"] >= r["payload_entropy_bits"]
         assert r["prefix_bits"] == coding.elias_gamma_bits(r["message_bits"])
-    assert rows[3]["certificate"] < rows[0]["certificate"], "more sequences, a tighter guarantee"
-    assert rows[4]["train_loss"] < rows[4]["unigram"], "training through the rounding works"
+    assert rows[4]["certificate"] < rows[0]["certificate"], "more sequences, a tighter guarantee"
+    assert rows[5]["train_loss"] < rows[7]["train_loss"], "training through the rounding works"
+    assert rows[7]["message_bits"] == 5, "the start costs its place in the prior: 4 configurations x 8 smoothings"
     assert rows[1]["message_bits"] < rows[2]["message_bits"]
 
 
