@@ -25,12 +25,21 @@ POSITIVE = frozenset({"rank", "samples", "steps", "d_in", "d_out", "params"})
 POSITIVE_MEASURED = frozenset({"step_size", "smoothness", "mi_ceiling", "dynamics_baseline"})
 NON_NEGATIVE = frozenset({"seed", "clone_weight", "grad_variance", "loss_decrease", "dynamics_divergence"})
 
-#: Every numeric column of the measurement table (the contract's table).
+#: Every numeric column of the measurement table, and `teacher_loss`, the best loss that a student can reach.
 NUMERIC = (
     POSITIVE
     | POSITIVE_MEASURED
     | NON_NEGATIVE
-    | {"train_loss", "test_loss", "gap", "grad_norm_sq", "approx_loss", "mutual_information", "mi_floor"}
+    | {
+        "train_loss",
+        "test_loss",
+        "gap",
+        "grad_norm_sq",
+        "approx_loss",
+        "teacher_loss",
+        "mutual_information",
+        "mi_floor",
+    }
 )
 
 #: Magnitudes beyond this, or below its inverse, are a wrong unit or an overflow (their squares would leave float64).

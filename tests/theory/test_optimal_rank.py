@@ -123,3 +123,6 @@ def test_consistency_statistic_uses_gamma_over_alpha_plus_beta(rng):
     assert found["gamma"] == pytest.approx(0.6, abs=0.05)
     assert found["predicted"] == pytest.approx(0.6 / 1.8, abs=0.03)
     assert found["verdict"] == CONSISTENT
+    # An offset ten times the term hides the exponent, unless the table says what the best loss possible is.
+    lifted = report_of(frame.assign(approx_loss=frame["approx_loss"] + 10.0, teacher_loss=10.0)).fields["consistency"]
+    assert lifted["alpha"] == pytest.approx(found["alpha"], rel=1e-3)

@@ -242,13 +242,17 @@ def _extrapolation(optima: Optima, growth: Growth) -> tuple[float, float] | None
 def _consistency(frame: pd.DataFrame, optima: Optima, growth: Growth, margin: float) -> dict[str, Any] | None:
     """rho - gamma/(alpha + beta) from independent legs; advisory (theory page, section C5).
 
-    alpha from the population loss over ranks near the optima, (beta, gamma) from the signed gap there; the joint
-    bootstrap shares the seeds.
+    alpha from the population loss over ranks near the optima, in excess of `teacher_loss` where that column gives
+    the best loss possible (else the offset is fitted); (beta, gamma) from the signed gap there; the joint bootstrap
+    shares the seeds.
     """
     if any(c not in frame or frame[c].isna().all() for c in ("approx_loss", "gap")):
         return None
     inside = np.exp(optima.log_rank[growth.used])
     population = frame.dropna(subset=["approx_loss"]).groupby("rank")["approx_loss"].mean()
+    known = frame["teacher_loss"].dropna().unique() if "teacher_loss" in frame else []
+    if len(known) == 1 and (population > known[0]).all():
+        population = population - known[0]
     near = population[(population.index >= 0.7 * inside.min()) & (population.index <= 1.5 * inside.max())]
     rows = frame[frame["gap"].notna() & frame["rank"].between(inside.min() / 2, inside.max() * 2)]
     if len(near) < 4 or rows["rank"].nunique() < 3 or rows["samples"].nunique() < 3 or (near <= 0).any():
@@ -331,7 +335,7 @@ CLAIM = Claim(
     ),
     columns=("rank", "samples", "seed", "test_loss"),
     measured="test_loss",
-    optional=("steps", "d_in", "d_out"),
+    optional=("steps", "d_in", "d_out", "approx_loss", "gap", "teacher_loss"),
     exponents={"samples": CLAIMED},
     bound="none: the constant is free",
     rule=(
