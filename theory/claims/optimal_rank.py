@@ -250,7 +250,7 @@ def _consistency(frame: pd.DataFrame, optima: Optima, growth: Growth, margin: fl
         return None
     inside = np.exp(optima.log_rank[growth.used])
     population = frame.dropna(subset=["approx_loss"]).groupby("rank")["approx_loss"].mean()
-    known = frame["teacher_loss"].dropna().unique() if "teacher_loss" in frame else []
+    known = frame["teacher_loss"].dropna().unique() if "teacher_loss" in frame else np.zeros(0)
     if len(known) == 1 and (population > known[0]).all():
         population = population - known[0]
     near = population[(population.index >= 0.7 * inside.min()) & (population.index <= 1.5 * inside.max())]
