@@ -160,4 +160,4 @@ def read_self_delimiting(stream: Bits) -> tuple[Bits, Bits]:
 def entropy_bits(symbols: np.ndarray) -> float:
     """n H(empirical frequencies), the ideal payload."""
     counts = np.unique(symbols, return_counts=True)[1]
-    return float(-np.sum(counts * np.log2(counts / counts.sum())))
+    return abs(float(np.sum(counts * np.log2(counts / counts.sum()))))

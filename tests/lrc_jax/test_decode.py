@@ -13,9 +13,9 @@ from lrc_jax.model import DecoderConfig, RopeScaling, forward, init_weights
 LLAMA = DecoderConfig(29, 16, 24, 2, 4, 4, 4)
 CONFIGS = {
     "llama": LLAMA,
-    "grouped_tied": DecoderConfig(29, 16, 24, 2, 6, 2, 4, tie_word_embeddings=True),
-    "qwen2": DecoderConfig(29, 16, 24, 2, 4, 2, 4, qkv_bias=True),
-    "qwen3": DecoderConfig(29, 16, 24, 2, 4, 2, 6, qk_norm=True),
+    "grouped_tied": DecoderConfig(29, 16, 24, 1, 6, 2, 4, tie_word_embeddings=True),
+    "qwen2": DecoderConfig(29, 16, 24, 1, 4, 2, 4, qkv_bias=True),
+    "qwen3": DecoderConfig(29, 16, 24, 1, 4, 2, 6, qk_norm=True),
     "llama3_rope": DecoderConfig(29, 16, 24, 1, 4, 2, 8, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 16)),
 }
 
@@ -25,7 +25,8 @@ def make(config):
     # Gains and biases away from their neutral start, or a missing one would not be seen.
     leaves, treedef = jax.tree.flatten(weights)
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [x + 0.3 * jax.random.normal(k, x.shape) if x.ndim == 1 else x for x, k in zip(leaves, keys, strict=True)]
+    noise = [0.3 * np.asarray(jax.random.normal(k, (64,)))[: x.size] for x, k in zip(leaves, keys, strict=True)]
+    leaves = [x + n if x.ndim == 1 else x for x, n in zip(leaves, noise, strict=True)]
     return jax.tree.unflatten(treedef, leaves)
 
 

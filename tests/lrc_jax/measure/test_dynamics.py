@@ -34,6 +34,9 @@ def merged(frozen, params):
     return setting()[0].weights(params, frozen)
 
 
+merged_jit = jax.jit(merged)
+
+
 def kl_loss(frozen, weights, tokens_BT):
     student, _, _ = setting()
     teacher = forward(TEACHER, frozen.teacher, tokens_BT).logits_NV
@@ -60,8 +63,8 @@ def align(frozen, params, sampler=whole, map_frozen=None, **kwargs):
 def test_angles_are_those_of_the_preconditioned_gradient():
     _, frozen, params = setting()
     got = align(frozen, params, blocks=3)
-    weights = merged(frozen, params)
-    grad = jax.grad(lambda w: kl_loss(frozen, w, POOL))(weights)
+    weights = merged_jit(frozen, params)
+    grad = jax.jit(jax.grad(lambda w: kl_loss(frozen, w, POOL)))(weights)
     teacher = frozen.teacher.layers[0]
     for name, g, k in (
         ("q", grad.layers[0].q_DQ, lambda g: g @ teacher.q_DQ.T @ teacher.q_DQ),
@@ -86,7 +89,7 @@ def test_two_batch_products_are_unbiased_and_one_batch_is_not():
     _, frozen, params = setting()
     maps = Partial(merged, frozen), Partial(kl_loss, frozen)
     exact = dyn._gram(*maps, Partial(whole, POOL), params, jax.random.key(0), 1, 2)["gate"][:, 0, 1]
-    blocks = 300
+    blocks = 200
     grams = np.asarray(dyn._gram(*maps, Partial(sample, POOL), params, jax.random.key(5), 2, blocks)["gate"], float)
     for kind in range(3):
         pairs = grams[kind][0::2, 1::2].diagonal()  # disjoint pairs of batches
@@ -114,7 +117,9 @@ def test_whitening_aligns_the_matrices_that_reach_every_direction_and_only_those
     _, frozen, params = setting()
     white = Frozen(dyn.whiten_teacher(frozen.teacher))
     start = dyn.same_start(params, frozen.teacher, white.teacher)
-    for a, b in zip(jax.tree.leaves(merged(frozen, params)), jax.tree.leaves(merged(white, start)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(merged_jit(frozen, params)), jax.tree.leaves(merged_jit(white, start)), strict=True
+    ):
         np.testing.assert_allclose(a, b, atol=2e-5)
     before, after = align(frozen, params, blocks=3), align(frozen, start, map_frozen=white, blocks=3)
     for name in SQUARE:
@@ -133,11 +138,12 @@ def test_one_step_on_whitened_square_matrices_is_a_step_of_direct_training():
     eta = 0.05
 
     def step(map_frozen, p):
-        grad = jax.grad(lambda p: kl_loss(frozen, merged(map_frozen, p), POOL))(p)
-        return merged(map_frozen, jax.tree.map(lambda x, g: x - eta * g, p, grad)).layers[0]
+        grad = jax.jit(jax.grad(lambda p: kl_loss(frozen, merged(map_frozen, p), POOL)))(p)
+        return merged_jit(map_frozen, jax.tree.map(lambda x, g: x - eta * g, p, grad)).layers[0]
 
-    weights = merged(frozen, params)
-    direct = jax.tree.map(lambda w, g: w - eta * g, weights, jax.grad(lambda w: kl_loss(frozen, w, POOL))(weights))
+    weights = merged_jit(frozen, params)
+    grads = jax.jit(jax.grad(lambda w: kl_loss(frozen, w, POOL)))(weights)
+    direct = jax.tree.map(lambda w, g: w - eta * g, weights, grads)
     clone, whitened = step(frozen, params), step(white, start)
     for field in ("q_DQ", "k_DK", "v_DK", "o_QD"):
         target, first = getattr(direct.layers[0], field), getattr(weights.layers[0], field)
@@ -152,7 +158,7 @@ def test_whitening_everything_makes_projections_of_the_tall_matrices():
     assert {round(x.kappa, 3) for x in teacher_spectra(everything)} == {1.0}
     start = dyn.same_start(params, frozen.teacher, everything)
     for a, b in zip(
-        jax.tree.leaves(merged(frozen, params)), jax.tree.leaves(merged(Frozen(everything), start)), strict=True
+        jax.tree.leaves(merged_jit(frozen, params)), jax.tree.leaves(merged_jit(Frozen(everything), start)), strict=True
     ):
         np.testing.assert_allclose(a, b, atol=2e-5)
     got = align(frozen, start, map_frozen=Frozen(everything), blocks=3)
@@ -174,7 +180,7 @@ def test_kernel_eigenvalues_stay_within_the_teachers_spectrum():
     constants = projection_constants(teacher_spectra(frozen.teacher))
     assert kernels.ratios.max() <= constants["s_sq"] * 1.001
     assert 0.05 < kernels.alignment < 1
-    identity = dyn.tangent_kernels(Partial(lambda w: w), outputs, merged(frozen, params))
+    identity = dyn.tangent_kernels(Partial(lambda w: w), outputs, merged_jit(frozen, params))
     np.testing.assert_allclose(identity.ratios, 1, rtol=1e-3)
     assert identity.alignment == pytest.approx(1.0, abs=1e-6)
     # the kernel is J J^T: a finite difference along one row
@@ -184,7 +190,7 @@ def test_kernel_eigenvalues_stay_within_the_teachers_spectrum():
 def test_ostrowski_bounds_are_both_needed_for_a_reparametrised_decoder():
     """Every matrix times a square one with s = 3, mu = 1: all eigenvalue ratios in [1, 9], and not all equal."""
     student, frozen, params = setting()
-    weights = merged(frozen, params)
+    weights = merged_jit(frozen, params)
     rng = np.random.default_rng(3)
 
     def square(n):
@@ -210,11 +216,11 @@ def test_ostrowski_bounds_are_both_needed_for_a_reparametrised_decoder():
 def test_divergence_of_students_is_the_mean_token_kl():
     _, frozen, params = setting()
     student, _, _ = setting()
-    first = student.config, merged(frozen, params)
-    second = student.config, merged(frozen, jax.tree.map(lambda x: x * 3, params))
+    first = student.config, merged_jit(frozen, params)
+    second = student.config, merged_jit(frozen, jax.tree.map(lambda x: x * 3, params))
     assert dyn.divergence(first, first, POOL).value == pytest.approx(0, abs=1e-6)
     got = dyn.divergence(first, second, POOL, batch=16)
-    logits = [forward(c, w, POOL).logits_NV for c, w in (first, second)]
+    logits = [jax.jit(forward, static_argnums=0)(c, w, POOL).logits_NV for c, w in (first, second)]
     kl = np.asarray(kl_per_token(*logits, 1.0)).reshape(POOL.shape).mean(axis=1)
     assert got.value == pytest.approx(kl.mean(), rel=1e-4)
     assert got.standard_error == pytest.approx(kl.std(ddof=1) / 8, rel=1e-3)

@@ -193,3 +193,5 @@ def test_rows_of_a_clone(layers):
     assert rows == call()
     with pytest.raises(ValueError, match="unknown"):
         information_rows(student, config, params, frozen, pool, np.arange(512), jax.random.key(2), sites=("nope",))
+    with pytest.raises(ValueError, match="document numbers"):
+        information_rows(student, config, params, frozen, pool, np.arange(3), jax.random.key(2))
