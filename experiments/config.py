@@ -119,6 +119,7 @@ class Loss:
     kl_per_token: bool = True  # False: summed over positions, as the reference does
     clone_distance: str = "mseloss"
     clone_sites: list[str] = field(default_factory=list)  # empty: all
+    clone_target: str = "teacher"  # teacher | rotated | shuffled: controls of the information claim
 
 
 @dataclass
@@ -133,6 +134,13 @@ class Measure:
     reference_steps: int = 0  # 0: as many as the run
     approximation: bool = False  # loss at unlimited samples for this rank (student=bilinear, factorized head)
     clone_fvu: bool = True
+    norms: bool = False  # nuclear and Frobenius norms at the solution, Phi
+    information: bool = False  # information between teacher and student activations, by site
+    information_samples: int = 2048  # probe sequences
+    information_noise: list[float] = field(default_factory=lambda: [0.1, 0.03, 0.3])  # the first is the claim's column
+    dynamics: bool = False  # divergence from a direct student against that of two direct ones; angles; kernels
+    whiten: list[str] = field(default_factory=list)  # dynamics: classes of teacher matrices to whiten: q, k, v, o, ...
+    cost: bool = False  # FLOPs, bytes, throughput and latency of inference
     convergence: bool = False  # squared gradient norm, smoothness, variance along plain SGD
     pilot_seed: int = 77  # seed whose run gives the frozen constants of claim 1's bound
     pool: int = 65536  # f of claim 1 is the mean loss over this finite pool
@@ -176,6 +184,7 @@ CHOICES = {
     "student.matrices": ("all", "head"),
     "optimizer.name": ("adamw", "sgd"),
     "optimizer.schedule": ("cosine", "constant", "linear", "inverse_sqrt"),
+    "loss.clone_target": ("teacher", "rotated", "shuffled"),
     "loss.clone_distance": ("mseloss", "l1loss", "mseloss_v2", "l1loss_v2", "normalised"),
     "claim": (None, "convergence", "generalization", "optimal_rank", "information", "dynamics"),
 }
@@ -194,6 +203,7 @@ AT_LEAST = {
     "measure.test_samples": 1,
     "measure.reference_samples": 1,
     "measure.pool": 1,
+    "measure.information_samples": 64,
     "threads": 1,
 }
 ABOVE = {"temperature": 0.0, "optimizer.learning_rate": 0.0, "optimizer.eps": 0.0}
@@ -252,6 +262,12 @@ def check(config: RunConfig) -> None:
         raise InputError("clone_weight: every loss weight is 0, nothing would be trained; raise one of them")
     if config.measure.convergence and config.optimizer.name != "sgd":
         raise InputError("optimizer: the theorem of measure.convergence is about plain SGD; use optimizer=sgd")
+    if config.measure.dynamics and config.student.name != "lrc":
+        raise InputError("student: measure.dynamics compares a clone with direct students; use student=lrc")
+    if config.measure.information and (
+        not config.measure.information_noise or min(config.measure.information_noise) <= 0
+    ):
+        raise InputError("measure.information_noise: give at least one noise level above 0")
     if isinstance(config.teacher, TinyTeacher) and config.rank > config.teacher.hidden_size:
         width = config.teacher.hidden_size
         raise InputError(f"rank: {config.rank} is outside 1..{width} (the teacher's width); choose a rank within it")

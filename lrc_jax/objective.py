@@ -7,10 +7,14 @@ from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from lrc_jax.losses import CLONE_DISTANCES, IGNORE, ClonePair, clone_distance, cross_entropy_per_token, kl_per_token
 from lrc_jax.model import Activations
+from lrc_jax.seeds import derive_seed
+
+CLONE_TARGETS = ("teacher", "rotated", "shuffled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +27,9 @@ class Objective:
       kl_per_token: mean over tokens; False is the reference (sum over positions, mean over sequences), which grows
         with the sequence length.
       sites: names of the clone losses to keep; empty keeps all.
+      target: what the student clones. "teacher"; or a control: "rotated" (a fixed rotation of each teacher
+        activation: the same information, another regression target) or "shuffled" (another token's activation: the
+        same distribution, no information).
     """
 
     clone: bool = True
@@ -31,10 +38,13 @@ class Objective:
     distance: str = "mseloss"
     kl_per_token: bool = False
     sites: tuple[str, ...] = ()
+    target: str = "teacher"
 
     def __post_init__(self) -> None:
         if self.distance not in CLONE_DISTANCES:
             raise ValueError(f"clone distance {self.distance!r} is unknown; known: {', '.join(CLONE_DISTANCES)}")
+        if self.target not in CLONE_TARGETS:
+            raise ValueError(f"clone target {self.target!r} is unknown; known: {', '.join(CLONE_TARGETS)}")
 
     @property
     def needs_teacher(self) -> bool:
@@ -64,6 +74,21 @@ class Terms:
     ce: Any
 
 
+def with_target(pair: ClonePair, target: str) -> ClonePair:
+    """The pair with a control in place of the teacher's side."""
+    if target == "teacher":
+        return pair
+    if target == "shuffled":
+        # A shift by half the batch's tokens: never the same token, seldom the same sequence.
+        return dataclasses.replace(pair, teacher=jnp.roll(pair.teacher, pair.teacher.shape[0] // 2, axis=0))
+    student, teacher = pair.student, pair.teacher
+    if pair.through is not None:
+        student, teacher = student @ pair.through, teacher @ pair.through
+    seed = derive_seed(0, "rotation", pair.layer, pair.name)
+    rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(pair.features, pair.features)))[0]
+    return ClonePair(pair.layer, pair.name, student, teacher @ jnp.asarray(rotation, teacher.dtype))
+
+
 def evaluate_objective(
     objective: Objective,
     weights: LossWeights,
@@ -78,7 +103,7 @@ def evaluate_objective(
     zero = jnp.zeros((), logits_NV.dtype)
     clone = kl = ce = zero
     if objective.clone:
-        kept = [pair for pair in pairs if objective.keeps(pair)]
+        kept = [with_target(pair, objective.target) for pair in pairs if objective.keeps(pair)]
         clone = sum((clone_distance(pair, objective.distance) for pair in kept), start=zero)
     if objective.kl:
         assert teacher_acts is not None

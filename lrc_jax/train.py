@@ -136,7 +136,8 @@ def student_loss(
     """The objective of one student on one batch."""
     teacher_acts = None
     if objective.needs_teacher or student.reads_only_final:
-        teacher_acts = teacher_activations(teacher_config, frozen.teacher, batch.tokens_NT, batch.final_NTD)
+        distilled = frozen.teacher if frozen.distilled is None else frozen.distilled
+        teacher_acts = teacher_activations(teacher_config, distilled, batch.tokens_NT, batch.final_NTD)
     student_acts = student.forward(params, frozen, batch.tokens_NT, teacher_acts)
     pairs = []
     if objective.clone:
@@ -230,12 +231,14 @@ def train(
     init_key: Array,
     order_key: Array,
     state: TrainState | None = None,
+    until: int | None = None,
     progress: Progress | None = None,
     on_chunk: Callable[[TrainState, History], None] | None = None,
 ) -> tuple[TrainState, History]:
     """Train a student from its start, or from `state`, to the end of `hyper.steps`.
 
     Args:
+      until: stop after this step (the schedule is still that of the whole run).
       progress: called after each chunk with (steps done, steps, mean loss of the chunk).
       on_chunk: called after each chunk with the state and its history (to log or checkpoint).
 
@@ -244,7 +247,7 @@ def train(
     """
     if state is None:
         state = init_state(student, optimizer, init_key, frozen)
-    steps = int(hyper.steps)
+    steps = int(hyper.steps) if until is None else min(until, int(hyper.steps))
     if not student.trained or steps == 0:
         empty = np.zeros(0, np.float32)
         return state, History(Terms(empty, empty, empty, empty), empty)

@@ -20,14 +20,16 @@ class Frozen:
     would bake its weights into the program as constants.
 
     Attributes:
-      teacher: the teacher's weights.
+      teacher: the teacher's weights, whose projections the student is.
       basis_DS: orthonormal basis of the teacher's residual stream for data-driven starts, or None.
       whitener_DD: symmetric inverse square root of the final features' second moment, or None.
+      distilled: the teacher that is distilled, where it is another one (the whitening intervention), or None.
     """
 
     teacher: Weights
     basis_DS: Array | None = None
     whitener_DD: Array | None = None
+    distilled: Weights | None = None
 
 
 @dataclasses.dataclass(frozen=True)

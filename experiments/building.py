@@ -1,0 +1,147 @@
+"""From a configuration to the things that a run works with: student, objective, optimiser, a training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.config import RunConfig
+from experiments.materials import Materials
+from lrc_jax.clone import CloneFlags
+from lrc_jax.data.pools import Pool
+from lrc_jax.evaluate import SequenceLosses, sequence_losses
+from lrc_jax.objective import LossWeights, Objective
+from lrc_jax.seeds import key_for
+from lrc_jax.statistics import inverse_square_root, residual_basis
+from lrc_jax.students import Frozen, Student, StudentOptions, make_student
+from lrc_jax.train import History, Hyper, OptimizerSpec, TrainState, init_state, train
+
+Columns = dict[str, Any]
+Log = Callable[[dict[str, Any]], None]
+Tick = Callable[[int, int, float | None], None]
+
+
+def build(config: RunConfig, materials: Materials) -> tuple[Student, Frozen]:
+    """The student and what it reads but never trains."""
+    teacher, chosen = materials.network(), config.student
+    flags = CloneFlags(
+        rank=config.rank,
+        use_all_attn=chosen.use_all_attn,
+        use_in_out_mlp=chosen.use_in_out_mlp,
+        tie_word_emb_proj=chosen.tie_word_emb_proj,
+        use_additional_align=chosen.use_additional_align,
+        del_layers=tuple(chosen.del_layers),
+        target_rms_norm_eps=chosen.target_rms_norm_eps,
+    )
+    options = StudentOptions(
+        init=chosen.init,
+        matrices=chosen.matrices,
+        whiten=chosen.whiten,
+        clone=config.clone_weight > 0,
+        unit_embedding=chosen.unit_embedding,
+    )
+    student = make_student(chosen.name, teacher.config, flags, options)
+    basis = whitener = None
+    if chosen.init in ("pca", "channels") and chosen.name != "factorized":
+        basis = residual_basis(chosen.init, materials.moments[0], config.rank)
+    if chosen.name == "factorized" and chosen.matrices == "head" and chosen.whiten:
+        whitener = inverse_square_root(materials.moments[1])
+    to_device = lambda x: None if x is None else jnp.asarray(x)  # noqa: E731
+    return student, Frozen(teacher.weights, to_device(basis), to_device(whitener))
+
+
+def objective(config: RunConfig) -> Objective:
+    loss = config.loss
+    return Objective(
+        clone=config.clone_weight > 0 and config.student.matrices != "head",
+        kl=loss.kl_weight > 0,
+        ce=loss.ce_weight > 0,
+        distance=loss.clone_distance,
+        kl_per_token=loss.kl_per_token,
+        sites=tuple(loss.clone_sites),
+        target=loss.clone_target,
+    )
+
+
+def loss_weights(config: RunConfig) -> LossWeights:
+    values = (config.clone_weight, config.loss.kl_weight, config.loss.ce_weight, config.temperature)
+    return LossWeights(*(jnp.asarray(v, jnp.float32) for v in values))
+
+
+def learning_rate(config: RunConfig) -> float:
+    return config.optimizer.learning_rate * max(config.steps, 1) ** -config.optimizer.horizon_power
+
+
+def optimizer(config: RunConfig) -> OptimizerSpec:
+    names = {f.name for f in dataclasses.fields(OptimizerSpec)}
+    return OptimizerSpec(**{k: v for k, v in dataclasses.asdict(config.optimizer).items() if k in names})
+
+
+def fit(
+    config: RunConfig,
+    materials: Materials,
+    student: Student,
+    frozen: Frozen,
+    pool: Pool,
+    steps: int,
+    *,
+    samples: int | None = None,
+    seed: int | None = None,
+    order_seed: int | None = None,
+    until: int | None = None,
+    state: TrainState | None = None,
+    log: Log | None = None,
+    tick: Tick | None = None,
+) -> tuple[TrainState, History]:
+    """Train the student on the first `samples` sequences of the pool (all by default); see lrc_jax.train.train."""
+    seed = config.seed if seed is None else seed
+    order_seed = seed if order_seed is None else order_seed
+    hyper = Hyper(
+        learning_rate=jnp.asarray(learning_rate(config), jnp.float32),
+        steps=jnp.asarray(steps, jnp.int32),
+        samples=jnp.asarray(samples or pool.size, jnp.int32),
+        loss=loss_weights(config),
+    )
+
+    def on_chunk(state: TrainState, history: Any) -> None:
+        if log is not None:
+            part = history.terms
+            line = {name: float(np.mean(getattr(part, name))) for name in ("total", "clone", "kl", "ce")}
+            log({"step": int(state.step)} | line | {"grad_norm": float(np.mean(history.grad_norm))})
+
+    return train(
+        student,
+        objective(config),
+        optimizer(config),
+        materials.network().config,
+        frozen,
+        pool,
+        hyper,
+        batch_size=config.batch_size,
+        init_key=key_for(seed, "student", "init"),
+        order_key=key_for(order_seed, "student", "order"),
+        state=state,
+        until=until,
+        progress=tick,
+        on_chunk=on_chunk,
+    )
+
+
+def start(config: RunConfig, student: Student, frozen: Frozen, seed: int | None = None) -> Any:
+    """The parameters that training starts from."""
+    key = key_for(config.seed if seed is None else seed, "student", "init")
+    return init_state(student, optimizer(config), key, frozen).params
+
+
+def evaluator(materials: Materials, student: Student, frozen: Frozen) -> Callable[[Any, Pool], SequenceLosses]:
+    teacher = materials.network()
+    return lambda params, pool: sequence_losses(student, teacher.config, params, frozen, pool)
+
+
+def test_size(config: RunConfig, materials: Materials) -> int:
+    have = materials.source.available("test")
+    return config.measure.test_samples if have is None else min(have, config.measure.test_samples)

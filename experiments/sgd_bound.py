@@ -1,0 +1,100 @@
+"""Claim 1's run: plain SGD on the mean objective over a finite pool, and both sides of its bound."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.artifacts import cached_numbers
+from experiments.building import Columns, evaluator, learning_rate, loss_weights, objective, start
+from experiments.config import RunConfig, identity
+from experiments.materials import Materials, labels_from_uniform
+from lrc_jax.data.pools import Pool
+from lrc_jax.measure.convergence import SgdMeasurement, SgdPlan, measure_sgd_horizon
+from lrc_jax.measure.gap import mean
+from lrc_jax.model import count_parameters, forward
+from lrc_jax.objective import LossWeights, Objective
+from lrc_jax.seeds import key_for
+from lrc_jax.students import Frozen, Student
+from lrc_jax.train import student_loss
+
+
+def convergence_columns(config: RunConfig, materials: Materials, student: Student, frozen: Frozen) -> Columns:
+    """Both sides of the SGD bound: the run's averaged squared gradient norm, and the constants.
+
+    Smoothness and gradient variance come from the pilot seed's run at the same step size and horizon, are frozen and
+    used for all others; a pilot run judged with its own constants would be an identity.
+    """
+    plan = SgdPlan(
+        steps=config.steps,
+        step_size=learning_rate(config),
+        batch_size=config.batch_size,
+        decay=0.5 if config.optimizer.schedule == "inverse_sqrt" else 0.0,
+    )
+    made_of = identity(config) | {"seed": config.measure.pilot_seed, "digest": materials.data_digest}
+    del made_of["claim"]
+
+    def pilot() -> dict[str, Any]:
+        measured = _sgd(config, materials, student, frozen, plan, config.measure.pilot_seed)
+        return {"smoothness": measured.smoothness, "grad_variance": measured.grad_variance}
+
+    constants = cached_numbers(Path(config.cache_dir), "pilots", made_of, pilot)
+    plan = dataclasses.replace(plan, constants=False)
+    measured = _sgd(config, materials, student, frozen, plan, config.seed)
+    row = measured.row() | {"smoothness": constants["smoothness"], "grad_variance": constants["grad_variance"]}
+    params = jax.eval_shape(student.init, key_for(0), frozen)
+    return row | {"params": count_parameters(params), "pilot_seed": config.measure.pilot_seed}
+
+
+def _sgd(
+    config: RunConfig, materials: Materials, student: Student, frozen: Frozen, plan: SgdPlan, seed: int
+) -> SgdMeasurement:
+    """Plain SGD on f, the mean objective over a finite pool of sequences.
+
+    With labels from the teacher, each visit to a sequence draws them afresh: f is then exact in the labels, and
+    ce_weight times the teacher's entropy is a lower bound of it. With the text's labels the lower bound is 0.
+    """
+    have = materials.source.available("student")
+    size = config.measure.pool if have is None else min(have, config.measure.pool)
+    pool = materials.pool("student", size, "data")
+    fresh = config.labels == "teacher"
+    loss = jax.tree_util.Partial(
+        _PoolLoss(student, objective(config), materials.network().config, fresh), frozen, loss_weights(config)
+    )
+    sample = jax.tree_util.Partial(_sample_pool, jax.tree.map(jnp.asarray, pool))
+    first, f_low = start(config, student, frozen, seed), 0.0
+    if fresh and config.loss.ce_weight:
+        probe = dataclasses.replace(pool, tokens_NT=pool.tokens_NT[:8192], labels_NT=pool.labels_NT[:8192])
+        entropy = mean(evaluator(materials, student, frozen)(first, probe).entropy)
+        f_low = config.loss.ce_weight * (entropy.value - 3 * entropy.se)
+    measured, _ = measure_sgd_horizon(loss, sample, first, key_for(seed, "student", "order"), plan, f_low)
+    return measured
+
+
+@dataclasses.dataclass(frozen=True)
+class _PoolLoss:
+    """loss(frozen, weights, params, (batch, u)); hashable, so that runs that share it share its compilation."""
+
+    student: Student
+    objective: Objective
+    teacher: Any
+    fresh_labels: bool
+
+    def __call__(self, frozen: Frozen, weights: LossWeights, params: Any, batch: tuple[Pool, jax.Array]) -> jax.Array:
+        pool, u_BT = batch
+        if self.fresh_labels:
+            logits_NV = forward(self.teacher, frozen.teacher, pool.tokens_NT).logits_NV
+            pool = dataclasses.replace(pool, labels_NT=labels_from_uniform(logits_NV, u_BT))
+        return student_loss(self.student, self.objective, self.teacher, params, frozen, weights, pool)[0]
+
+
+def _sample_pool(pool: Pool, key: jax.Array, size: int) -> tuple[Pool, jax.Array]:
+    """Sequences drawn uniformly with replacement, and uniform numbers to draw labels with."""
+    index_key, label_key = jax.random.split(key)
+    index_B = jax.random.randint(index_key, (size,), 0, pool.size)
+    batch = jax.tree.map(lambda x: x[index_B], pool)
+    return batch, jax.random.uniform(label_key, (size, pool.tokens_NT.shape[1]))
