@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,9 @@ from lrc_jax.measure.gradients import (
     mean_loss,
     tree_axpy,
 )
+from lrc_jax.measure.sgd_bounds import decaying_bound as decaying_bound
+from lrc_jax.measure.sgd_bounds import horizon_bound as horizon_bound
+from lrc_jax.measure.sgd_bounds import horizon_step as horizon_step
 from lrc_jax.measure.smoothness import segment_smoothness
 
 DRAWS = 2  # checkpoints a stratum: the fewest that show their own variance
@@ -363,57 +366,3 @@ def boundedness_slope(run: SgdMeasurement) -> float:
         raise ValueError("no matrix is trained in this run")
     late = run.times >= run.steps / 2
     return float(np.polyfit(np.log(run.times[late]), np.log(run.spectral_norms[late]), 1)[0])
-
-
-def horizon_bound(steps: int, step_size: float, smoothness: float, grad_variance: float, loss_decrease: float) -> float:
-    """Right side for a constant step eta < 2/L: [2 Delta / (eta T) + L eta sigma^2] / (2 - L eta), where eta <= 1/L
-    allows the two-term form without the denominator (Ghadimi & Lan 2013). nan at eta >= 2/L: no theorem there."""
-    numerator = 2 * loss_decrease / (step_size * steps) + smoothness * step_size * grad_variance
-    if step_size * smoothness <= 1:
-        return numerator
-    return numerator / (2 - step_size * smoothness) if step_size * smoothness < 2 else math.nan
-
-
-def decaying_bound(
-    steps: int, step_size: float, smoothness: float, grad_variance: float, loss_decrease: float
-) -> float:
-    """Right side for eta_t = step_size / sqrt(t), step_size <= 1/L, on the eta-weighted average:
-    [2 Delta + L sigma^2 eta_0^2 (1 + ln T)] / [2 eta_0 (sqrt(T+1) - 1)]."""
-    numerator = 2 * loss_decrease + smoothness * grad_variance * step_size**2 * (1 + math.log(steps))
-    return numerator / (2 * step_size * (math.sqrt(steps + 1) - 1))
-
-
-def horizon_step(steps: int, smoothness: float, grad_variance: float, loss_decrease: float) -> float:
-    """The step that minimises the bound: min(1/L, sqrt(2 Delta / (L sigma^2 T)))."""
-    if grad_variance <= 0:
-        return 1 / smoothness
-    return min(1 / smoothness, math.sqrt(2 * loss_decrease / (smoothness * grad_variance * steps)))
-
-
-def unit_embedding(params: Params, teacher_embed_VE: Array, target_rms: float = 1.0) -> Params:
-    """Rescale a student's embedding so that its entries have root mean square `target_rms`.
-
-    At the authors' start the student's embeddings are so small that RMSNorm's gradient, inverse to their size, makes
-    smoothness and variance explode. Knows the parameters of Low-Rank Clone (`model.zoom.weight`), of students that
-    own their weights (`weights`) and of factorized ones (`embed`).
-
-    Raises:
-      ValueError: the parameters have no embedding.
-    """
-
-    def factor(embed: Array) -> Array:
-        return target_rms * jax.lax.rsqrt(jnp.mean(embed * embed))
-
-    out: dict[str, Any] = dict(params)
-    if "model.zoom.weight" in params:
-        zoom_SD = params["model.zoom.weight"]
-        out["model.zoom.weight"] = zoom_SD * factor(teacher_embed_VE @ zoom_SD.T)
-    elif "weights" in params:
-        weights = params["weights"]
-        out["weights"] = dataclasses.replace(weights, embed_VD=weights.embed_VD * factor(weights.embed_VD))
-    elif "embed" in params:
-        u, v = params["embed"]["u"], params["embed"]["v"]
-        out["embed"] = {"u": u * factor(u @ v), "v": v}
-    else:
-        raise ValueError(f"these parameters have no embedding to rescale: {', '.join(map(str, params))}")
-    return out

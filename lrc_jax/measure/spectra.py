@@ -24,6 +24,7 @@ LAYER_MATRICES = {
     "up_DF": ("up", True),
     "down_FD": ("down", False),
 }
+MATRIX_CLASSES = ("embed", "q", "k", "v", "o", "gate", "up", "down", "head")
 
 
 @dataclasses.dataclass(frozen=True)

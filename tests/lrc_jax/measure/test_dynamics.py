@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from lrc_jax.clone import CloneFlags
 from lrc_jax.losses import kl_per_token
 from lrc_jax.measure import dynamics as dyn
-from lrc_jax.measure.spectra import matrix_spectrum, projection_constants, teacher_spectra
+from lrc_jax.measure.spectra import MATRIX_CLASSES, matrix_spectrum, projection_constants, teacher_spectra
 from lrc_jax.model import DecoderConfig, forward, init_weights
 from lrc_jax.students import Frozen, StudentOptions, make_student
 
@@ -154,7 +154,7 @@ def test_one_step_on_whitened_square_matrices_is_a_step_of_direct_training():
 
 def test_whitening_everything_makes_projections_of_the_tall_matrices():
     _, frozen, params = setting()
-    everything = dyn.whiten_teacher(frozen.teacher, dyn.MATRIX_CLASSES)
+    everything = dyn.whiten_teacher(frozen.teacher, MATRIX_CLASSES)
     assert {round(x.kappa, 3) for x in teacher_spectra(everything)} == {1.0}
     start = dyn.same_start(params, frozen.teacher, everything)
     for a, b in zip(

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 from lrc_jax.clone import CloneFlags
 from lrc_jax.measure import spectra
-from lrc_jax.measure.convergence import SgdPlan, measure_sgd_horizon, unit_embedding
+from lrc_jax.measure.convergence import SgdPlan, measure_sgd_horizon
 from lrc_jax.measure.smoothness import hessian_top_eigenvalue, segment_smoothness
 from lrc_jax.model import DecoderConfig, forward, init_weights
 from lrc_jax.objective import LossWeights, Objective, evaluate_objective
@@ -23,8 +23,8 @@ TEACHER = DecoderConfig(24, 32, 48, 1, 2, 2, 16)
 @functools.lru_cache(maxsize=1)
 def setting():
     frozen = Frozen(jax.jit(functools.partial(init_weights, TEACHER))(jax.random.key(0)))
-    student = make_student("lrc", TEACHER, CloneFlags(rank=7), StudentOptions())
-    params = unit_embedding(jax.jit(student.init)(jax.random.key(1), frozen), frozen.teacher.embed_VD)
+    student = make_student("lrc", TEACHER, CloneFlags(rank=7), StudentOptions(unit_embedding=True))
+    params = jax.jit(student.init)(jax.random.key(1), frozen)
     return student, frozen, params
 
 
@@ -101,7 +101,7 @@ def test_segment_smoothness_is_exact_for_quintics():
     assert float(segment_smoothness(loss, x, y, None)) == pytest.approx(float(exact), rel=1e-4)
 
 
-def test_a_clone_run_gives_every_constant_and_rescales_its_embedding():
+def test_a_clone_run_gives_every_constant_from_a_unit_embedding():
     _, frozen, params = setting()
     embed = frozen.teacher.embed_VD @ params["model.zoom.weight"].T
     assert float(jnp.sqrt(jnp.mean(embed**2))) == pytest.approx(1.0, rel=1e-5)
@@ -112,15 +112,6 @@ def test_a_clone_run_gives_every_constant_and_rescales_its_embedding():
     assert all(np.isfinite(v) for v in row.values())
     assert run.loss_fall > 0 and run.smoothness > 0 and run.grad_variance > 0 and run.max_spectral_norm > 0
     assert set(end) == set(params)
-
-
-@pytest.mark.parametrize("kind", ["direct", "factorized"])
-def test_unit_embedding_of_other_students(kind):
-    _, frozen, _ = setting()
-    student = make_student(kind, TEACHER, CloneFlags(rank=7), StudentOptions())
-    start = jax.jit(student.init)(jax.random.key(1), frozen)
-    params = unit_embedding(start, frozen.teacher.embed_VD, 2.0)
-    assert float(jnp.sqrt(jnp.mean(student.weights(params, frozen).embed_VD ** 2))) == pytest.approx(2.0, rel=1e-5)
 
 
 def test_spectra_of_matrices_with_known_singular_values():
