@@ -41,17 +41,17 @@ def load_rows(study: Study) -> tuple[list[dict[str, Any]], int]:
 
 
 def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """One line a run, or a line a run and site where a run measured several sites; known order of rows and columns."""
+    """One line a run, or several where a run measured several sites; known order of rows and columns."""
     lines = []
     for row in rows:
         columns = dict(row["columns"])
         provenance = {key: row[key] for key in PROVENANCE}
-        for site in columns.pop("sites", None) or [{}]:
-            lines.append(columns | site | provenance)
+        for line in columns.pop("lines", None) or [{}]:
+            lines.append(columns | line | provenance)
     frame = pd.DataFrame(lines)
     first = [c for c in ORDER if c in frame]
     rest = sorted(str(c) for c in frame if c not in first and c not in PROVENANCE)
-    keys = [*first, *(c for c in ("site",) if c in frame), "run_id"]
+    keys = [*first, *(c for c in ("site", "intrinsic_dimension") if c in frame), "run_id"]
     frame = frame[first + rest + PROVENANCE].dropna(axis=1, how="all")
     return frame.sort_values([k for k in keys if k in frame], na_position="first", kind="stable", ignore_index=True)
 

@@ -140,6 +140,11 @@ class Measure:
     information_noise: list[float] = field(default_factory=lambda: [0.1, 0.03, 0.3])  # the first is the claim's column
     dynamics: bool = False  # divergence from a direct student against that of two direct ones; angles; kernels
     whiten: list[str] = field(default_factory=list)  # dynamics: classes of teacher matrices to whiten: q, k, v, o, ...
+    certificate: bool = False  # a train-only guarantee for quantised students on exactly `samples` sequences
+    certificate_dimensions: list[int] = field(default_factory=lambda: [0, 100, 200, 400])  # -1: all projections
+    certificate_levels: int = 3
+    # Failure probability of this run's certificates together; share 0.05 over the sample sizes that are printed.
+    certificate_delta: float = 0.025
     cost: bool = False  # FLOPs, bytes, throughput and latency of inference
     convergence: bool = False  # squared gradient norm, smoothness, variance along plain SGD
     pilot_seed: int = 77  # seed whose run gives the frozen constants of claim 1's bound
@@ -262,6 +267,8 @@ def check(config: RunConfig) -> None:
         raise InputError("clone_weight: every loss weight is 0, nothing would be trained; raise one of them")
     if config.measure.convergence and config.optimizer.name != "sgd":
         raise InputError("optimizer: the theorem of measure.convergence is about plain SGD; use optimizer=sgd")
+    if config.measure.certificate and (config.student.name != "lrc" or not 0 < config.measure.certificate_delta < 1):
+        raise InputError("measure.certificate: needs student=lrc and certificate_delta between 0 and 1")
     if config.measure.dynamics and config.student.name != "lrc":
         raise InputError("student: measure.dynamics compares a clone with direct students; use student=lrc")
     if config.measure.information and (

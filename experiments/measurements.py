@@ -17,6 +17,7 @@ from experiments.materials import Materials
 from lrc_jax.data.pools import Pool
 from lrc_jax.errors import InputError
 from lrc_jax.evaluate import SequenceLosses
+from lrc_jax.measure.certify import Compression, Fit, certificate_table
 from lrc_jax.measure.complexity import factor_norm, matrix_norms
 from lrc_jax.measure.cost import inference_columns
 from lrc_jax.measure.dynamics import divergence, dynamics_columns, matched_step, same_start, whiten_teacher
@@ -172,7 +173,7 @@ def information_columns(
         for row, other in zip(rows, found, strict=True):
             kept = ("mutual_information", "mi_ceiling", "mi_pca_reference")
             row |= {} if i == 0 else {f"{name}@{tau:g}": other[name] for name in kept}
-    return {"sites": rows}
+    return {"lines": rows}
 
 
 def dynamics_group(
@@ -264,3 +265,34 @@ def cost_columns(config: RunConfig, materials: Materials, student: Student, froz
     own = inference_columns(student.config, student.weights(params, frozen), rng_for(config.seed, "cost"), **sizes)
     whole = inference_columns(teacher.config, teacher.weights, rng_for(config.seed, "cost"), **sizes)
     return own | {f"teacher.{name}": value for name, value in whole.items()}
+
+
+def certificate_columns(
+    config: RunConfig, materials: Materials, student: Student, frozen: Frozen, pool: Pool, test_pool: Pool
+) -> Columns:
+    """A line a configuration: bits, empirical loss, bound, held-out loss, baselines."""
+    measure = config.measure
+    prior = [Compression(None if d < 0 else d, measure.certificate_levels) for d in measure.certificate_dimensions]
+    lines = certificate_table(
+        student,
+        materials.network().config,
+        frozen,
+        # P_0 is fixed before any sample: by seed 0, whatever the sample's seed.
+        start(config, student, frozen, seed=0),
+        pool,
+        test_pool,
+        key_for(config.seed, "certificate"),
+        prior=prior,
+        samples=(config.samples,),
+        fit=Fit(float_steps=config.steps, quantised_steps=config.steps),
+        delta=measure.certificate_delta,
+        labels_from_teacher=config.labels == "teacher",
+    )
+    # These losses are in bits: under names of their own, since the table's losses are in nats.
+    named = {
+        "train_loss": "train_bits",
+        "test_loss": "test_bits",
+        "test_se": "test_bits_se",
+        "teacher_loss": "teacher_bits",
+    }
+    return {"lines": [{named.get(k, k): v for k, v in line.items() if k != "samples"} for line in lines]}

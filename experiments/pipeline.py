@@ -10,6 +10,7 @@ from experiments.config import RunConfig
 from experiments.materials import Materials
 from experiments.measurements import (
     approximation_columns,
+    certificate_columns,
     cost_columns,
     describe,
     dynamics_group,
@@ -51,6 +52,8 @@ def run(config: RunConfig, materials: Materials, log: Log, tick: Tick) -> Column
     losses = evaluator(materials, student, frozen)
     first_batch = jax.tree.map(lambda x: x[:START_SAMPLES], test_pool)
     columns["start_test_loss"] = mean(losses(start(config, student, frozen), first_batch).student).value
+    if config.measure.certificate:
+        return columns | certificate_columns(config, materials, student, frozen, train_pool, test_pool)
     if config.measure.dynamics:
         return columns | dynamics_group(config, materials, student, frozen, train_pool, test_pool)
     state, _ = fit(config, materials, student, frozen, train_pool, config.steps, log=log, tick=tick)

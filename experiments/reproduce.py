@@ -163,7 +163,7 @@ def main() -> int:
     for figure in figures:
         save(figure, study.path / "figures")
     write_text(study.path / "report.html", render(study, report, figures))
-    Console().print(verdict_table(report))
+    Console(width=None if sys.stdout.isatty() else 120).print(verdict_table(report))
     print(f"{len(frame)} runs, {duration(time.monotonic() - started)}; open {study.path / 'report.html'}")
     if failed:
         print(f"failed arms: {', '.join(failed)}; the same command tries them again", file=sys.stderr)

@@ -9,6 +9,7 @@ folders. Exit code 0: all done; 1: something failed or is missing.
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def main() -> int:
     arguments = study_arguments(__doc__, verbose=False)
     study = Study.of(arguments["results_dir"], arguments["study"]).require()
     counts, open_jobs = summary(study)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     if not counts:
         done = sum(folder.state() == "done" for folder in study.runs())
         console.print(f"{study.path}: no sweep was recorded; {done} single runs are done")

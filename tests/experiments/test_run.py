@@ -157,6 +157,52 @@ def test_convergence_run_measures_both_sides(workplace):
         assert columns[name] > 0, name
 
 
+def columns_of(workplace, study, *arguments):
+    folder, _ = workplace
+    code, _, err = call("experiments.run", *SMALL, *arguments, f"study={study}", cwd=folder)
+    assert code == 0, err
+    return rows(folder, study)[0]["columns"]
+
+
+def test_information_is_a_line_a_site(workplace):
+    columns = columns_of(
+        workplace, "information", "measure.information=true", "measure.information_samples=1024",
+        "measure.information_noise=[0.1,0.3]", "loss.clone_target=rotated",
+    )  # fmt: skip
+    assert {line["site"] for line in columns["lines"]} == {"q", "gate", "mlp_out", "attn_out"}
+    for line in columns["lines"]:
+        assert 0 < line["mutual_information"] <= line["mi_ceiling"]
+        assert line["mutual_information@0.3"] < line["mutual_information"]  # more noise, less information
+    folder, _ = workplace
+    assert call("experiments.collect", "study=information", cwd=folder)[0] == 0
+    assert len(pd.read_csv(folder / "results/information/measurements.csv")) == 4
+
+
+def test_dynamics_compares_with_direct_students(workplace):
+    arguments = ["optimizer=sgd", "optimizer.horizon_power=0", "optimizer.learning_rate=0.1", "measure.dynamics=true"]
+    plain = columns_of(workplace, "dynamics", *arguments, "student.init=fan_in")
+    assert plain["dynamics_divergence"] > 0 < plain["dynamics_baseline"]
+    white = columns_of(workplace, "whitened", *arguments, "student.init=fan_in", "measure.whiten=[q]")
+    assert white["dynamics.q.cos"] == pytest.approx(1.0, abs=1e-3) != plain["dynamics.q.cos"]
+    assert white["dynamics.up.cos"] == pytest.approx(plain["dynamics.up.cos"], abs=1e-4)
+
+
+def test_cost_and_norms(workplace):
+    columns = columns_of(workplace, "cost", "measure.cost=true", "measure.norms=true")
+    assert columns["weight_bytes"] < columns["teacher.weight_bytes"]
+    assert columns["kv_bytes_per_token"] == columns["teacher.kv_bytes_per_token"]
+    assert columns["flops_per_token"] == pytest.approx(columns["flops_per_token_compiler"], rel=0.05)
+    assert columns["spectral_norm"] <= columns["frobenius_norm"] <= columns["nuclear_norm"]
+
+
+def test_certificate_is_a_line_a_configuration(workplace):
+    columns = columns_of(workplace, "bound", "measure.certificate=true", "measure.certificate_dimensions=[0,5,-1]")
+    assert [line["intrinsic_dimension"] for line in columns["lines"]][:2] == [0, 5]
+    for line in columns["lines"]:
+        assert line["certificate"] > line["train_bits"]
+        assert line["non_vacuous"] == (line["certificate"] < line["unigram"])
+
+
 def damaged(tmp_path, how):
     """A copy of a small teacher with something wrong."""
     folder = tmp_path / how
