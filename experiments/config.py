@@ -148,6 +148,7 @@ class Measure:
     cost: bool = False  # FLOPs, bytes, throughput and latency of inference
     convergence: bool = False  # squared gradient norm, smoothness, variance along plain SGD
     pilot_seed: int = 77  # seed whose run gives the frozen constants of claim 1's bound
+    gradient_batch: int = 1024  # sequences in each of the two independent gradients at a checkpoint
     pool: int = 65536  # f of claim 1 is the mean loss over this finite pool
 
 
@@ -208,6 +209,7 @@ AT_LEAST = {
     "measure.test_samples": 1,
     "measure.reference_samples": 1,
     "measure.pool": 1,
+    "measure.gradient_batch": 1,
     "measure.information_samples": 64,
     "threads": 1,
 }

@@ -82,7 +82,7 @@ class Materials:
     def with_features(self, pool: Pool) -> Pool:
         """The pool with the teacher's final features, for students that read nothing else."""
         teacher = self.network()
-        parts, n = batches(pool)
+        parts, n = batches(pool, teacher.config.vocab_size)
         out = [np.asarray(_final(teacher.config, teacher.weights, part.tokens_NT)) for part in parts]
         return dataclasses.replace(pool, final_NTD=np.concatenate(out)[:n])
 
@@ -113,7 +113,7 @@ def labels_from_uniform(logits_NV: jax.Array, u_BT: jax.Array) -> jax.Array:
 def sampled_labels(config: DecoderConfig, weights: Weights, pool: Pool, key: jax.Array) -> Pool:
     """The pool with labels drawn from the teacher's prediction at every position: cross-entropy in excess of the
     teacher's is then an estimate of KL(teacher || student) with no offset."""
-    parts, n = batches(pool)
+    parts, n = batches(pool, config.vocab_size)
     size = len(parts[0].tokens_NT)
     drawn = [
         np.asarray(_sample(config, weights, part.tokens_NT, key, np.arange(i * size, (i + 1) * size, dtype=np.int32)))

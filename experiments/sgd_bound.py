@@ -34,6 +34,9 @@ def convergence_columns(config: RunConfig, materials: Materials, student: Studen
         step_size=learning_rate(config),
         batch_size=config.batch_size,
         decay=0.5 if config.optimizer.schedule == "inverse_sqrt" else 0.0,
+        gradient_batch=config.measure.gradient_batch,
+        smoothness_batch=2 * config.measure.gradient_batch,
+        loss_batch=config.measure.gradient_batch,
     )
     made_of = identity(config) | {"seed": config.measure.pilot_seed, "digest": materials.data_digest}
     del made_of["claim"]

@@ -16,7 +16,8 @@ from lrc_jax.model import DecoderConfig, Weights, forward
 from lrc_jax.students.base import Frozen, Params, Student
 from lrc_jax.train import teacher_activations
 
-EVAL_TOKENS = 16384  # tokens in one evaluation batch
+EVAL_TOKENS = 16384  # most tokens in one evaluation batch
+EVAL_LOGITS = 2**25  # most logits in one evaluation batch (128 MiB of float32): binds at a real model's vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +58,12 @@ def _per_sequence(student_NV: Array, teacher_NV: Array, labels_BT: Array) -> tup
     return ce_student_B, ce_teacher_B, kl_B, entropy_B
 
 
-def batches(pool: Pool, samples: int | None = None) -> tuple[list[Pool], int]:
+def batches(pool: Pool, vocab_size: int, samples: int | None = None) -> tuple[list[Pool], int]:
     """Equal batches that cover the first `samples` sequences (the last is filled up by repeating a sequence),
     and the number of sequences that count. Sizes are powers of two: few shapes to compile."""
     n = pool.size if samples is None else samples
-    most = max(1, EVAL_TOKENS // pool.tokens_NT.shape[1])
-    size = min(most, 1 << (n - 1).bit_length())
+    most = max(1, min(EVAL_TOKENS, EVAL_LOGITS // vocab_size) // pool.tokens_NT.shape[1])
+    size = min(1 << (most.bit_length() - 1), 1 << (n - 1).bit_length())
     out = []
     for start in range(0, n, size):
         index = np.minimum(np.arange(start, start + size), n - 1)
@@ -79,7 +80,7 @@ def sequence_losses(
     samples: int | None = None,
 ) -> SequenceLosses:
     """Student, teacher and KL losses of the first `samples` sequences of a pool."""
-    parts, n = batches(pool, samples)
+    parts, n = batches(pool, teacher_config.vocab_size, samples)
     rows = [_losses(student, teacher_config, params, frozen, part) for part in parts]
     joined = [np.concatenate([np.asarray(row[i], np.float64) for row in rows])[:n] for i in range(4)]
     return SequenceLosses(*joined)
@@ -93,7 +94,7 @@ def _model_losses(config: DecoderConfig, weights: Weights, batch: Pool) -> Array
 
 def model_losses(config: DecoderConfig, weights: Weights, pool: Pool) -> np.ndarray:
     """Cross-entropy per sequence [N] of any decoder, nats per token."""
-    parts, n = batches(pool)
+    parts, n = batches(pool, config.vocab_size)
     return np.concatenate([np.asarray(_model_losses(config, weights, part), np.float64) for part in parts])[:n]
 
 
@@ -111,5 +112,5 @@ def clone_fvu(
     student: Student, teacher_config: DecoderConfig, params: Params, frozen: Frozen, pool: Pool
 ) -> dict[str, float]:
     """Fraction of variance unexplained at every clone site (one evaluation batch of the pool)."""
-    batch = dataclasses.replace(batches(pool)[0][0], final_NTD=None)
+    batch = dataclasses.replace(batches(pool, teacher_config.vocab_size)[0][0], final_NTD=None)
     return {name: float(x) for name, x in _unexplained(student, teacher_config, params, frozen, batch).items()}

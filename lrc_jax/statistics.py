@@ -29,7 +29,7 @@ def _moments(config: DecoderConfig, teacher: Weights, tokens_BT: Array) -> tuple
 def second_moments(config: DecoderConfig, teacher: Weights, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
     """Mean outer products [D, D], float64, of (a) the residual stream, each point of it scaled to unit power, and
     (b) the features that the unembedding reads."""
-    parts, _ = batches(pool)
+    parts, _ = batches(pool, config.vocab_size)
     residual = final = np.zeros((config.hidden_size, config.hidden_size))
     tokens = 0
     for part in parts:

@@ -169,7 +169,7 @@ def _evaluate(
 def _losses(
     student: Student, teacher_config: DecoderConfig, frozen: Frozen, params: Params, pool: Pool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    parts, count = batches(dataclasses.replace(pool, final_NTD=None))
+    parts, count = batches(dataclasses.replace(pool, final_NTD=None), teacher_config.vocab_size)
     alphas = jnp.asarray(bounds.ALPHAS, jnp.float32)
     rows = [_evaluate(student, teacher_config, frozen, params, part, alphas) for part in parts]
     first, again, teacher = (

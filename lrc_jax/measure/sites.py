@@ -70,7 +70,7 @@ def site_activations(
     single = len(kept) == 1
     names = [site if single else f"layers.{i}.{site}" for i in kept for site in sites]
     wanted = tuple((i, j, SITES[site]) for j, i in enumerate(kept) for site in sites)
-    parts, n = batches(dataclasses.replace(pool, final_NTD=None))
+    parts, n = batches(dataclasses.replace(pool, final_NTD=None), teacher_config.vocab_size)
     tokens = n * pool.tokens_NT.shape[1]
     chunks: list[list[Any]] = [
         jax.device_get(_activations(student, teacher_config, params, frozen, part.tokens_NT, wanted)) for part in parts
