@@ -87,13 +87,14 @@ def judge(table: Table, margin: float) -> ClaimReport:
     growth = fit_growth(optima)
     failed += _optimum_gates(optima, growth)
     reasons = [f"samples untestable: {text}" for text in failed]
+    censoring = []
     if optima.censored.any():
         how = (
             "an interval-censored regression uses them"
             if growth is not None and growth.by_censoring
             else "left out of the fit"
         )
-        reasons.append(f"censored optima, {how}: {censoring_words(optima, optima.censored)}")
+        censoring.append(f"censored optima, {how}: {censoring_words(optima, optima.censored)}")
     if growth is None:
         exponent = undefined_exponent(CLAIMED)
         fields: dict[str, Any] = {}
@@ -108,7 +109,7 @@ def judge(table: Table, margin: float) -> ClaimReport:
             )
         consistency = _consistency(frame, optima, growth, margin)
         fields = {} if consistency is None else {"consistency": consistency}
-    return _report([*reasons, *remarks], exponent, cells, fields, _points(optima, growth), _curves(cells))
+    return _report([*reasons, *censoring, *remarks], exponent, cells, fields, _points(optima, growth), _curves(cells))
 
 
 def _report(
