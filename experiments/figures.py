@@ -214,7 +214,7 @@ def gradient_against_steps(claim: ClaimReport, frame: pd.DataFrame) -> Drawn:
         bound = frame.assign(bound=first + frame["smoothness"] * noise * frame["grad_variance"])
         means = bound.groupby("steps")["bound"].mean()
         axes.plot(
-            bound["steps"], bound["bound"], color="#D55E00", marker="_", linestyle=":", label="bound, pilot's constants"
+            means.index, means.to_numpy(), color="#D55E00", marker="_", linestyle=":", label="bound, pilot's constants"
         )
     short = frame[~frame["steps"].isin(points["steps"])].groupby("steps")["grad_norm_sq"].mean()
     if len(short):
