@@ -28,6 +28,7 @@ from lrc_jax.teachers.tiny import TinyTeacherSpec, train_teacher
 from lrc_jax.teachers.tokenizer import Tokenizer
 
 HELD_OUT = 1024  # sequences on which a teacher trained here is stopped
+POOL_BYTES = 2**29  # of pools kept for a sweep
 MOMENT_SEQUENCES = 4096  # of the reference pool, for second moments of the teacher's activations
 
 
@@ -71,20 +72,41 @@ class Materials:
             teacher.config, teacher.weights, pool_from_sequences(self.source.sequences("reference", n))
         )
 
-    def pool(self, purpose: str, n: int, labels: str, replicate: int = 0) -> Pool:
-        """The first n sequences of a stream, with the text's labels or labels sampled from the teacher."""
+    @functools.cached_property
+    def _pools(self) -> dict[tuple[Any, ...], Pool]:
+        return {}
+
+    def pool(self, purpose: str, n: int, labels: str, replicate: int = 0, *, features: bool = False) -> Pool:
+        """The first n sequences of a stream, with the text's labels or labels sampled from the teacher; with
+        `features` also the teacher's final features, for students that read nothing else.
+
+        Kept for the runs of a sweep that use the same pool, the least recently used one forgotten first.
+        """
+        key = (purpose, n, labels, replicate, features)
+        pool = self._pools.pop(key, None) or self._make_pool(*key)
+        self._pools[key] = pool
+        while len(self._pools) > 1 and sum(map(_bytes, self._pools.values())) > POOL_BYTES:
+            del self._pools[next(iter(self._pools))]
+        return pool
+
+    def _make_pool(self, purpose: str, n: int, labels: str, replicate: int, features: bool) -> Pool:
+        if features:
+            return self._with_features(self.pool(purpose, n, labels, replicate))
         pool = pool_from_sequences(self.source.sequences(purpose, n, replicate))
         if labels == "data" or self.teacher is None:
             return pool
         key = key_for(0, "labels", self.source.digest, purpose, replicate)
         return sampled_labels(self.teacher.config, self.teacher.weights, pool, key)
 
-    def with_features(self, pool: Pool) -> Pool:
-        """The pool with the teacher's final features, for students that read nothing else."""
+    def _with_features(self, pool: Pool) -> Pool:
         teacher = self.network()
         parts, n = batches(pool, teacher.config.vocab_size)
         out = [np.asarray(_final(teacher.config, teacher.weights, part.tokens_NT)) for part in parts]
         return dataclasses.replace(pool, final_NTD=np.concatenate(out)[:n])
+
+
+def _bytes(pool: Pool) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(pool))
 
 
 @functools.partial(jax.jit, static_argnames=("config",))

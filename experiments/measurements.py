@@ -120,9 +120,7 @@ def reference_student(config: RunConfig, materials: Materials, student: Student,
     del made_of["claim"], made_of["measure"], made_of["labels"]
 
     def make() -> tuple[Any, dict[str, Any]]:
-        pool = materials.pool("reference", samples, "data")
-        if student.reads_only_final:
-            pool = materials.with_features(pool)
+        pool = materials.pool("reference", samples, "data", features=student.reads_only_final)
         state, _ = fit(plain, materials, student, frozen, pool, steps, seed=0)
         return state.params, {"steps": steps, "samples": samples}
 

@@ -45,10 +45,9 @@ def run(config: RunConfig, materials: Materials, log: Log, tick: Tick) -> Column
     if config.measure.convergence:
         return columns | convergence_columns(config, materials, student, frozen)
 
-    train_pool = materials.pool("student", config.samples, config.labels, config.seed)
-    test_pool = materials.pool("test", test_size(config, materials), config.labels)
-    if student.reads_only_final:
-        train_pool, test_pool = materials.with_features(train_pool), materials.with_features(test_pool)
+    head = student.reads_only_final
+    train_pool = materials.pool("student", config.samples, config.labels, config.seed, features=head)
+    test_pool = materials.pool("test", test_size(config, materials), config.labels, features=head)
     losses = evaluator(materials, student, frozen)
     first_batch = jax.tree.map(lambda x: x[:START_SAMPLES], test_pool)
     columns["start_test_loss"] = mean(losses(start(config, student, frozen), first_batch).student).value
@@ -64,7 +63,7 @@ def run(config: RunConfig, materials: Materials, log: Log, tick: Tick) -> Column
     columns |= gap_columns(config, materials, student, frozen, on_train, on_test, train_pool, test_pool)
     if config.measure.approximation:
         columns |= approximation_columns(config, materials, student, frozen, test_pool)
-    if config.measure.clone_fvu and not student.reads_only_final:
+    if config.measure.clone_fvu and not head:
         teacher = materials.network()
         sites = clone_fvu(student, teacher.config, state.params, frozen, test_pool)
         columns |= {f"fvu.{site}": value for site, value in sites.items()}
