@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import io
 import os
@@ -14,13 +15,33 @@ from typing import Any, TextIO
 
 from lrc_jax.errors import DivergedError, InputError
 
+# glibc's mallopt parameters (malloc.h)
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
-def prepare_jax(backend: str, threads: int, cache: Path) -> None:
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to serve large blocks from its heap and to keep them when freed; False where there is no glibc.
+
+    XLA on CPU allocates its temporaries anew at every step, and by default each is mapped and unmapped: tens of
+    thousands of page faults a step. The price is that the process holds its peak memory to its end. Has to come
+    before JAX allocates.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2_000_000_000), (M_ARENA_MAX, 1))
+    return all(mallopt(name, value) == 1 for name, value in settings)
+
+
+def prepare_jax(backend: str, threads: int, cache: Path, *, allocator: bool = False) -> None:
     """Set JAX's environment; has to come before the first use of a device.
 
     One thread a run by default: sums are then done in one order, so that a run repeats bit by bit. The compilation
     cache lies in a folder per machine and jaxlib, since compiled CPU code need not run elsewhere.
     """
+    if allocator and not keep_freed_memory():
+        print("allocator: no glibc here, the setting does nothing", file=sys.stderr)
     os.environ.setdefault("JAX_PLATFORMS", backend)
     if backend == "cpu" and "intra_op_parallelism_threads" not in os.environ.get("XLA_FLAGS", ""):
         eigen = "true" if threads > 1 else "false"

@@ -178,10 +178,11 @@ class RunConfig:
     cache_dir: str = ".cache"
     threads: int = 1
     platform: str = "cpu"
+    allocator: bool = False  # keep freed memory instead of returning it (Linux/glibc): faster, holds the peak RSS
     force: bool = False  # run again what is done
 
 
-MACHINE_KEYS = ("results_dir", "cache_dir", "threads", "platform", "force", "study")
+MACHINE_KEYS = ("results_dir", "cache_dir", "threads", "platform", "allocator", "force", "study")
 CHOICES = {
     "labels": ("data", "teacher"),
     "measure.reference": ("teacher", "student"),

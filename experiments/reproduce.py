@@ -72,6 +72,7 @@ def commands(design: dict[str, Any], data: list[str], arguments: dict[str, Any])
     """(arm, command line) of every arm that has a design for this data."""
     kind = "synthetic" if data == ["data=synthetic"] else "text"
     machine = [f"{key}={arguments[key]}" for key in ("study", "results_dir", "cache_dir")]
+    machine.append("allocator=true")
     launcher = [] if arguments["launcher"] == "basic" else [f"hydra/launcher={arguments['launcher']}"]
     out = []
     for arm in design["arms"]:

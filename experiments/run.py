@@ -38,7 +38,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 def execute(cfg: config.RunConfig) -> dict[str, Any]:
     """Run a checked configuration unless it is done; returns its row."""
-    command.prepare_jax(cfg.platform, cfg.threads, Path(cfg.cache_dir))
+    command.prepare_jax(cfg.platform, cfg.threads, Path(cfg.cache_dir), allocator=cfg.allocator)
     from experiments import materials, pipeline  # imports JAX: only after its environment is set
     from experiments.artifacts import fingerprint
     from experiments.progress import Progress, duration
