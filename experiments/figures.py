@@ -189,8 +189,9 @@ def optimal_rank_against_samples(claim: ClaimReport, frame: pd.DataFrame) -> Dra
             linestyle="none", elinewidth=0.8, label=label, **style,
         )  # fmt: skip
     exponent = claim.exponents["samples"]
-    axes.plot(points["samples"], points["fitted"], label=f"fit: N^{interval_text(exponent)}", **FITTED)
-    axes.plot(points["samples"], points["claimed"], label="claimed: N^0.5 (free constant)", **CLAIMED)
+    if "fitted" in points:  # too few optima: no law
+        axes.plot(points["samples"], points["fitted"], label=f"fit: N^{interval_text(exponent)}", **FITTED)
+        axes.plot(points["samples"], points["claimed"], label="claimed: N^0.5 (free constant)", **CLAIMED)
     axes.set(xscale="log", yscale="log", xlabel="training sequences N", ylabel="optimal rank r*")
     plain_log(axes.xaxis, points["samples"].to_numpy())
     low, high = points["mean"].min() / 2, points["mean"].max() * 2
@@ -277,7 +278,7 @@ def draw(study: Study, report: Report) -> list[Drawn]:
     drawn = []
     with theme():
         for name, makers in CLAIM_FIGURES.items():
-            if name in report.claims:
+            if name in report.claims and len(report.claims[name].points):
                 rows = frame[frame["claim"] == name] if "claim" in frame else frame
                 drawn += [make(report.claims[name], rows) for make in makers]
         curves = training_curves(study)
