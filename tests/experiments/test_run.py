@@ -16,7 +16,6 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 
-pytestmark = pytest.mark.xdist_group("workplace")  # one worker makes the finished sweep that these tests look at
 ROOT = Path(__file__).resolve().parents[2]
 CASE = ROOT / "tests" / "reference" / "tied_tieproj_T40"
 # A teacher and a pool so small that a run is a second.
