@@ -124,6 +124,35 @@ def teacher_activations(
     return Activations(logits_NV, embedded_ND=final_ND, layers=(), hidden_ND=(), final_ND=final_ND)
 
 
+def teacher_side(
+    student: Student, objective: Objective, teacher_config: DecoderConfig, frozen: Frozen, batch: Pool
+) -> Activations | None:
+    """What the student's objective needs of the teacher on a batch; None where it needs nothing."""
+    if not (objective.needs_teacher or student.reads_only_final):
+        return None
+    distilled = frozen.teacher if frozen.distilled is None else frozen.distilled
+    return teacher_activations(teacher_config, distilled, batch.tokens_NT, batch.final_NTD)
+
+
+def distillation_loss(
+    student: Student,
+    objective: Objective,
+    params: Params,
+    frozen: Frozen,
+    weights: LossWeights,
+    batch: Pool,
+    teacher_acts: Activations | None,
+) -> tuple[Array, Terms]:
+    """The objective of one student on one batch, the teacher's side of it given."""
+    student_acts = student.forward(params, frozen, batch.tokens_NT, teacher_acts)
+    pairs = []
+    if objective.clone:
+        assert teacher_acts is not None
+        pairs = student.clone_pairs(params, frozen, teacher_acts, student_acts)
+    terms = evaluate_objective(objective, weights, pairs, teacher_acts, student_acts, batch.labels_NT)
+    return terms.total, terms
+
+
 def student_loss(
     student: Student,
     objective: Objective,
@@ -134,17 +163,8 @@ def student_loss(
     batch: Pool,
 ) -> tuple[Array, Terms]:
     """The objective of one student on one batch."""
-    teacher_acts = None
-    if objective.needs_teacher or student.reads_only_final:
-        distilled = frozen.teacher if frozen.distilled is None else frozen.distilled
-        teacher_acts = teacher_activations(teacher_config, distilled, batch.tokens_NT, batch.final_NTD)
-    student_acts = student.forward(params, frozen, batch.tokens_NT, teacher_acts)
-    pairs = []
-    if objective.clone:
-        assert teacher_acts is not None
-        pairs = student.clone_pairs(params, frozen, teacher_acts, student_acts)
-    terms = evaluate_objective(objective, weights, pairs, teacher_acts, student_acts, batch.labels_NT)
-    return terms.total, terms
+    teacher_acts = teacher_side(student, objective, teacher_config, frozen, batch)
+    return distillation_loss(student, objective, params, frozen, weights, batch, teacher_acts)
 
 
 def batch_index(key: Array, batch_size: int, samples: Array) -> Array:
@@ -179,6 +199,25 @@ def gather_chunk(pool: Pool, order_key: Array, first: int, count: int, batch_siz
     return jax.tree.map(gather, pool)
 
 
+def train_step(
+    loss: Callable[..., tuple[Array, Terms]],
+    optimizer: OptimizerSpec,
+    state: TrainState,
+    frozen: Frozen,
+    hyper: Hyper,
+    batch: Pool,
+    teacher_acts: Activations | None,
+) -> tuple[TrainState, Array]:
+    """One step of `loss(params, frozen, weights, batch, teacher_acts)`; returns the state after it and (total, clone,
+    kl, ce, gradient norm before clipping)."""
+    (_, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params, frozen, hyper.loss, batch, teacher_acts)
+    updates, opt_state = optimizer.direction().update(grads, state.opt_state, state.params)
+    rate = hyper.learning_rate * optimizer.factor(state.step, jnp.asarray(hyper.steps))
+    params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, state.params, updates)
+    row = jnp.stack([terms.total, terms.clone, terms.kl, terms.ce, optax.tree.norm(grads)])
+    return TrainState(params, opt_state, state.step + 1), row.astype(jnp.float32)
+
+
 @functools.partial(
     jax.jit,
     static_argnames=("student", "objective", "optimizer", "teacher_config"),
@@ -198,21 +237,33 @@ def train_chunk(
     """Run `count` (at most CHUNK) steps on `batches` [CHUNK, B, ...].
 
     Returns the state and, per step, loss terms and gradient norm [CHUNK]."""
-    direction = optimizer.direction()
-    loss = functools.partial(student_loss, student, objective, teacher_config)
 
     def body(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
         state, log_C5 = carry
         batch = jax.tree.map(lambda x: x[i], batches)
-        (_, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params, frozen, hyper.loss, batch)
-        updates, opt_state = direction.update(grads, state.opt_state, state.params)
-        rate = hyper.learning_rate * optimizer.factor(state.step, jnp.asarray(hyper.steps))
-        params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, state.params, updates)
-        row = jnp.stack([terms.total, terms.clone, terms.kl, terms.ce, optax.tree.norm(grads)])
-        return TrainState(params, opt_state, state.step + 1), log_C5.at[i].set(row.astype(jnp.float32))
+        teacher_acts = teacher_side(student, objective, teacher_config, frozen, batch)
+        loss = functools.partial(distillation_loss, student, objective)
+        state, row = train_step(loss, optimizer, state, frozen, hyper, batch, teacher_acts)
+        return state, log_C5.at[i].set(row)
 
     state, log_C5 = jax.lax.fori_loop(0, count, body, (state, jnp.zeros((CHUNK, 5), jnp.float32)))
     return state, Terms(*(log_C5[:, i] for i in range(4))), log_C5[:, 4]
+
+
+def chunk_size(steps: int) -> int:
+    """Steps in a call of the compiled program: progress is told about twenty times a run."""
+    return max(1, min(CHUNK, -(-steps // 20)))
+
+
+def diverged(part: History, done: int, steps: int) -> DivergedError | None:
+    """The error of the first loss that is not finite in a chunk that began after step `done`, or None."""
+    bad = np.flatnonzero(~np.isfinite(part.terms.total))
+    if not len(bad):
+        return None
+    return DivergedError(
+        f"loss is {part.terms.total[bad[0]]} at step {done + int(bad[0]) + 1} of {steps}; lower the "
+        "learning rate (optimizer.learning_rate) or clip gradients (optimizer.clip)"
+    )
 
 
 Progress = Callable[[int, int, float], None]
@@ -251,7 +302,7 @@ def train(
     if not student.trained or steps == 0:
         empty = np.zeros(0, np.float32)
         return state, History(Terms(empty, empty, empty, empty), empty)
-    chunk = max(1, min(CHUNK, -(-steps // 20)))
+    chunk = chunk_size(steps)
     parts: list[History] = []
     done = int(state.step)
     while done < steps:
@@ -269,12 +320,8 @@ def train(
         )
         part = jax.tree.map(lambda x, n=count: np.asarray(x)[:n], History(terms, grad_norm))
         parts.append(part)
-        bad = np.flatnonzero(~np.isfinite(part.terms.total))
-        if len(bad):
-            raise DivergedError(
-                f"loss is {part.terms.total[bad[0]]} at step {done + int(bad[0]) + 1} of {steps}; lower the "
-                "learning rate (optimizer.learning_rate) or clip gradients (optimizer.clip)"
-            )
+        if (wrong := diverged(part, done, steps)) is not None:
+            raise wrong
         done += count
         if on_chunk is not None:
             on_chunk(state, part)
