@@ -12,6 +12,7 @@ from experiments.building import Columns, Log, learning_rate
 from experiments.config import RunConfig, SyntheticData
 from experiments.materials import Materials
 from experiments.measurements import describe
+from lrc_jax import clock
 from lrc_jax.data.synthetic import SyntheticSource, markov_tables
 from lrc_jax.errors import InputError
 from lrc_jax.seeds import key_for
@@ -31,13 +32,15 @@ def run_bilinear(config: RunConfig, materials: Materials, log: Log) -> Columns:
         return fit_bilinear(tables, counts, config.rank, key, steps=config.steps, learning_rate=rate)
 
     counts = bigram_counts(source.sequences("student", config.samples, config.seed), vocab)
-    result = fitted(counts, key_for(config.seed, "student", "init"))
+    with clock.phase("training"):
+        result = fitted(counts, key_for(config.seed, "student", "init"))
     for i, loss in enumerate(result.losses):
         log({"step": (i + 1) * config.steps // len(result.losses), "ce": float(loss)})
     made_of = {"data": source.digest, "rank": config.rank, "steps": config.steps, "learning_rate": rate}
-    population = cached_numbers(
-        Path(config.cache_dir), "populations", made_of, lambda: {"excess": fitted(None, key_for(0)).excess}
-    )
+    with clock.phase("measuring"):
+        population = cached_numbers(
+            Path(config.cache_dir), "populations", made_of, lambda: {"excess": fitted(None, key_for(0)).excess}
+        )
     entropy = tables.entropy_rate
     return describe(config, materials, None) | {
         "params": n_parameters(config.rank, vocab),

@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.config import RunConfig
 from experiments.materials import Materials
+from lrc_jax import clock
 from lrc_jax.clone import CloneFlags
 from lrc_jax.data.pools import Pool
 from lrc_jax.evaluate import SequenceLosses, sequence_losses
@@ -113,22 +114,23 @@ def fit(
             line = {name: float(np.mean(getattr(part, name))) for name in ("total", "clone", "kl", "ce")}
             log({"step": int(state.step)} | line | {"grad_norm": float(np.mean(history.grad_norm))})
 
-    return train(
-        student,
-        objective(config),
-        optimizer(config),
-        materials.network().config,
-        frozen,
-        pool,
-        hyper,
-        batch_size=config.batch_size,
-        init_key=key_for(seed, "student", "init"),
-        order_key=key_for(order_seed, "student", "order"),
-        state=state,
-        until=until,
-        progress=tick,
-        on_chunk=on_chunk,
-    )
+    with clock.phase("training"):
+        return train(
+            student,
+            objective(config),
+            optimizer(config),
+            materials.network().config,
+            frozen,
+            pool,
+            hyper,
+            batch_size=config.batch_size,
+            init_key=key_for(seed, "student", "init"),
+            order_key=key_for(order_seed, "student", "order"),
+            state=state,
+            until=until,
+            progress=tick,
+            on_chunk=on_chunk,
+        )
 
 
 def start(config: RunConfig, student: Student, frozen: Frozen, seed: int | None = None) -> Any:

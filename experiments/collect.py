@@ -20,7 +20,7 @@ from experiments.files import write_bytes, write_text
 from experiments.store import Study
 from lrc_jax.errors import InputError
 
-ORDER = ["claim", "student", "matrices", "init", "teacher", "data", "labels", "rank", "samples", "steps", "seed"]
+ORDER = ["claim", "arm", "student", "matrices", "init", "teacher", "data", "labels", "rank", "samples", "steps", "seed"]
 PROVENANCE = ["run_id", "data_digest", "code_version"]
 
 

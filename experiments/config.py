@@ -166,6 +166,7 @@ class RunConfig:
     temperature: float = 1.0
     labels: str = "data"  # data: the text's next token; teacher: sampled from the teacher at every position
     claim: str | None = None  # the claim that this run is evidence for; None: any
+    arm: str | None = None  # a control or another protocol of that claim; None: its primary design
     study: str = "default"
     teacher: Any = MISSING
     data: Any = MISSING

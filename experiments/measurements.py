@@ -14,6 +14,7 @@ from experiments.artifacts import cached_tree
 from experiments.building import Columns, build, evaluator, fit, learning_rate, optimizer, start
 from experiments.config import RunConfig, identity
 from experiments.materials import Materials
+from lrc_jax import clock
 from lrc_jax.data.pools import Pool
 from lrc_jax.errors import InputError
 from lrc_jax.evaluate import SequenceLosses
@@ -37,6 +38,7 @@ def describe(config: RunConfig, materials: Materials, student: Student | None) -
     head = config.student.name == "bilinear" or config.student.matrices == "head"
     return {
         "claim": config.claim,
+        "arm": config.arm,
         "student": config.student.name,
         "matrices": config.student.matrices if config.student.name == "factorized" else None,
         "init": config.student.init,
@@ -220,26 +222,27 @@ def dynamics_group(
     window = min(50, max(1, config.steps // 4))
     target = max(float(losses[-window:].mean()) for _, losses in finals.values())
     matched, steps = {}, {}
-    for name, (params, losses) in finals.items():
-        steps[name] = matched_step(losses, target * (1 + 1e-6), window) or config.steps
-        if steps[name] < config.steps:
-            params, _ = trained(*arms[name], steps[name])
-        student, fz = arms[name][:2]
-        matched[name] = (student.config, student.weights(params, fz))
-    tokens = test_pool.tokens_NT
-    d, d0 = (
-        divergence(matched["direct"], matched["clone"], tokens),
-        divergence(matched["direct"], matched["again"], tokens),
-    )
-    angles = dynamics_columns(
-        clone,
-        teacher.config,
-        clone_frozen,
-        clone_first,
-        pool.tokens_NT,
-        key_for(config.seed, "dynamics"),
-        distilled=teacher.weights,
-    )
+    with clock.phase("measuring"):
+        for name, (params, losses) in finals.items():
+            steps[name] = matched_step(losses, target * (1 + 1e-6), window) or config.steps
+            if steps[name] < config.steps:
+                params, _ = trained(*arms[name], steps[name])
+            student, fz = arms[name][:2]
+            matched[name] = (student.config, student.weights(params, fz))
+        tokens = test_pool.tokens_NT
+        d, d0 = (
+            divergence(matched["direct"], matched["clone"], tokens),
+            divergence(matched["direct"], matched["again"], tokens),
+        )
+        angles = dynamics_columns(
+            clone,
+            teacher.config,
+            clone_frozen,
+            clone_first,
+            pool.tokens_NT,
+            key_for(config.seed, "dynamics"),
+            distilled=teacher.weights,
+        )
     return (
         {
             "dynamics_divergence": d.value,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from experiments.bilinear import run_bilinear
@@ -20,9 +22,12 @@ from experiments.measurements import (
     risk_columns,
 )
 from experiments.sgd_bound import convergence_columns
+from lrc_jax import clock
+from lrc_jax.data.pools import Pool
 from lrc_jax.evaluate import clone_fvu
 from lrc_jax.measure.gap import mean
 from lrc_jax.model import count_parameters
+from lrc_jax.students import Frozen, Student
 
 START_SAMPLES = 1024  # test sequences on which the untrained student is evaluated
 
@@ -49,28 +54,43 @@ def run(config: RunConfig, materials: Materials, log: Log, tick: Tick) -> Column
     train_pool = materials.pool("student", config.samples, config.labels, config.seed, features=head)
     test_pool = materials.pool("test", test_size(config, materials), config.labels, features=head)
     losses = evaluator(materials, student, frozen)
-    first_batch = jax.tree.map(lambda x: x[:START_SAMPLES], test_pool)
-    columns["start_test_loss"] = mean(losses(start(config, student, frozen), first_batch).student).value
+    with clock.phase("measuring"):
+        first_batch = jax.tree.map(lambda x: x[:START_SAMPLES], test_pool)
+        columns["start_test_loss"] = mean(losses(start(config, student, frozen), first_batch).student).value
     if config.measure.certificate:
         return columns | certificate_columns(config, materials, student, frozen, train_pool, test_pool)
     if config.measure.dynamics:
         return columns | dynamics_group(config, materials, student, frozen, train_pool, test_pool)
     state, _ = fit(config, materials, student, frozen, train_pool, config.steps, log=log, tick=tick)
+    with clock.phase("measuring"):
+        return columns | _measured(config, materials, student, frozen, state.params, train_pool, test_pool)
 
-    on_train, on_test = losses(state.params, train_pool), losses(state.params, test_pool)
-    columns["params"] = count_parameters(state.params)
+
+def _measured(
+    config: RunConfig,
+    materials: Materials,
+    student: Student,
+    frozen: Frozen,
+    params: Any,
+    train_pool: Pool,
+    test_pool: Pool,
+) -> Columns:
+    """Everything that is measured on a trained student."""
+    losses = evaluator(materials, student, frozen)
+    on_train, on_test = losses(params, train_pool), losses(params, test_pool)
+    columns: Columns = {"params": count_parameters(params)}
     columns |= risk_columns(config, materials, on_train, on_test)
     columns |= gap_columns(config, materials, student, frozen, on_train, on_test, train_pool, test_pool)
     if config.measure.approximation:
         columns |= approximation_columns(config, materials, student, frozen, test_pool)
-    if config.measure.clone_fvu and not head:
+    if config.measure.clone_fvu and not student.reads_only_final:
         teacher = materials.network()
-        sites = clone_fvu(student, teacher.config, state.params, frozen, test_pool)
+        sites = clone_fvu(student, teacher.config, params, frozen, test_pool)
         columns |= {f"fvu.{site}": value for site, value in sites.items()}
     if config.measure.norms:
-        columns |= norm_columns(student, frozen, state.params)
+        columns |= norm_columns(student, frozen, params)
     if config.measure.information:
-        columns |= information_columns(config, materials, student, frozen, state.params)
+        columns |= information_columns(config, materials, student, frozen, params)
     if config.measure.cost:
-        columns |= cost_columns(config, materials, student, frozen, state.params)
+        columns |= cost_columns(config, materials, student, frozen, params)
     return columns

@@ -43,7 +43,9 @@ def execute(cfg: config.RunConfig) -> dict[str, Any]:
     from experiments.artifacts import fingerprint
     from experiments.progress import Progress, duration
     from experiments.version import code_version
+    from lrc_jax import clock
 
+    clock.start()
     made_of = materials.load(cfg)
     identity = config.identity(cfg)
     run_id = fingerprint(identity, made_of.data_digest, code_version())
@@ -76,13 +78,14 @@ def execute(cfg: config.RunConfig) -> dict[str, Any]:
             folder.fail(f"{type(wrong).__name__}: {wrong}")
             raise
         seconds = time.monotonic() - started
+        phases = {f"{name}_seconds": round(value, 3) for name, value in clock.stop().items()}
         row = {
             "run_id": run_id,
             "config": identity,
             "data_digest": made_of.data_digest,
             "code_version": code_version(),
             "columns": columns,
-            "machine": command.machine_note() | {"seconds": round(seconds, 3)},
+            "machine": command.machine_note() | {"seconds": round(seconds, 3)} | phases,
         }
         folder.finish(row)
         shown = {k: columns.get(k) for k in ("start_test_loss", "test_loss", "teacher_loss", "gap", "grad_norm_sq")}
@@ -110,7 +113,7 @@ class RecordSweep(Callback):
             jobs = [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
         name = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:8]
         experiment = next((o.split("=", 1)[1] for o in overrides if o.startswith("+experiment=")), "sweep")
-        record_sweep(Study.of(config.results_dir, config.study), f"{experiment}-{name}", jobs)
+        record_sweep(Study.of(config.results_dir, config.study), f"{experiment.replace('/', '-')}-{name}", jobs)
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")

@@ -13,6 +13,7 @@ from experiments.artifacts import cached_numbers
 from experiments.building import Columns, evaluator, learning_rate, loss_weights, objective, start
 from experiments.config import RunConfig, identity
 from experiments.materials import Materials, labels_from_uniform
+from lrc_jax import clock
 from lrc_jax.data.pools import Pool
 from lrc_jax.measure.convergence import SgdMeasurement, SgdPlan, measure_sgd_horizon
 from lrc_jax.measure.gap import mean
@@ -45,7 +46,8 @@ def convergence_columns(config: RunConfig, materials: Materials, student: Studen
         measured = _sgd(config, materials, student, frozen, plan, config.measure.pilot_seed)
         return {"smoothness": measured.smoothness, "grad_variance": measured.grad_variance}
 
-    constants = cached_numbers(Path(config.cache_dir), "pilots", made_of, pilot)
+    with clock.phase("measuring"):
+        constants = cached_numbers(Path(config.cache_dir), "pilots", made_of, pilot)
     plan = dataclasses.replace(plan, constants=False)
     measured = _sgd(config, materials, student, frozen, plan, config.seed)
     row = measured.row() | {"smoothness": constants["smoothness"], "grad_variance": constants["grad_variance"]}
@@ -72,7 +74,8 @@ def _sgd(
     first, f_low = start(config, student, frozen, seed), 0.0
     if fresh and config.loss.ce_weight:
         probe = dataclasses.replace(pool, tokens_NT=pool.tokens_NT[:8192], labels_NT=pool.labels_NT[:8192])
-        entropy = mean(evaluator(materials, student, frozen)(first, probe).entropy)
+        with clock.phase("measuring"):
+            entropy = mean(evaluator(materials, student, frozen)(first, probe).entropy)
         f_low = config.loss.ce_weight * (entropy.value - 3 * entropy.se)
     measured, _ = measure_sgd_horizon(loss, sample, first, key_for(seed, "student", "order"), plan, f_low)
     return measured

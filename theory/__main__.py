@@ -22,7 +22,7 @@ from theory.fit import BOOTSTRAPS, fit_law
 from theory.ledger import all_claims
 from theory.plan import REPLICATIONS, design_of, plan
 from theory.report import to_json, write_text
-from theory.tables import InputError, read_table
+from theory.tables import InputError, primary_rows, read_table
 from theory.validate import FULL_REPLICATIONS, QUICK_REPLICATIONS, validate
 from theory.verdicts import MARGIN
 
@@ -83,6 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_input(check)
     check.add_argument("--claim", nargs="+", action="extend", default=[], metavar="NAME", help="only these claims")
     check.add_argument("--margin", type=float, default=MARGIN, help="margin on exponents (default %(default)s)")
+    check.add_argument(
+        "--scale", action="append", default=[], metavar="COLUMN=FACTOR",
+        help="multiply a column first: an error planted on purpose, to see that the judge notices (repeatable)",
+    )  # fmt: skip
     check.add_argument("--json", metavar="OUT", help="write the verdicts as JSON")
     check.add_argument("--figures", metavar="DIR", help="write one figure per claim (PDF, PNG, CSV of its points)")
     check.set_defaults(run=_check)
@@ -178,7 +182,9 @@ def _claims(_: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    report = check_file(options.file, claims=options.claim, margin=options.margin, where=options.where)
+    report = check_file(
+        options.file, claims=options.claim, margin=options.margin, where=options.where, scale=options.scale
+    )
     if options.json:
         write_text(options.json, to_json(report.to_dict()))
     if options.figures:
@@ -219,7 +225,8 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _advise(options: argparse.Namespace) -> int:
-    advice = advise(read_table(options.file).where(options.where), options.samples, options.max_rank)
+    table, _ = primary_rows(read_table(options.file).where(options.where))
+    advice = advise(table, options.samples, options.max_rank)
     if options.json:
         write_text(options.json, to_json(advice.to_dict()))
     render.print_advice(advice, render.console())

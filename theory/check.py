@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +11,17 @@ import pandas as pd
 
 from theory.ledger import Claim, all_claims
 from theory.report import Report
-from theory.tables import InputError, Table, read_table, table_from_frame
+from theory.tables import InputError, Table, primary_rows, read_table, table_from_frame
 from theory.verdicts import MARGIN
 
 
 def check_file(
-    path: str | Path, *, claims: Sequence[str] = (), margin: float = MARGIN, where: Sequence[str] = ()
+    path: str | Path,
+    *,
+    claims: Sequence[str] = (),
+    margin: float = MARGIN,
+    where: Sequence[str] = (),
+    scale: Sequence[str] = (),
 ) -> Report:
     """Judge a file or study folder.
 
@@ -23,11 +29,14 @@ def check_file(
         claims: names of claims; empty for every claim whose columns are present.
         margin: exponents closer than this to the claimed one count as equal.
         where: `column=value` conditions that select rows.
+        scale: `column=factor` changes: an error planted on purpose, to see that the judge notices.
 
     Raises:
         InputError: the input cannot be used.
     """
-    return check(read_table(path).where(where), claims=claims, margin=margin)
+    report = check(read_table(path).where(where).scaled(scale), claims=claims, margin=margin)
+    planted = tuple(f"column changed on request, this judges no measurement: {item}" for item in scale)
+    return dataclasses.replace(report, remarks=(*planted, *report.remarks))
 
 
 def check_table(frame: pd.DataFrame, *, claims: Sequence[str] = (), margin: float = MARGIN) -> Report:
@@ -39,11 +48,12 @@ def check(table: Table, *, claims: Sequence[str] = (), margin: float = MARGIN) -
     """Judge a table that has been read. See `check_file`."""
     if not 0.0 < margin < 0.5:
         raise InputError(f"--margin {margin:g}: must lie between 0 and 0.5")
+    table, set_aside = primary_rows(table)
     selected = _select(table, claims)
     # Numbers beyond floating point become NaN or infinite and end in UNTESTABLE or INCONCLUSIVE, never in a warning.
     with np.errstate(all="ignore"):
         reports = {claim.name: claim.judge(table, margin) for claim in selected}
-    return Report(table.path, table.sha256, len(table.frame), margin, reports)
+    return Report(table.path, table.sha256, len(table.frame), margin, reports, set_aside)
 
 
 def _select(table: Table, names: Sequence[str]) -> list[Claim]:

@@ -44,6 +44,8 @@ def grid(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Gr
 def print_report(report: Report, out: Console) -> None:
     """Per claim: the verdict, exponents against the claimed ones, the bound's tightness, and the reasons."""
     out.print(f"{escape(report.path)}: {report.rows} rows, margin {report.margin:g}", soft_wrap=True)
+    for remark in report.remarks:
+        out.print(f"  {escape(remark)}", soft_wrap=True)
     for name, claim in report.claims.items():
         colour = COLOURS.get(claim.verdict, "white")
         out.print(
@@ -62,6 +64,10 @@ def print_report(report: Report, out: Console) -> None:
                 )
         ratio = claim.bound.worst_ratio
         tightness = f", largest LHS/RHS {ratio:.3g}" if math.isfinite(ratio) else ""
+        if (run := claim.bound.details.get("worst_run")) is not None:
+            tightness += (
+                f" (a horizon's mean), {run['ratio']:.3g} (one run: T = {run['steps']:g}, seed {run['seed']:g})"
+            )
         out.print(f"  bound: {claim.bound.verdict}{tightness}")
         for reason in claim.reasons:
             out.print(f"  - {escape(reason)}", soft_wrap=True)

@@ -106,13 +106,18 @@ class ClaimReport:
 
 @dataclass(frozen=True)
 class Report:
-    """All claims judged on one table."""
+    """All claims judged on one table.
+
+    Attributes:
+        remarks: on the table as a whole: rows set aside, columns changed on request.
+    """
 
     path: str
     sha256: str
     rows: int
     margin: float
     claims: Mapping[str, ClaimReport]
+    remarks: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -125,6 +130,7 @@ class Report:
             "schema": 1,
             "input": {"path": self.path, "sha256": self.sha256, "rows": self.rows},
             "margin": self.margin,
+            "remarks": list(self.remarks),
             "claims": {name: claim.to_dict() for name, claim in self.claims.items()},
         }
 

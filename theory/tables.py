@@ -95,6 +95,46 @@ class Table:
                 raise InputError(f"{self.path}: --where {condition!r}: no row is left; check the value")
         return Table(frame, self.path, self.sha256)
 
+    def scaled(self, changes: Sequence[str]) -> Table:
+        """The table with numeric columns multiplied: `column=factor`.
+
+        Raises:
+            InputError: a change is malformed or names no numeric column.
+        """
+        frame = self.frame.copy() if changes else self.frame
+        for change in changes:
+            name, sign, factor = change.partition("=")
+            if not sign or name not in frame or not pd.api.types.is_float_dtype(frame[name]):
+                raise InputError(f"{self.path}: --scale {change!r}: write COLUMN=FACTOR with a column of numbers")
+            try:
+                frame[name] = frame[name] * float(factor)
+            except ValueError:
+                raise InputError(f"{self.path}: --scale {change!r}: {factor!r} is not a number") from None
+        return Table(frame, self.path, self.sha256)
+
+
+def primary_rows(table: Table) -> tuple[Table, tuple[str, ...]]:
+    """The rows of the primary design, and remarks on the arms that were set aside.
+
+    A column `arm` names controls and other protocols, which would not be replicates of the primary rows (those where
+    it is empty). Where every row belongs to an arm, there has to be one only.
+    """
+    if "arm" not in table.frame or table.frame["arm"].isna().all():
+        return table, ()
+    arm = table.frame["arm"]
+    names = sorted(arm.dropna().astype(str).unique())
+    if arm.isna().any():
+        remark = f"{int(arm.notna().sum())} rows of other arms are set aside; judge each with " + ", ".join(
+            f"--where arm={name}" for name in names
+        )
+        return Table(table.frame[arm.isna()], table.path, table.sha256), (remark,)
+    if len(names) > 1:
+        raise InputError(
+            f"{table.path}: column arm: every row belongs to one of the arms {', '.join(names)}; choose one with "
+            f"--where arm={names[0]}"
+        )
+    return table, ()
+
 
 def read_table(path: str | Path) -> Table:
     """Read a CSV or parquet file, or the `measurements.csv` / `.parquet` of a study folder.

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from lrc_jax import clock
 from lrc_jax.data.pools import Pool
 from lrc_jax.evaluate import batches
 from lrc_jax.measure import certificate as bounds
@@ -396,18 +397,19 @@ def certificate_table(
             raise ValueError(f"{count} sequences are asked for, the pool has {pool.size}")
         part = Pool(pool.tokens_NT[:count], pool.labels_NT[:count])
         for index in range(len(prior)):
-            compressed = compress(
-                student, teacher_config, frozen, start, pool, count, jax.random.fold_in(key, index), prior, index, fit
-            )
-            row = certify(
-                student,
-                teacher_config,
-                frozen,
-                compressed,
-                part,
-                test,
-                delta=bounds.shared_delta(delta, len(samples)),
-                labels_from_teacher=labels_from_teacher,
-            )
+            order_key = jax.random.fold_in(key, index)
+            with clock.phase("training"):
+                compressed = compress(student, teacher_config, frozen, start, pool, count, order_key, prior, index, fit)
+            with clock.phase("measuring"):
+                row = certify(
+                    student,
+                    teacher_config,
+                    frozen,
+                    compressed,
+                    part,
+                    test,
+                    delta=bounds.shared_delta(delta, len(samples)),
+                    labels_from_teacher=labels_from_teacher,
+                )
             rows.append(row)
     return rows

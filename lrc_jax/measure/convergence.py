@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from lrc_jax import clock
 from lrc_jax.errors import DivergedError
 from lrc_jax.measure.gradients import (
     Batch,
@@ -166,62 +167,97 @@ def _spectral_norm(params: Params) -> Array:
     return functools.reduce(jnp.maximum, norms) if norms else jnp.asarray(jnp.nan)
 
 
-class _Checkpoints(NamedTuple):
+class _Checkpoint(NamedTuple):
     norm_sq: Array
     variance: Array
     smoothness: Array
     spectral_norm: Array
 
 
-@functools.partial(jax.jit, static_argnames=("plan"))
+def _sgd_step(
+    loss: Loss, sample: SampleBatch, params: Params, key: Array, t: Array, rate: tuple[Array, Array], batch_size: int
+) -> Params:
+    """Step t (from 0) of SGD; `rate` is (step size of the first step, decay)."""
+    grad = jax.grad(loss)(params, sample(key, batch_size))
+    first, decay = rate
+    return tree_axpy(-first * (t + 1).astype(first.dtype) ** -decay, grad, params)
+
+
+# Start, end and rate are traced: all checkpoints, horizons and step sizes share one program.
+@functools.partial(jax.jit, static_argnames=("batch_size",))
+def _advance(
+    loss: Loss,
+    sample: SampleBatch,
+    params: Params,
+    key: Array,
+    start: Array,
+    stop: Array,
+    rate: tuple[Array, Array],
+    batch_size: int,
+) -> Params:
+    """The iterate `stop`, from the iterate `start`."""
+
+    def body(t: Array, params: Params) -> Params:
+        return _sgd_step(loss, sample, params, jax.random.fold_in(key, t), t, rate, batch_size)
+
+    return jax.lax.fori_loop(start, stop, body, params)
+
+
+@functools.partial(jax.jit, static_argnames=("plan",))
+def _visit(
+    loss: Loss,
+    sample: SampleBatch,
+    params: Params,
+    key: Array,
+    time: Array,
+    rate: tuple[Array, Array],
+    fixed_batch: Batch,
+    plan: SgdPlan,
+) -> _Checkpoint:
+    """What is measured at a checkpoint; `plan` comes with the fields of its horizon blanked."""
+    k_norm, k_variance, k_steps = jax.random.split(key, 3)
+    norm_sq = grad_norm_sq(loss, sample, params, k_norm, plan.gradient_batch)
+    nan = jnp.full((), jnp.nan, norm_sq.dtype)
+    variance, smoothness = nan, jnp.full((plan.segments,), jnp.nan, norm_sq.dtype)
+    if plan.constants:
+        variance = block_moments(loss, sample, params, k_variance, plan.batch_size, plan.variance_batches).variance()
+        smoothness = jax.lax.map(
+            lambda k: segment_smoothness(
+                loss, params, _sgd_step(loss, sample, params, k, time, rate, plan.batch_size), fixed_batch
+            ),
+            jax.random.split(k_steps, plan.segments),
+        )
+    return _Checkpoint(norm_sq, variance, smoothness, _spectral_norm(params))
+
+
 def _run(
     loss: Loss,
     sample: SampleBatch,
     params: Params,
     key: Array,
-    times: Array,
-    horizon: Array,
-    step_size: Array,
-    decay: Array,
+    times: np.ndarray,
+    rate: tuple[Array, Array],
     fixed_batch: Batch,
     plan: SgdPlan,
-) -> tuple[Params, _Checkpoints]:
-    """The whole run in one program: a scan over checkpoints, a loop of dynamic length between them.
-
-    The horizon, the step size and the checkpoints are traced, so that all horizons share the program; `plan` comes
-    with those fields blanked.
-    """
+) -> tuple[Params, _Checkpoint]:
+    """SGD from checkpoint to checkpoint; returns x_T+1 and what was seen, stacked."""
     train_key, measure_key = jax.random.split(key)
-
-    def sgd_step(t: Array, params: Params, step_key: Array) -> Params:
-        grad = jax.grad(loss)(params, sample(step_key, plan.batch_size))
-        eta = step_size * (t + 1).astype(step_size.dtype) ** -decay
-        return tree_axpy(-eta, grad, params)
-
-    def advance(params: Params, start: Array, stop: Array) -> Params:
-        return jax.lax.fori_loop(start, stop, lambda t, p: sgd_step(t, p, jax.random.fold_in(train_key, t)), params)
-
-    def visit(
-        carry: tuple[Params, Array], index_time: tuple[Array, Array]
-    ) -> tuple[tuple[Params, Array], _Checkpoints]:
-        (params, now), (index, time) = carry, index_time
-        params = advance(params, now, time)
-        k_norm, k_variance, k_steps = jax.random.split(jax.random.fold_in(measure_key, index), 3)
-        norm_sq = grad_norm_sq(loss, sample, params, k_norm, plan.gradient_batch)
-        nan = jnp.full((), jnp.nan, norm_sq.dtype)
-        variance, smoothness = nan, jnp.full((plan.segments,), jnp.nan, norm_sq.dtype)
-        if plan.constants:
-            moments = block_moments(loss, sample, params, k_variance, plan.batch_size, plan.variance_batches)
-            variance = moments.variance()
-            smoothness = jax.lax.map(
-                lambda k: segment_smoothness(loss, params, sgd_step(time, params, k), fixed_batch),
-                jax.random.split(k_steps, plan.segments),
+    blank = dataclasses.replace(plan, steps=2, step_size=1.0, decay=0.0, strata=0, spacing="mixed")
+    step = lambda t: jnp.asarray(t, jnp.int32)  # noqa: E731
+    seen, now = [], 0
+    for index, time in enumerate([*times, plan.steps]):
+        with clock.phase("training"):
+            params = jax.block_until_ready(
+                _advance(loss, sample, params, train_key, step(now), step(time), rate, plan.batch_size)
             )
-        return (params, time), _Checkpoints(norm_sq, variance, smoothness, _spectral_norm(params))
-
-    start = (params, jnp.zeros((), times.dtype))
-    (params, now), checkpoints = jax.lax.scan(visit, start, (jnp.arange(times.shape[0]), times))
-    return advance(params, now, horizon), checkpoints
+        now = time
+        if index < len(times):
+            with clock.phase("measuring"):
+                here = jax.random.fold_in(measure_key, index)
+                seen.append(
+                    jax.block_until_ready(_visit(loss, sample, params, here, step(time), rate, fixed_batch, blank))
+                )
+    return params, jax.tree.map(lambda *xs: np.stack(xs), *seen)
 
 
 @functools.partial(jax.jit, static_argnames=("batch_size", "blocks"))
@@ -270,23 +306,13 @@ def measure_sgd_horizon(
 
     loss, sample_batch = as_partial(loss), as_partial(sample_batch)
     dtype = jnp.result_type(*jax.tree.leaves(params))
-    blank = dataclasses.replace(plan, steps=2, step_size=1.0, decay=0.0, strata=0, spacing="mixed")
+    rate = (jnp.asarray(plan.step_size, dtype), jnp.asarray(plan.decay, dtype))
     fixed = _draw(sample_batch, k_fixed, plan.smoothness_batch) if plan.constants else None
-    end, seen = _run(
-        loss,
-        sample_batch,
-        params,
-        k_run,
-        jnp.asarray(times.reshape(-1), jnp.int32),
-        jnp.asarray(plan.steps, jnp.int32),
-        jnp.asarray(plan.step_size, dtype),
-        jnp.asarray(plan.decay, dtype),
-        fixed,
-        blank,
-    )
-    f_first, f_last, f_se = map(
-        float, _losses(loss, sample_batch, (params, end), k_loss, plan.loss_batch, plan.loss_blocks)
-    )
+    end, seen = _run(loss, sample_batch, params, k_run, times.reshape(-1), rate, fixed, plan)
+    with clock.phase("measuring"):
+        f_first, f_last, f_se = map(
+            float, _losses(loss, sample_batch, (params, end), k_loss, plan.loss_batch, plan.loss_blocks)
+        )
     norms_sq = np.asarray(seen.norm_sq, np.float64).reshape(times.shape)
     if not (np.isfinite(norms_sq).all() and math.isfinite(f_last)):
         raise DivergedError(f"SGD diverged at step size {plan.step_size:g} within {plan.steps} steps; lower step_size")

@@ -96,11 +96,14 @@ def check_bound(frame: pd.DataFrame, group: list[str]) -> tuple[Bound, list[str]
         separation = np.where(spread > 0, (rhs - lhs) / spread, np.where(rhs >= lhs, np.inf, -np.inf))
     separation = np.where(count >= 2, separation, np.nan)
     worst = int(np.argmax(ratio))
+    runs = (frame["grad_norm_sq"] / frame["rhs"]).to_numpy()
+    extreme = frame.iloc[int(np.argmax(runs))]
     details: dict[str, Any] = {
+        "worst_run": {"ratio": float(runs.max()), "steps": float(extreme["steps"]), "seed": float(extreme["seed"])},
         "cells": [
             {**dict(zip(group, _tuple(key), strict=True)), "lhs": a, "rhs": b, "ratio": q}
             for key, a, b, q in zip(mean.index, lhs.tolist(), rhs.tolist(), ratio.tolist(), strict=True)
-        ]
+        ],
     }
     if np.isnan(separation).any():
         reasons.append("the bound needs at least two seeds at every horizon")

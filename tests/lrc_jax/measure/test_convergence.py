@@ -258,11 +258,11 @@ def _descend(x, centre, eta, count):
 
 def test_all_horizons_share_one_program():
     loss, sample, params = problem()
-    before = cv._run._cache_size()
+    before = cv._advance._cache_size(), cv._visit._cache_size()
     for steps in (64, 256, 1024):
         plan = cv.SgdPlan(steps=steps, step_size=0.5 / math.sqrt(steps), batch_size=3, strata=6, constants=False)
         cv.measure_sgd_horizon(loss, sample, params, jax.random.key(0), plan)
-    assert cv._run._cache_size() == before + 1
+    assert (cv._advance._cache_size(), cv._visit._cache_size()) == (before[0] + 1, before[1] + 1)
 
 
 def test_same_key_same_numbers_other_key_other_numbers():
