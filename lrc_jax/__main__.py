@@ -7,6 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lrc_jax.errors import DivergedError, InputError
 
@@ -49,13 +50,25 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _distill(args: argparse.Namespace) -> int:
-    from lrc_jax.distill import DistillSettings, distill
+def _named(kind: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that are fields of a dataclass."""
+    return {field.name: getattr(args, field.name) for field in dataclasses.fields(kind)}
 
-    names = [field.name for field in dataclasses.fields(DistillSettings)]
-    settings = DistillSettings(**{name: getattr(args, name) for name in names})
+
+def _distill(args: argparse.Namespace) -> int:
+    from lrc_jax.distill import DistillSettings, Machine, distill
+
+    if args.processes > 1:
+        if args.coordinator is None:
+            raise InputError("--coordinator: missing; several processes meet at HOST:PORT of the first one")
+        from lrc_jax.sharding import connect
+
+        connect(args.coordinator, args.processes, args.process)
+
+    settings = DistillSettings(**_named(DistillSettings, args))
+    machine = Machine(**_named(Machine, args))
     try:
-        report = distill(settings, args.out, dtype=args.dtype, overwrite=args.overwrite)
+        report = distill(settings, args.out, machine=machine, dtype=args.dtype, overwrite=args.overwrite)
     except KeyboardInterrupt:
         print(f"interrupted; the same command goes on from the last checkpoint in {args.out}.training", file=sys.stderr)
         return INTERRUPTED
@@ -116,8 +129,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--sequence-length", type=int, default=256, help="tokens a sequence")
     add("--learning-rate", type=float, default=1e-3, help="peak rate of AdamW (warm-up, cosine decay)")
     add("--clone-weight", type=float, default=0.2, help="of the clone losses; 0 leaves them out")
+    add("--clone-distance", default="mseloss", help="mseloss, l1loss, their _v2 forms, or normalised")
+    add("--kl-weight", type=float, default=1.0, help="of the distillation loss, a mean over tokens")
     add("--kl-temperature", type=float, default=1.0, help="of the distillation loss")
+    add("--ce-weight", type=float, default=1.0, help="of the next-token loss")
+    add("--bf16", action="store_true", help="compute in bfloat16; parameters and losses stay float32")
     add("--seed", type=int, default=0)
+    add("--data", type=int, default=1, help="devices that share a batch; 0 takes all")
+    add("--model", type=int, default=1, help="devices that share the teacher")
+    add("--accumulate", type=int, default=1, help="parts of a batch, one after another")
+    add("--remat", action="store_true", help="recompute activations in the backward pass: less memory, more time")
+    add("--activation-cache", type=Path, help="folder: one teacher pass for many students, in half precision")
+    add("--processes", type=int, default=1, help="that run this command together, each with its --process")
+    add("--process", type=int, default=0, help="number of this one, from 0")
+    add("--coordinator", help="HOST:PORT of process 0")
     add("--projections", help="a Low-Rank Clone checkpoint to go on from")
     add("--config", dest="flags", help="JSON with the reference's flags of the clone")
     add("--dtype", choices=dtypes, default="float32", help="of the written weights")

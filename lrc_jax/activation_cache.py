@@ -6,12 +6,12 @@ It is written a batch at a time beside its final place and renamed, so that an i
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,14 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Array
 
+from lrc_jax.data.pools import Pool
 from lrc_jax.errors import InputError
 from lrc_jax.model import Activations, DecoderConfig, LayerActivations, Weights, forward
+from lrc_jax.objective import Objective
+from lrc_jax.students.base import Frozen, Student
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+SPARE = 1 << 30  # bytes of disk that an entry leaves free
 LAYER_SITES = tuple(LayerActivations.__dataclass_fields__)
 
 
@@ -106,6 +110,15 @@ def _write(
     n, length = tokens_NT.shape
     size = min(batch_size, n)
     abstract = jax.eval_shape(functools.partial(_compute, config, sites=sites), weights, tokens_NT[:size])
+    width = np.dtype(DTYPES[dtype]).itemsize
+    size_bytes = sum(n * length * x.shape[-1] * width for x in abstract)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    if size_bytes > free - SPARE:
+        raise InputError(
+            f"activation cache: {len(sites)} sites of {n * length:,} tokens take {size_bytes / 1e9:.1f} GB, "
+            f"{folder.parent} has {free / 1e9:.1f} GB; use fewer samples or no cache"
+        )
     part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -154,8 +167,60 @@ def _open(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
     return stored.view(dtype)
 
 
-def stream(entry: dict[str, np.ndarray], rows: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of an entry in the order of `rows`, as float32; the last may be smaller."""
-    for start in range(0, len(rows), batch_size):
-        index = rows[start : start + batch_size]
-        yield {site: x[index].astype(np.float32) for site, x in entry.items()}
+class _Noting:
+    """A layer's activations that note which of them are looked at."""
+
+    def __init__(self, layer: int, acts: LayerActivations, seen: set[str]) -> None:
+        self._layer, self._acts, self._seen = layer, acts, seen
+
+    def __getattr__(self, name: str) -> Array:
+        self._seen.add(f"layers.{self._layer}.{name}")
+        return getattr(self._acts, name)
+
+
+def sites_read(student: Student, objective: Objective, config: DecoderConfig, frozen: Frozen) -> tuple[str, ...]:
+    """What a student's training reads of its teacher: the final features (its logits are one product away) and, with
+    clone losses, the sites that they compare."""
+    seen: set[str] = set()
+
+    def trace(params: Any, frozen: Frozen, tokens_BT: Array) -> Array:
+        acts = forward(config, frozen.teacher, tokens_BT)
+        noting: Any = tuple(_Noting(i, layer, seen) for i, layer in enumerate(acts.layers))
+        noted = dataclasses.replace(acts, layers=noting)
+        student.clone_pairs(params, frozen, noted, student.forward(params, frozen, tokens_BT, acts))
+        return tokens_BT
+
+    if objective.clone:
+        params = jax.eval_shape(student.init, jax.random.key(0), frozen)
+        jax.eval_shape(trace, params, frozen, jax.ShapeDtypeStruct((1, 2), np.int32))
+    return ("final", *sorted(seen))
+
+
+def with_teacher_pass(
+    cache: Path,
+    student: Student,
+    objective: Objective,
+    config: DecoderConfig,
+    frozen: Frozen,
+    teacher_digest: str,
+    pool: Pool,
+    *,
+    dtype: str = "float16",
+) -> Pool:
+    """The pool with all that the student's training reads of its teacher, from the cache (memory-mapped).
+
+    Students with the same sites share an entry, whatever their rank, start or losses. Where nothing of the teacher is
+    read the pool stays as it is.
+
+    Raises:
+      InputError: as `cached_activations`, or the whitening intervention is asked for (two teachers).
+    """
+    if not (objective.needs_teacher or student.reads_only_final):
+        return pool
+    if frozen.distilled is not None:
+        raise InputError("activation cache: not with a second teacher (measure.whiten); leave one of the two out")
+    sites = sites_read(student, objective, config, frozen)
+    tokens_NT = np.asarray(pool.tokens_NT)
+    entry = cached_activations(cache, config, frozen.teacher, teacher_digest, tokens_NT, sites, dtype=dtype)
+    final_NTD = entry.pop("final")
+    return dataclasses.replace(pool, final_NTD=final_NTD, sites=entry or None)

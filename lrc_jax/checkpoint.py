@@ -22,7 +22,10 @@ def _checkpointer() -> Any:
 
     for name in ("absl", "orbax"):  # each save reports forty lines
         logging.getLogger(name).setLevel(logging.WARNING)
-    return ocp.StandardCheckpointer()
+    # One process saves for all of a group, and each restores for itself: no barriers between them.
+    alone = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=alone, active_processes={alone})
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 def saved_steps(folder: Path) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 import sys
@@ -15,22 +16,27 @@ import jax
 import numpy as np
 
 from lrc_jax import checkpoint
+from lrc_jax.activation_cache import with_teacher_pass
 from lrc_jax.clone import CloneFlags
 from lrc_jax.data.pools import Pool, pool_from_sequences
 from lrc_jax.data.text import TextSource, read_splits
 from lrc_jax.errors import InputError
 from lrc_jax.evaluate import model_losses
 from lrc_jax.export import DTYPES, export_student
+from lrc_jax.losses import CLONE_DISTANCES
+from lrc_jax.measure.cost import peak_process_bytes
 from lrc_jax.model import DecoderConfig, Weights, count_parameters
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.projections import read_flags, read_projections
 from lrc_jax.seeds import key_for
+from lrc_jax.sharding import MeshSpec, make_mesh, place_frozen, to_host
 from lrc_jax.statistics import residual_basis, second_moments
 from lrc_jax.students import Frozen, Student, StudentOptions, make_student
 from lrc_jax.teachers.load import Teacher, load_teacher
-from lrc_jax.train import History, Hyper, OptimizerSpec, TrainState, init_state, train
+from lrc_jax.train import History, Hyper, OptimizerSpec, StepOptions, TrainState, init_state, train
 
 MOMENT_SEQUENCES = 64  # for principal components of the teacher's residual stream
+EVALUATED = 32  # held-out sequences
 LOGITS_AT_ONCE = 1 << 26  # numbers in the logits of one evaluation batch (256 MB)
 
 
@@ -41,7 +47,9 @@ class DistillSettings:
     Attributes:
       text: a file, or a folder with train.txt and test.txt.
       samples: training sequences; 0 takes all.
-      kl_temperature: of the distillation loss, which is averaged per token.
+      kl_weight, kl_temperature: of the distillation loss, which is averaged per token.
+      clone_distance: "mseloss" (the reference's) or another of losses.CLONE_DISTANCES.
+      bf16: compute in bfloat16, with parameters, optimiser and losses in float32.
       projections: a reference checkpoint to start from, with `flags` in JSON.
     """
 
@@ -57,7 +65,11 @@ class DistillSettings:
     sequence_length: int = 256
     learning_rate: float = 1e-3
     clone_weight: float = 0.2
+    clone_distance: str = "mseloss"
+    kl_weight: float = 1.0
     kl_temperature: float = 1.0
+    ce_weight: float = 1.0
+    bf16: bool = False
     seed: int = 0
     projections: str | None = None
     flags: str | None = None
@@ -69,11 +81,37 @@ class DistillSettings:
                 raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is less than {least}")
         if not self.learning_rate > 0 or not self.kl_temperature > 0:
             raise InputError("--learning-rate and --kl-temperature: must be above 0")
-        if not self.clone_weight >= 0:
-            raise InputError(f"--clone-weight: {self.clone_weight} is negative")
+        weights = [getattr(self, f"{name}_weight") for name in ("clone", "kl", "ce")]
+        for name, value in zip(("clone", "kl", "ce"), weights, strict=True):
+            if not value >= 0:
+                raise InputError(f"--{name}-weight: {value} is negative")
+        if not sum(weights):
+            raise InputError("--clone-weight: every loss weight is 0, nothing would be trained; raise one of them")
+        if self.clone_distance not in CLONE_DISTANCES:
+            known = ", ".join(CLONE_DISTANCES)
+            raise InputError(f"--clone-distance: {self.clone_distance!r} is unknown; choose one of {known}")
 
 
-def held_out_loss(config: DecoderConfig, weights: Weights, pool: Pool, sequences: int = 32) -> float:
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Where and how a run is computed; none of it changes the result beyond rounding.
+
+    Attributes:
+      data, model: devices that share the batch and the teacher; data 0 takes all that are left.
+      accumulate: parts of a batch that are computed one after another.
+      remat: recompute the student's activations in the backward pass.
+      activation_cache: folder for the teacher's activations on the training sequences in half precision; students
+        that read the same ones share the teacher's pass.
+    """
+
+    data: int = 1
+    model: int = 1
+    accumulate: int = 1
+    remat: bool = False
+    activation_cache: Path | None = None
+
+
+def held_out_loss(config: DecoderConfig, weights: Weights, pool: Pool, sequences: int = EVALUATED) -> float:
     """Nats per token on the first sequences of a pool, a few at a time: a vocabulary of 50,000 makes large logits."""
     n, length = min(sequences, pool.size), pool.tokens_NT.shape[1]
     size = max(1, LOGITS_AT_ONCE // (length * config.vocab_size))
@@ -126,8 +164,9 @@ def _taken_up(work: Path, settings: dict[str, Any], like: TrainState) -> TrainSt
 class _Report:
     """Progress lines with rate and time left, on standard error. The first chunk, which compiles, is not counted."""
 
-    def __init__(self, tokens_per_step: int) -> None:
+    def __init__(self, tokens_per_step: int, say: Callable[[str], Any]) -> None:
         self.tokens_per_step = tokens_per_step
+        self.say = say
         self.first: tuple[int, float] | None = None
         self.tokens_per_second: float | None = None
 
@@ -139,7 +178,7 @@ class _Report:
             steps_per_second = (done - self.first[0]) / (time.monotonic() - self.first[1])
             self.tokens_per_second = steps_per_second * self.tokens_per_step
             rate = f"  {self.tokens_per_second:,.0f} tokens/s  {(steps - done) / steps_per_second:,.0f} s left"
-        print(f"step {done}/{steps}  loss {loss:.4f}{rate}", file=sys.stderr, flush=True)
+        self.say(f"step {done}/{steps}  loss {loss:.4f}{rate}")
 
 
 def _append_losses(path: Path, last: int, history: History) -> None:
@@ -162,6 +201,7 @@ def distill(
     settings: DistillSettings,
     out: Path,
     *,
+    machine: Machine = Machine(),
     dtype: str = "float32",
     overwrite: bool = False,
     stop_after: Callable[[int], bool] | None = None,
@@ -175,7 +215,8 @@ def distill(
       stop_after: called with each checkpointed step; True interrupts the run there (for tests of taking up).
 
     Returns:
-      The numbers of `lrc.json`: held-out losses in nats per token of teacher and student, before and after.
+      The numbers of `lrc.json`: losses in nats per token on the test text of teacher and student, before and after,
+      and of the student on the validation text, to choose settings by.
 
     Raises:
       InputError: bad settings or files. DivergedError: a loss is not finite.
@@ -200,24 +241,40 @@ def distill(
     if not samples or not source.available("test"):
         raise InputError(f"--text: {settings.text} is too short for sequences of {settings.sequence_length} tokens")
     pool = pool_from_sequences(source.sequences("student", samples))
-    test = pool_from_sequences(source.sequences("test", min(32, source.available("test") or 0)))
+    test, valid = (
+        pool_from_sequences(source.sequences(split, min(EVALUATED, source.available(split) or 0)))
+        for split in ("test", "probe")
+    )
+    mesh = None
+    if machine.data * machine.model != 1 or jax.process_count() > 1:
+        mesh = make_mesh(MeshSpec(machine.data, machine.model), settings.batch_size)
     student, frozen, params = _build(settings, teacher, pool)
+    if mesh is not None and jax.process_count() == 1:  # else each process looks at its own copy outside of training
+        frozen = place_frozen(mesh, frozen)
 
     optimizer = OptimizerSpec(warmup=0.05, clip=1.0)
+    objective = Objective(
+        clone=settings.clone_weight > 0,
+        kl=settings.kl_weight > 0,
+        ce=settings.ce_weight > 0,
+        distance=settings.clone_distance,
+        kl_per_token=True,
+    )
     init_key, order_key = key_for(settings.seed, "distill", "init"), key_for(settings.seed, "distill", "order")
     state = init_state(student, optimizer, init_key, frozen)
     if params is not None:
         state = dataclasses.replace(state, params=params)
     merged = jax.jit(student.weights)
     report: dict[str, Any] = {
-        "teacher_loss": held_out_loss(teacher.config, teacher.weights, test),
+        "teacher_loss": held_out_loss(teacher.config, frozen.teacher, test),
         "loss_before": held_out_loss(student.config, merged(state.params, frozen), test),
         "parameters": count_parameters(state.params),
     }
-    print(
+    first_process = jax.process_index() == 0
+    say = functools.partial(print, file=sys.stderr, flush=True) if first_process else lambda text: None
+    say(
         f"{settings.student} of rank {settings.rank}: {report['parameters']:,} trained parameters; held-out loss "
-        f"{report['loss_before']:.4f} nats/token before, the teacher's {report['teacher_loss']:.4f}",
-        file=sys.stderr,
+        f"{report['loss_before']:.4f} nats/token before, the teacher's {report['teacher_loss']:.4f}"
     )
 
     identity = dataclasses.asdict(settings) | {"teacher": teacher.digest, "text": source.digest}
@@ -225,18 +282,24 @@ def distill(
     taken_up = _taken_up(work, identity, state)
     state = taken_up or state
     losses = work / "losses.jsonl"
-    _keep_losses(losses, int(state.step))
+    if first_process:
+        _keep_losses(losses, int(state.step))
+    if machine.activation_cache is not None:
+        pool = with_teacher_pass(
+            machine.activation_cache, student, objective, teacher.config, frozen, teacher.digest, pool
+        )
 
     def on_chunk(state: TrainState, part: History) -> None:
-        _append_losses(losses, int(state.step), part)
-        checkpoint.save(work, int(state.step), state, {"settings": identity})
+        if first_process:
+            _append_losses(losses, int(state.step), part)
+            checkpoint.save(work, int(state.step), to_host(state), {"settings": identity})
         if stop_after is not None and stop_after(int(state.step)):
             raise KeyboardInterrupt
 
-    progress = _Report(settings.batch_size * settings.sequence_length)
+    progress = _Report(settings.batch_size * settings.sequence_length, say)
     state, _ = train(
         student,
-        Objective(clone=settings.clone_weight > 0, kl_per_token=True),
+        objective,
         optimizer,
         teacher.config,
         frozen,
@@ -245,7 +308,7 @@ def distill(
             settings.learning_rate,
             settings.steps,
             samples,
-            LossWeights(clone=settings.clone_weight, temperature=settings.kl_temperature),
+            LossWeights(settings.clone_weight, settings.kl_weight, settings.ce_weight, settings.kl_temperature),
         ),
         batch_size=settings.batch_size,
         init_key=init_key,
@@ -253,9 +316,17 @@ def distill(
         state=state,
         progress=progress,
         on_chunk=on_chunk,
+        options=StepOptions(machine.accumulate, machine.remat, settings.bf16),
+        mesh=mesh,
     )
+    if jax.process_count() > 1:
+        state = to_host(state)
     report["loss_after"] = held_out_loss(student.config, merged(state.params, frozen), test)
+    report["validation_loss"] = held_out_loss(student.config, merged(state.params, frozen), valid)
     report["tokens_per_second"] = progress.tokens_per_second and round(progress.tokens_per_second)
+    report["peak_rss_mb"] = round(peak_process_bytes() / 2**20)
+    if not first_process:
+        return report
     # The teacher's path on this machine says nothing elsewhere, its digest does.
     provenance = report | {"settings": identity}
     export_student(

@@ -21,8 +21,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+RESIDUAL = "residual"  # what rematerialisation keeps (train.StepOptions)
 NEG_INF = -1e30  # finite: a fully masked row must not give nan
 
 
@@ -263,6 +265,7 @@ def forward(
     layer_acts, hidden = [], []
     for w in weights.layers:
         x_ND, acts = decoder_layer(config, w, x_ND, batch)
+        x_ND = checkpoint_name(x_ND, RESIDUAL)
         layer_acts.append(acts)
         hidden.append(x_ND)
     final_ND = rms_norm(x_ND, weights.final_norm_D, config.rms_norm_eps)

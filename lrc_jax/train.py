@@ -18,15 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from lrc_jax.data.pools import Pool
-from lrc_jax.errors import DivergedError
-from lrc_jax.model import Activations, DecoderConfig, Weights, forward
+from lrc_jax.errors import DivergedError, InputError
+from lrc_jax.model import RESIDUAL, Activations, DecoderConfig, LayerActivations, Weights, forward
 from lrc_jax.objective import LossWeights, Objective, Terms, evaluate_objective
+from lrc_jax.sharding import DATA, place_frozen, replicate, shard_batches
 from lrc_jax.students.base import Frozen, Params, Student
 
 CHUNK = 256  # most steps in one call of the compiled program
+CHUNK_BYTES = 1 << 28  # of batches in one call; binds where they carry the teacher's activations
 SCHEDULES = ("cosine", "constant", "linear", "inverse_sqrt")
 
 
@@ -81,6 +84,28 @@ class OptimizerSpec:
         return decay * jnp.minimum(1.0, (t + 1) / jnp.maximum(1.0, self.warmup * total))
 
 
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """How a step is computed (static); none changes what it means.
+
+    Attributes:
+      accumulate: parts that the batch is cut into, one after another; the gradient is their mean. For losses that
+        are plain means over sequences (all but the normalised clone distance) that is the gradient of the whole.
+      remat: keep only the student's residual stream for the backward pass and recompute the rest.
+      bf16: compute both models in bfloat16; parameters, optimiser and losses stay float32.
+    """
+
+    accumulate: int = 1
+    remat: bool = False
+    bf16: bool = False
+
+    def check(self, batch_size: int, mesh: Mesh | None) -> None:
+        """Raise InputError where a batch cannot be cut as asked."""
+        parts = self.accumulate * (1 if mesh is None else mesh.shape[DATA])
+        if self.accumulate < 1 or batch_size % parts:
+            raise InputError(f"batch_size: {batch_size} is no multiple of accumulate times mesh.data, {parts}")
+
+
 @flax.struct.dataclass
 class Hyper:
     """Numbers of a run that are arguments of the compiled program."""
@@ -113,15 +138,33 @@ def init_state(student: Student, optimizer: OptimizerSpec, key: Array, frozen: F
     return TrainState(params, optimizer.direction().init(params), jnp.zeros((), jnp.int32))
 
 
+def cast_floats(tree: Any, dtype: Any) -> Any:
+    """Float arrays in another dtype, everything else as it is."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
 def teacher_activations(
-    config: DecoderConfig, teacher: Weights, tokens_BT: Array, final_BTD: Array | None
+    config: DecoderConfig,
+    teacher: Weights,
+    tokens_BT: Array,
+    final_BTD: Array | None,
+    sites: dict[str, Array] | None = None,
 ) -> Activations:
-    """The teacher's forward pass, or just its head where the final features were precomputed."""
+    """The teacher's forward pass, or just its head where final features (and clone sites) were precomputed."""
     if final_BTD is None:
         return forward(config, teacher, tokens_BT)
-    final_ND = final_BTD.reshape(-1, final_BTD.shape[-1])
+    known = {"final": final_BTD} | (sites or {})
+    flat = {name: x.reshape(-1, x.shape[-1]).astype(teacher.embed_VD.dtype) for name, x in known.items()}
+    final_ND = flat.pop("final")
     logits_NV = final_ND @ teacher.unembedding_DV()
-    return Activations(logits_NV, embedded_ND=final_ND, layers=(), hidden_ND=(), final_ND=final_ND)
+    layers: tuple[LayerActivations, ...] = ()
+    if flat:  # sites that nothing reads were not kept
+        names = LayerActivations.__dataclass_fields__
+        layers = tuple(
+            LayerActivations(**{name: flat.get(f"layers.{i}.{name}") for name in names})  # type: ignore[arg-type]
+            for i in range(config.num_layers)
+        )
+    return Activations(logits_NV, embedded_ND=final_ND, layers=layers, hidden_ND=(), final_ND=final_ND)
 
 
 def teacher_side(
@@ -131,7 +174,7 @@ def teacher_side(
     if not (objective.needs_teacher or student.reads_only_final):
         return None
     distilled = frozen.teacher if frozen.distilled is None else frozen.distilled
-    return teacher_activations(teacher_config, distilled, batch.tokens_NT, batch.final_NTD)
+    return teacher_activations(teacher_config, distilled, batch.tokens_NT, batch.final_NTD, batch.sites)
 
 
 def distillation_loss(
@@ -142,9 +185,15 @@ def distillation_loss(
     weights: LossWeights,
     batch: Pool,
     teacher_acts: Activations | None,
+    *,
+    bf16: bool = False,
 ) -> tuple[Array, Terms]:
-    """The objective of one student on one batch, the teacher's side of it given."""
-    student_acts = student.forward(params, frozen, batch.tokens_NT, teacher_acts)
+    """The objective of one student on one batch, the teacher's side of it given. With `bf16` the student runs in
+    bfloat16 and the losses are computed in float32."""
+    low = cast_floats(params, jnp.bfloat16) if bf16 else params
+    student_acts = student.forward(low, frozen, batch.tokens_NT, teacher_acts)
+    if bf16:
+        teacher_acts, student_acts = cast_floats((teacher_acts, student_acts), jnp.float32)
     pairs = []
     if objective.clone:
         assert teacher_acts is not None
@@ -161,10 +210,51 @@ def student_loss(
     frozen: Frozen,
     weights: LossWeights,
     batch: Pool,
+    options: StepOptions = StepOptions(),
 ) -> tuple[Array, Terms]:
-    """The objective of one student on one batch."""
+    """The objective of one student on one batch (as a whole: `options.accumulate` is the caller's)."""
+    if options.bf16:
+        frozen = cast_floats(frozen, jnp.bfloat16)
     teacher_acts = teacher_side(student, objective, teacher_config, frozen, batch)
-    return distillation_loss(student, objective, params, frozen, weights, batch, teacher_acts)
+    loss: Callable[..., tuple[Array, Terms]] = functools.partial(
+        distillation_loss, student, objective, bf16=options.bf16
+    )
+    if options.remat:
+        loss = jax.checkpoint(loss, policy=jax.checkpoint_policies.save_only_these_names(RESIDUAL))
+    return loss(params, frozen, weights, batch, teacher_acts)
+
+
+def loss_and_grads(
+    student: Student,
+    objective: Objective,
+    teacher_config: DecoderConfig,
+    options: StepOptions,
+    params: Params,
+    frozen: Frozen,
+    weights: LossWeights,
+    batch: Pool,
+) -> tuple[Terms, Params]:
+    """Loss terms and gradient of a batch."""
+
+    def loss(params: Params, part: Pool) -> tuple[Array, Terms]:
+        return student_loss(student, objective, teacher_config, params, frozen, weights, part, options)
+
+    grad = jax.value_and_grad(loss, has_aux=True)
+    n = options.accumulate
+    if n == 1:
+        (_, terms), grads = grad(params, batch)
+        return terms, grads
+    # Every n-th row to a part, so that each part is spread over all devices as the whole is.
+    parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, n, *x.shape[1:]), 0, 1), batch)
+
+    def add(total: Any, part: Pool) -> tuple[Any, None]:
+        (_, terms), grads = grad(params, part)
+        return jax.tree.map(jnp.add, total, (terms, grads)), None
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (Terms(zero, zero, zero, zero), jax.tree.map(jnp.zeros_like, params))
+    total, _ = jax.lax.scan(add, start, parts)
+    return jax.tree.map(lambda x: x / n, total)
 
 
 def batch_index(key: Array, batch_size: int, samples: Array) -> Array:
@@ -182,21 +272,39 @@ def _chunk_index(order_key: Array, first: Array, batch_size: int, samples: Array
     return jax.vmap(lambda key: batch_index(key, batch_size, samples))(keys)
 
 
+def chunk_room(pool: Pool, batch_size: int) -> int:
+    """Most steps whose batches are gathered at once: CHUNK, or as many as CHUNK_BYTES hold."""
+    size = sum(x.dtype.itemsize * int(np.prod(x.shape[1:])) for x in jax.tree.leaves(pool))
+    return max(1, min(CHUNK, CHUNK_BYTES // (size * batch_size)))
+
+
 def gather_chunk(pool: Pool, order_key: Array, first: int, count: int, batch_size: int, samples: Any) -> Pool:
-    """Minibatches of `count` steps from step `first` on, in arrays [CHUNK, B, ...] (the rest is never read).
+    """Minibatches of `count` steps from step `first` on, in arrays [room, B, ...] (the rest is never read).
 
     Gathered on the host: the compiled step then knows nothing of the pool's size, and runs that differ in it share
     one compilation.
     """
     index_CB = _chunk_index(order_key, jnp.asarray(first, jnp.int32), batch_size, jnp.asarray(samples, jnp.int32))
     index_CB = np.asarray(index_CB)[:count]
+    room = chunk_room(pool, batch_size)
 
     def gather(x: Any) -> np.ndarray:
-        out = np.zeros((CHUNK, batch_size, *x.shape[1:]), x.dtype)
+        out = np.zeros((room, batch_size, *x.shape[1:]), x.dtype)
         out[:count] = np.asarray(x)[index_CB]
         return out
 
     return jax.tree.map(gather, pool)
+
+
+def update(
+    optimizer: OptimizerSpec, state: TrainState, hyper: Hyper, terms: Terms, grads: Params
+) -> tuple[TrainState, Array]:
+    """The state after a step, and (total, clone, kl, ce, gradient norm before clipping)."""
+    updates, opt_state = optimizer.direction().update(grads, state.opt_state, state.params)
+    rate = hyper.learning_rate * optimizer.factor(state.step, jnp.asarray(hyper.steps))
+    params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, state.params, updates)
+    row = jnp.stack([terms.total, terms.clone, terms.kl, terms.ce, optax.tree.norm(grads)])
+    return TrainState(params, opt_state, state.step + 1), row.astype(jnp.float32)
 
 
 def train_step(
@@ -208,19 +316,14 @@ def train_step(
     batch: Pool,
     teacher_acts: Activations | None,
 ) -> tuple[TrainState, Array]:
-    """One step of `loss(params, frozen, weights, batch, teacher_acts)`; returns the state after it and (total, clone,
-    kl, ce, gradient norm before clipping)."""
+    """One step of `loss(params, frozen, weights, batch, teacher_acts)`; returns as `update`."""
     (_, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params, frozen, hyper.loss, batch, teacher_acts)
-    updates, opt_state = optimizer.direction().update(grads, state.opt_state, state.params)
-    rate = hyper.learning_rate * optimizer.factor(state.step, jnp.asarray(hyper.steps))
-    params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, state.params, updates)
-    row = jnp.stack([terms.total, terms.clone, terms.kl, terms.ce, optax.tree.norm(grads)])
-    return TrainState(params, opt_state, state.step + 1), row.astype(jnp.float32)
+    return update(optimizer, state, hyper, terms, grads)
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("student", "objective", "optimizer", "teacher_config"),
+    static_argnames=("student", "objective", "optimizer", "teacher_config", "options"),
     donate_argnames=("state",),
 )
 def train_chunk(
@@ -233,20 +336,23 @@ def train_chunk(
     batches: Pool,
     hyper: Hyper,
     count: Array,
+    options: StepOptions = StepOptions(),
 ) -> tuple[TrainState, Terms, Array]:
-    """Run `count` (at most CHUNK) steps on `batches` [CHUNK, B, ...].
+    """Run `count` (at most C) steps on `batches` [C, B, ...].
 
-    Returns the state and, per step, loss terms and gradient norm [CHUNK]."""
+    Returns the state and, per step, loss terms and gradient norm [C]."""
 
     def body(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
         state, log_C5 = carry
         batch = jax.tree.map(lambda x: x[i], batches)
-        teacher_acts = teacher_side(student, objective, teacher_config, frozen, batch)
-        loss = functools.partial(distillation_loss, student, objective)
-        state, row = train_step(loss, optimizer, state, frozen, hyper, batch, teacher_acts)
+        terms, grads = loss_and_grads(
+            student, objective, teacher_config, options, state.params, frozen, hyper.loss, batch
+        )
+        state, row = update(optimizer, state, hyper, terms, grads)
         return state, log_C5.at[i].set(row)
 
-    state, log_C5 = jax.lax.fori_loop(0, count, body, (state, jnp.zeros((CHUNK, 5), jnp.float32)))
+    rows = batches.tokens_NT.shape[0]
+    state, log_C5 = jax.lax.fori_loop(0, count, body, (state, jnp.zeros((rows, 5), jnp.float32)))
     return state, Terms(*(log_C5[:, i] for i in range(4))), log_C5[:, 4]
 
 
@@ -285,6 +391,8 @@ def train(
     until: int | None = None,
     progress: Progress | None = None,
     on_chunk: Callable[[TrainState, History], None] | None = None,
+    options: StepOptions = StepOptions(),
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, History]:
     """Train a student from its start, or from `state`, to the end of `hyper.steps`.
 
@@ -292,21 +400,32 @@ def train(
       until: stop after this step (the schedule is still that of the whole run).
       progress: called after each chunk with (steps done, steps, mean loss of the chunk).
       on_chunk: called after each chunk with the state and its history (to log or checkpoint).
+      options: how a step is computed.
+      mesh: devices of all processes (`sharding.make_mesh`), each of which calls this with equal arguments: batches
+        are split over its data axis, teachers over its model axis, everything else is on all of them. None: the
+        default device.
 
     Raises:
       DivergedError: a loss is not finite; names the step.
+      InputError: a batch cannot be cut as asked.
     """
+    options.check(batch_size, mesh)
     if state is None:
         state = init_state(student, optimizer, init_key, frozen)
     steps = int(hyper.steps) if until is None else min(until, int(hyper.steps))
     if not student.trained or steps == 0:
         empty = np.zeros(0, np.float32)
         return state, History(Terms(empty, empty, empty, empty), empty)
-    chunk = chunk_size(steps)
+    if mesh is not None:
+        state, hyper, frozen = replicate(mesh, state), replicate(mesh, _arrays(hyper)), place_frozen(mesh, frozen)
+    chunk = min(chunk_size(steps), chunk_room(pool, batch_size))
     parts: list[History] = []
     done = int(state.step)
     while done < steps:
         count = min(chunk, steps - done)
+        batches = gather_chunk(pool, order_key, done, count, batch_size, hyper.samples)
+        if mesh is not None:
+            batches = shard_batches(mesh, batches)
         state, terms, grad_norm = train_chunk(
             student,
             objective,
@@ -314,9 +433,10 @@ def train(
             teacher_config,
             state,
             frozen,
-            gather_chunk(pool, order_key, done, count, batch_size, hyper.samples),
+            batches,
             hyper,
-            jnp.asarray(count, jnp.int32),
+            np.int32(count),
+            options,
         )
         part = jax.tree.map(lambda x, n=count: np.asarray(x)[:n], History(terms, grad_norm))
         parts.append(part)
@@ -328,3 +448,8 @@ def train(
         if progress is not None:
             progress(done, steps, float(part.terms.total.mean()))
     return state, jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
+def _arrays(hyper: Hyper) -> Hyper:
+    """Numbers of a run as arrays of the types that they have in the program."""
+    return jax.tree.map(lambda x: np.asarray(jnp.asarray(x)), hyper)

@@ -15,12 +15,15 @@ class Pool:
     Attributes:
       tokens_NT: inputs, int32 [N, T].
       labels_NT: what each position should predict, int32 [N, T]; losses.IGNORE where there is nothing to predict.
-      final_NTD: the teacher's final features, precomputed for students that read nothing else, or None.
+      final_NTD: the teacher's final features, precomputed, or None.
+      sites: with these, the teacher's other activations that a training reads, [N, T, X] by the names of
+        `activation_cache.read_site`, or None.
     """
 
     tokens_NT: Any
     labels_NT: Any
     final_NTD: Any = None
+    sites: dict[str, Any] | None = None
 
     @property
     def size(self) -> int:

@@ -30,34 +30,28 @@ from lrc_jax.data.pools import pool_from_sequences
 from lrc_jax.model import DecoderConfig
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.seeds import key_for
-from lrc_jax.sharding import MeshSpec, StepOptions, make_mesh, shard_teacher, train_sharded
+from lrc_jax.sharding import MeshSpec, make_mesh, shard_teacher
 from lrc_jax.students import Frozen, StudentOptions, make_student
 from lrc_jax.teachers.huggingface import build_weights, tensor_layout
-from lrc_jax.train import Hyper, OptimizerSpec, init_state, train
+from lrc_jax.train import Hyper, OptimizerSpec, StepOptions, train
 
 config = DecoderConfig(32, 16, 24, 2, 4, 2, 4)
 rng = np.random.default_rng(0)
 shapes = tensor_layout(config)
 weights = build_weights(config, lambda n: 0.5 * rng.standard_normal(shapes[n], np.float32) + ("norm" in n))
-frozen = Frozen(weights)
 student = make_student("lrc", config, CloneFlags(8), StudentOptions())
 pool = pool_from_sequences(rng.integers(0, 32, (64, 13)))
-hyper = Hyper(3e-3, 8, 64, LossWeights(temperature=2.0))
-optimizer = OptimizerSpec(clip=1.0)
-objective = Objective(kl_per_token=True)
-state = init_state(student, optimizer, key_for(0, "init"), frozen)
-common = (student, objective, optimizer, config, frozen, pool, hyper)
-order = key_for(0, "order")
+mesh = None if job.get("reference") else make_mesh(MeshSpec(**job.get("mesh", {})), 16)
+_, history = train(
+    student, Objective(kl_per_token=True), OptimizerSpec(clip=1.0), config, Frozen(weights), pool,
+    Hyper(3e-3, 8, 64, LossWeights(temperature=2.0)),
+    batch_size=16, init_key=key_for(0, "init"), order_key=key_for(0, "order"),
+    mesh=mesh, options=StepOptions(**job.get("options", {})),
+)
+t = history.terms
 out = {"devices": jax.device_count()}
-if job.get("reference"):
-    _, history = train(*common, batch_size=16, init_key=key_for(0, "init"), order_key=order)
-    t = history.terms
-    out["rows"] = np.stack([t.total, t.clone, t.kl, t.ce, history.grad_norm], 1).tolist()
-else:
-    mesh = make_mesh(MeshSpec(**job.get("mesh", {})), 16)
-    options = StepOptions(**job.get("options", {}))
-    _, rows = train_sharded(*common, mesh=mesh, batch_size=16, order_key=order, state=state, options=options)
-    out["rows"] = rows.tolist()
+out["rows"] = np.stack([t.total, t.clone, t.kl, t.ce, history.grad_norm], 1).tolist()
+if mesh is not None:
     out["teacher_shard"] = list(shard_teacher(mesh, weights).embed_VD.addressable_shards[0].data.shape)
 print("RESULT" + json.dumps(out))
 """
@@ -141,6 +135,7 @@ def test_meshes_that_do_not_fit_are_one_line() -> None:
     for spec, message in (
         (MeshSpec(model=3), "mesh.model: 3 does not divide"),
         (MeshSpec(data=5), "mesh: data 5 times model 1 is not"),
+        (MeshSpec(data=-1), "mesh.data: -1 is negative"),
         (MeshSpec(model=0), "mesh.model: 0"),
     ):
         with pytest.raises(InputError, match=message):
