@@ -10,6 +10,9 @@ from typing import Any
 
 from lrc_jax.errors import InputError
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Atomic on POSIX: a reader sees the old file or the new one.
@@ -25,6 +28,7 @@ def write_bytes(path: Path, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            os.chmod(part, 0o666 & ~_UMASK)  # mkstemp makes files private; results get what any new file gets
             os.replace(part, path)
         except BaseException:
             Path(part).unlink(missing_ok=True)

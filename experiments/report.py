@@ -1,115 +1,500 @@
-"""One self-contained page about a study: verdicts first, then each claim with its figures and reasons.
+"""One self-contained page about a study: verdicts first, then each claim with its figures, reasons and rows.
 
-    python -m experiments.report study=NAME
+    python -m experiments.report study=NAME [validation=FILE]
 
-Writes results/<study>/report.html. It opens from a file and asks no server for anything.
+Arguments:
+    validation=FILE   JSON of `python -m theory validate --json FILE`, for the section on the judge's calibration
+                      (results/<study>/validation.json is used if it is there)
+
+Writes results/<study>/report.html. It opens from a file, in light and dark, and asks no server for anything. A study
+with parts (results/<study>/<part>/measurements.csv) gets one page for all of them.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import io
+import math
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+import pandas as pd
+from markupsafe import Markup
 
-from experiments.collect import load_rows
 from experiments.command import guarded, study_arguments
+from experiments.compare import side_by_side
 from experiments.figures import CLAIM_FIGURES, Drawn, draw, interval_text, judge
 from experiments.files import read_json, write_text
+from experiments.power import power
+from experiments.provenance import environment
 from experiments.store import Study
-from experiments.theme import theme
+from experiments.svg import DARK_GROUND, dark_variables, inline_svg
+from lrc_jax.errors import InputError
+from theory.claims.dynamics import PRESERVED
+from theory.claims.information import REACHES
 from theory.ledger import all_claims
 from theory.report import ClaimReport, Report
 
 TEMPLATES = Path(__file__).parent / "templates"
+FIRST_ROWS = 15  # of a table, before "show more"
+MOST_ROWS = 4000  # of a table that the page carries; more are in measurements.csv
+HEAVY_FIGURE = 400_000  # bytes of SVG beyond which a figure is embedded as PNG
+
+#: What a verdict says, in half a sentence.
+MEANING = {
+    "CONSISTENT": "measured as claimed",
+    "LOOSE": "holds as an upper bound, but the truth is better than the claimed rate",
+    "REFUTED": "worse than claimed in the range tested",
+    "INCONCLUSIVE": "the data cannot tell",
+    "UNTESTABLE": "this design cannot test it",
+}
+#: A coordinate as the reader meets it.
+COORDINATE = {
+    "steps": "exponent in T",
+    "samples": "exponent in N",
+    "rank": "exponent in r",
+    "clone_weight": "trend in λ",
+    "ceiling_ratio": "I / I*",
+    "divergence_ratio": "D / D₀",
+}
+#: Sections beside the claims: figures whose names start so go there.
+EXTRAS = {
+    "ablation": "Ablation and rival students",
+    "cost": "What compression costs",
+    "certificate": "Certificate: a guarantee from training data alone",
+    "training": "Training",
+}
+COST = (
+    "test_loss", "inference_params", "weight_bytes", "kv_bytes_per_token", "flops_per_token", "prefill_tokens_per_s",
+    "decode_tokens_per_s",
+)  # fmt: skip
+CERTIFICATE = (
+    "samples", "rank", "intrinsic_dimension", "levels", "message_bits", "train_bits", "certificate", "test_bits",
+    "unigram", "held_out_bound", "non_vacuous", "seed",
+)  # fmt: skip
 
 
-def _png(drawn: Drawn) -> dict[str, str]:
-    buffer = io.BytesIO()
-    with theme():
-        drawn.figure.savefig(buffer, format="png", metadata={"Software": None})
-    return {"caption": drawn.caption, "png": base64.b64encode(buffer.getvalue()).decode()}
+@dataclass(frozen=True)
+class Part:
+    """One table of measurements with its verdicts and figures; `label` is empty where a study has only one."""
+
+    label: str
+    study: Study
+    report: Report
+    figures: list[Drawn]
+    frame: pd.DataFrame
+
+
+def parts_of(study: Study) -> dict[str, Study]:
+    """Label -> folder with a table: the study itself, or its subfolders, or both."""
+    own = {"": study} if (study.path / "measurements.csv").is_file() else {}
+    subfolders = sorted(p.parent for p in study.path.glob("*/measurements.csv")) if study.path.is_dir() else []
+    return own | {p.name: Study(p) for p in subfolders}
+
+
+def load_parts(study: Study) -> list[Part]:
+    """Every part judged and drawn. Raises InputError where there is no table, or one cannot be judged."""
+    found = []
+    for label, part in parts_of(study).items():
+        report = judge(part)
+        found.append(Part(label, part, report, draw(part, report), pd.read_csv(part.path / "measurements.csv")))
+    if not found:
+        path = study.path / "measurements.csv"
+        raise InputError(f"{path}: no such file; run `python -m experiments.collect study={study.path.name}` first")
+    return found
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+class _Figures:
+    """Turns figures into page elements and remembers their colours."""
+
+    def __init__(self) -> None:
+        self.colours: set[str] = set()
+
+    def element(self, drawn: Drawn, prefix: str) -> dict[str, Any]:
+        svg, colours = inline_svg(drawn.figure, f"{prefix}{drawn.name}", drawn.caption)
+        if len(svg) > HEAVY_FIGURE:
+            buffer = io.BytesIO()
+            drawn.figure.savefig(buffer, format="png", metadata={"Software": None})
+            return {"caption": drawn.caption, "png": base64.b64encode(buffer.getvalue()).decode()}
+        self.colours |= colours
+        return {"caption": drawn.caption, "svg": Markup(svg)}
+
+
+def _section(drawn: Drawn) -> str:
+    """The claim or extra section that a figure belongs to."""
+    for claim, makers in CLAIM_FIGURES.items():
+        if drawn.name in {getattr(make, "__name__", "") for make in makers}:
+            return claim
+    return next((name for name in (*all_claims(), *EXTRAS) if drawn.name.startswith(name)), "other")
+
+
+def strip(
+    estimate: float, low: float, high: float, band: tuple[float, float], name: str, claimed: float | None = None
+) -> Markup:
+    """A small drawing: the accepted band with the claimed value in it, the 95 % interval, the estimate."""
+    inside = [v for v in (estimate, low, high, *band) if math.isfinite(v)]
+    span = (max(inside) - min(inside)) or 1.0
+    left, right = min(inside) - 0.08 * span, max(inside) + 0.08 * span
+
+    def x(value: float) -> float:
+        return round(140 * (min(max(value, left), right) - left) / (right - left), 1)
+
+    b0, b1 = (x(v) if math.isfinite(v) else 140.0 for v in band)
+    parts = [f'<rect x="{b0:g}" y="1" width="{max(b1 - b0, 2):g}" height="16" class="band"/>']
+    parts.append('<line x1="0" x2="140" y1="17.5" y2="17.5" class="axis"/>')
+    if claimed is not None:
+        parts.append(f'<line x1="{x(claimed):g}" x2="{x(claimed):g}" y1="1" y2="17" class="tick"/>')
+    if math.isfinite(low) and math.isfinite(high):
+        parts.append(f'<line x1="{x(low):g}" x2="{x(high):g}" y1="9" y2="9" class="bar"/>')
+    parts.append(f'<circle cx="{x(estimate):g}" cy="9" r="4" class="dot"/>')
+    label = (
+        f"{name}: estimate {estimate:.2f}, 95 % interval {low:.2f} to {high:.2f}, accepted {band[0]:g} to {band[1]:g}"
+    )
+    return Markup(f'<svg class="strip" role="img" aria-label="{label}" viewBox="0 0 140 18">{"".join(parts)}</svg>')
+
+
+# --- claims ----------------------------------------------------------------------------------------------------------
+
+
+def _coordinates(claim: ClaimReport, margin: float) -> list[dict[str, Any]]:
+    """What was measured against what was claimed, a line a coordinate."""
+    lines = []
+    for name, e in claim.exponents.items():
+        line = {"name": COORDINATE.get(name, name), "text": interval_text(e), "claimed": f"{e.claimed:g}", "strip": ""}
+        if name == "clone_weight":
+            line["claimed"] = "rising"
+        elif np.isfinite(e.estimate):
+            band = (e.claimed - margin, e.claimed + margin)
+            line["strip"] = strip(e.estimate, e.ci95.low, e.ci95.high, band, line["name"], e.claimed)
+        lines.append(line)
+    limits = {
+        "ceiling_ratio": (f"at least {REACHES:g}", (REACHES, 1.0)),
+        "divergence_ratio": (f"at most {PRESERVED:g}", (0.0, PRESERVED)),
+    }
+    for key, (claimed, band) in limits.items():
+        if key in claim.fields:
+            field = claim.fields[key]
+            low, high = field["ci95"]
+            text = f"{field['estimate']:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else " (no interval)")
+            drawing = strip(field["estimate"], low, high, band, COORDINATE[key])
+            lines.append({"name": COORDINATE[key], "text": text, "claimed": claimed, "strip": drawing})
+    return lines
 
 
 def _bound(claim: ClaimReport) -> str:
     bound = claim.bound
-    if not np.isfinite(bound.worst_ratio):
-        return bound.verdict.replace("_", " ").lower()
-    return f"{bound.verdict}, worst measured/bound {bound.worst_ratio:.2f}"
+    words = {"NOT_EVALUATED": "none evaluated", "HOLDS": "holds", "VIOLATED": "violated"}
+    text = words.get(bound.verdict, bound.verdict.lower())
+    return f"{text}; worst measured/bound {bound.worst_ratio:.2f}" if np.isfinite(bound.worst_ratio) else text
 
 
-def _claim(claim: ClaimReport, figures: list[Drawn]) -> dict[str, Any]:
-    exponents = [
-        {"coordinate": name, "text": interval_text(e), "claimed": f"{e.claimed:g}"}
+def _sentence(claim: ClaimReport) -> str:
+    """What the verdict means and what decided it."""
+    meaning = MEANING.get(claim.verdict, "").capitalize()
+    deciding = [
+        f"{COORDINATE.get(name, name)} {e.estimate:.2f}, claimed {e.claimed:g}"
         for name, e in claim.exponents.items()
+        if e.verdict == claim.verdict and name != "clone_weight" and np.isfinite(e.estimate)
     ]
-    names = {make.__name__ for make in CLAIM_FIGURES.get(claim.name, [])}
+    if claim.bound.verdict == "VIOLATED":
+        return f"{meaning}: the measured value exceeds its bound."
+    if claim.verdict in ("CONSISTENT", "LOOSE", "REFUTED") and deciding:
+        return f"{meaning}: {'; '.join(deciding)}."
+    return f"{meaning}: {claim.reasons[0]}." if claim.reasons else f"{meaning}."
+
+
+def _details(claim: ClaimReport) -> dict[str, Any] | None:
+    """All numbers of the exponents, as a table."""
+    rows = []
+    for name, e in claim.exponents.items():
+        rows.append(
+            [
+                COORDINATE.get(name, name), e.estimate, e.ci95.low, e.ci95.high, e.claimed, e.verdict, e.rate,
+                e.details.get("decades"), e.details.get("drift"),
+            ]
+        )  # fmt: skip
+    columns = (
+        "coordinate", "estimate", "95 % low", "high", "claimed", "verdict", "as an equality", "decades",
+        "drift of slope",
+    )  # fmt: skip
+    return data_table(pd.DataFrame(rows, columns=list(columns)), "exponents") if rows else None
+
+
+def rows_of(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows that speak about a claim."""
+    measured = all_claims()[name].measured
+    if "arm" in frame and frame["arm"].isna().any():  # controls are no replicates of the primary design
+        frame = frame[frame["arm"].isna()]
+    if "claim" in frame:
+        frame = frame[frame["claim"].isna() | (frame["claim"] == name)]
+    return frame[frame[measured].notna()] if measured in frame else frame.iloc[:0]
+
+
+def _claim(claim: ClaimReport, part: Part, figures: list[dict[str, Any]]) -> dict[str, Any]:
+    ledger = all_claims()[claim.name]
+    rows = rows_of(claim.name, part.frame)
+    first = [*ledger.columns, *ledger.optional, "site", "clone_weight", "student"]
     return {
         "name": claim.name,
+        "id": f"{part.label}-{claim.name}".strip("-"),
+        "part": part.label,
+        "title": ledger.title,
+        "statement": ledger.statement,
         "verdict": claim.verdict,
-        "statement": all_claims()[claim.name].statement,
-        "exponents": exponents or [{"coordinate": "-", "text": "-", "claimed": "-"}],
+        "coordinates": _coordinates(claim, part.report.margin),
         "bound": _bound(claim),
-        "sentence": claim.reasons[0] if claim.reasons else "",
+        "sentence": _sentence(claim),
         "reasons": claim.reasons,
         "cells": claim.cells,
         "seeds": claim.seeds,
-        "figures": [_png(f) for f in figures if f.name in names],
+        "figures": figures,
+        "problems": ledger.problems,
+        "assumptions": ledger.assumptions,
+        "symbols": ledger.symbols,
+        "rule": ledger.rule,
+        "sources": ledger.sources,
+        "details": _details(claim),
+        "points": data_table(claim.points, f"{claim.name}_cells") if len(claim.points) else None,
+        "rows": data_table(rows, f"{claim.name}_rows", first=first) if len(rows) else None,
+        "power": _power(part, claim.name, rows),
+        "command": f"python -m theory check {part.study.path} --claim {claim.name}",
     }
 
 
-def _environment(study: Study) -> list[tuple[str, str]]:
-    rows, _ = load_rows(study)
+def _power(part: Part, name: str, rows: pd.DataFrame) -> dict[str, Any] | None:
+    found = power(part.study, name, rows)
+    if found is None:
+        return None
+    lines = [{"planted": p["planted"]} | _shares(p["verdicts"]) for p in found["power"]]
+    return found | {"table": data_table(pd.DataFrame(lines), "power")}
 
-    def several(values: Counter[str]) -> str:
-        return "; ".join(f"{value} ({n} runs)" for value, n in values.most_common())
 
-    out = [
-        ("data and teacher", several(Counter(row["data_digest"] for row in rows))),
-        ("code version", several(Counter(row["code_version"] for row in rows))),
-        (
-            "machine",
-            several(
-                Counter(f"{m['device']}, jax {m['jax']}, Python {m['python']}" for row in rows if (m := row["machine"]))
-            ),
-        ),
-        ("time in runs", f"{sum(row['machine']['seconds'] for row in rows) / 60:.1f} minutes"),
+def _shares(verdicts: Mapping[str, float]) -> dict[str, str]:
+    """Verdict shares in the order of MEANING; a verdict that never came is left empty."""
+    return {word: f"{100 * verdicts[word]:.0f} %" if word in verdicts else "" for word in MEANING}
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _plain(value: Any) -> Any:
+    """A cell for JSON: whole numbers without a point, missing ones as null."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, float, np.integer, np.floating)):
+        return int(value) if float(value).is_integer() else float(f"{value:.10g}")
+    return None if value is pd.NA else str(value)
+
+
+def data_table(frame: pd.DataFrame, name: str, *, first: Iterable[str] = ()) -> dict[str, Any]:
+    """A table of the page: sortable, downloadable as NAME.csv.
+
+    Args:
+      first: columns to show, where present; all by default. The download has every column that varies.
+    """
+    note = ""
+    columns, shown = list(frame), list(frame)
+    if first:
+        same = [c for c in frame if frame[c].nunique(dropna=False) == 1 and c != "seed"]
+        columns = [c for c in frame if c not in same]
+        shown = [c for c in dict.fromkeys(first) if c in columns]
+        fixed = ", ".join(f"{c} = {_shown(_plain(frame[c].iloc[0]))}" for c in same if frame[c].notna().any())
+        note = f"The same in every row: {fixed}." if fixed else ""
+    kept = frame[columns].head(MOST_ROWS)
+    rows = [[_plain(v) for v in row] for row in kept.astype(object).itertuples(index=False, name=None)]
+    places = [columns.index(c) for c in shown]
+    if len(kept) < len(frame):
+        note += f" The first {len(kept)} of {len(frame)} rows; measurements.csv has them all."
+    return {
+        "name": name,
+        "columns": columns,
+        "places": places,
+        "shown": [{"name": c, "numeric": pd.api.types.is_numeric_dtype(frame[c])} for c in shown],
+        "rows": rows,
+        "first": [[_shown(row[k]) for k in places] for row in rows[:FIRST_ROWS]],
+        "total": len(frame),
+        "note": note.strip(),
+    }
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cost_table(frame: pd.DataFrame) -> dict[str, Any] | None:
+    if "flops_per_token" not in frame or frame["flops_per_token"].isna().all():
+        return None
+    rows = frame[frame["flops_per_token"].notna()]
+    kept = [c for c in COST if c in rows]
+    means = rows.groupby(["student", "rank"], dropna=False)[kept].mean().reset_index()
+    return data_table(means, "costs")
+
+
+def _certificate_table(frame: pd.DataFrame) -> dict[str, Any] | None:
+    if "certificate" not in frame or frame["certificate"].isna().all():
+        return None
+    rows = frame[frame["certificate"].notna()]
+    return data_table(rows[[c for c in CERTIFICATE if c in rows]], "certificates")
+
+
+def _students_table(frame: pd.DataFrame) -> dict[str, Any] | None:
+    """Students side by side: of the rows that belong to no claim, where there are several kinds."""
+    needed = {"student", "test_loss", "test_loss_se", "params", "batch_size", "sequence_length", "teacher_loss"}
+    if not needed <= set(frame):
+        return None
+    if "claim" in frame:
+        frame = frame[~frame["claim"].isin(list(all_claims()))]
+    rows = frame[frame["test_loss"].notna()]
+    kinds = [c for c in ("student", "matrices", "init", "clone_weight", "kl_weight") if c in rows]
+    if len(rows) < 2 or len(rows[kinds].drop_duplicates()) < 2:
+        return None
+    return data_table(side_by_side(rows), "students")
+
+
+TABLES: Mapping[str, Callable[[pd.DataFrame], dict[str, Any] | None]] = {
+    "ablation": _students_table,
+    "cost": _cost_table,
+    "certificate": _certificate_table,
+}
+
+
+def _information_calibration(frame: pd.DataFrame) -> dict[str, Any] | None:
+    """Error of the information estimator on Gaussian pairs of the same size, by site."""
+    if "calibration_error" not in frame or frame["calibration_error"].isna().all():
+        return None
+    rows = frame[frame["calibration_error"].notna()]
+    kept = [
+        c for c in ("mutual_information", "calibration_error", "calibration_se", "mi_floor", "mi_plug_in") if c in rows
     ]
-    note = study.path / "study.json"
-    if note.is_file():
-        out += [(key, str(value)) for key, value in read_json(note).items()]
+    return data_table(rows.groupby("site")[kept].mean().reset_index(), "information_calibration")
+
+
+def _judge_calibration(path: Path | None) -> dict[str, Any] | None:
+    """Requirements and verdict shares of `theory validate`."""
+    if path is None:
+        return None
+    found = read_json(path)
+    try:
+        needed = pd.DataFrame(
+            [
+                (r["name"], r["value"], r["limits"][0], r["limits"][1], "yes" if r["met"] else "NO")
+                for r in found["requirements"]
+            ],
+            columns=["requirement", "value", "from", "to", "met"],
+        )
+        shares = pd.DataFrame(
+            [
+                {"planted": c["case"], "claim": c["claim"], "studies": c["replications"]} | _shares(c["verdicts"])
+                for c in found["cases"]
+            ]
+        )
+    except (KeyError, IndexError, TypeError):
+        raise InputError(f"{path}: no validation; write it with `python -m theory validate --json {path}`") from None
+    return {
+        "replications": found["replications"],
+        "unmet": [r["name"] for r in found["requirements"] if not r["met"]],
+        "requirements": data_table(needed, "requirements"),
+        "shares": data_table(shares, "validation"),
+    }
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def _environment(parts: list[Part]) -> list[dict[str, Any]]:
+    out = []
+    for part in parts:
+        facts, commands = [], []
+        for key, value in environment(part.study).items():
+            if key == "commands":
+                commands = list(value.values()) if isinstance(value, dict) else list(value)
+            elif isinstance(value, dict):
+                facts.append((key.replace("_", " "), "; ".join(f"{k} ({n} runs)" for k, n in value.items())))
+            elif key != "schema":
+                facts.append((key.replace("_", " "), str(value)))
+        facts += [("note", remark) for remark in getattr(part.report, "remarks", ())]
+        facts.append(("table", f"{part.report.rows} rows, sha256 {part.report.sha256}"))
+        out.append({"label": part.label, "facts": facts, "commands": commands})
     return out
 
 
-def render(study: Study, report: Report, figures: list[Drawn]) -> str:
-    """The page as text."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    training = next((f for f in figures if f.name == "training_curves"), None)
-    verdicts = Counter(claim.verdict for claim in report.claims.values())
-    lead = "Of the claims tested: " + ", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common()) + "."
-    return environment.get_template("report.html.j2").render(
-        title=f"Scaling-law claims for low-rank distillation: study {study.path.name}",
-        lead=lead,
-        claims=[_claim(claim, figures) for claim in report.claims.values()],
-        margin=f"{report.margin:g}",
-        training=None if training is None else _png(training),
-        environment=_environment(study),
-        rows=report.rows,
-        command=f"python -m theory check {study.path}",
-    )
+def _lead(parts: list[Part]) -> str:
+    verdicts = Counter(claim.verdict for part in parts for claim in part.report.claims.values())
+    runs = sum(part.report.rows for part in parts)
+    counts = ", ".join(f"{n} {word}" for word, n in verdicts.most_common())
+    return f"{verdicts.total()} claims put to the test on {runs:,} rows of measurements: {counts}."
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+
+
+def render(study: Study, parts: list[Part], validation: Path | None = None) -> str:
+    """The page as text. Pieces that a study lacks are left out."""
+    makers = _Figures()
+    claims, extras = [], []
+    for part in parts:
+        prefix = f"{part.label}-" if part.label else ""
+        placed: dict[str, list[dict[str, Any]]] = {}
+        for drawn in part.figures:
+            placed.setdefault(_section(drawn), []).append(makers.element(drawn, prefix))
+        claims += [_claim(c, part, placed.pop(name, [])) for name, c in part.report.claims.items()]
+        for name, title in (EXTRAS | {"other": "Further figures"}).items():
+            table = TABLES[name](part.frame) if name in TABLES else None
+            if placed.get(name) or table is not None:
+                heading = f"{title}: {part.label}" if part.label else title
+                extras.append(
+                    {"id": f"{prefix}{name}", "title": heading, "figures": placed.get(name, []), "table": table}
+                )
+        leftover = [f for name in all_claims() for f in placed.get(name, [])]
+        if leftover:
+            extras.append({"id": f"{prefix}more", "title": "More figures", "figures": leftover, "table": None})
+    information = next((t for p in parts if (t := _information_calibration(p.frame)) is not None), None)
+    return _templates().get_template("report.html.j2").render(
+        title=f"Study {study.path.name}",
+        lead=_lead(parts),
+        claims=claims,
+        extras=extras,
+        several=len(parts) > 1,
+        margin=f"{parts[0].report.margin:g}",
+        meaning=MEANING,
+        calibration=_judge_calibration(validation),
+        information_calibration=information,
+        environment=_environment(parts),
+        command=f"python -m theory check {parts[0].study.path}",
+        ground=DARK_GROUND,
+        dark=Markup(dark_variables(makers.colours)),
+    )  # fmt: skip
+
+
+def validation_of(study: Study, given: str | None) -> Path | None:
+    """The validation to show: the one given, else the study's own if it has one."""
+    own = study.path / "validation.json"
+    return Path(given) if given else own if own.is_file() else None
 
 
 def main() -> int:
-    arguments = study_arguments(__doc__)
+    arguments = study_arguments(__doc__, validation=None)
     study = Study.of(arguments["results_dir"], arguments["study"]).require()
-    report = judge(study)
-    write_text(study.path / "report.html", render(study, report, draw(study, report)))
+    page = render(study, load_parts(study), validation_of(study, arguments["validation"]))
+    write_text(study.path / "report.html", page)
     print(study.path / "report.html")
     return 0
 

@@ -5,21 +5,24 @@
 
 Arguments:
     study=NAME      a design in conf/reproduce/NAME.yaml
-    data=...        synthetic, wikitext2 (from the hub, or data.path=FOLDER) or text (data.path=FILE or FOLDER);
-                    left out: wikitext2 if the hub answers, else synthetic
+    data=...        for designs that leave the data open: synthetic, wikitext2 (from the hub, or data.path=FOLDER) or
+                    text (data.path=FILE or FOLDER); left out: wikitext2 if the hub answers, else synthetic
     launcher=NAME   Hydra launcher of the sweeps (basic)
     jobs=N          sweeps at once, one core each (2)
     results_dir=results  cache_dir=.cache
+    and the inputs that the design names, such as stories260k=FOLDER
 
 What is done already is not run again: after an interruption the same command goes on.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +32,27 @@ from rich.table import Table
 
 from experiments.collect import collect
 from experiments.command import guarded, study_arguments
-from experiments.figures import draw, interval_text, judge, save
+from experiments.figures import interval_text, save
 from experiments.files import write_json, write_text
 from experiments.progress import duration
-from experiments.report import render
-from experiments.status import summary
+from experiments.report import load_parts, parts_of, render, validation_of
 from experiments.store import Study
+from experiments.watch import Watch
 from lrc_jax.errors import InputError
 from theory.report import Report, to_json
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "reproduce"
-WATCH_EVERY = 15.0  # seconds between lines about the sweeps
+DATA = {"data": None, "data.path": None}
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One multirun: its name, the study folder that it writes to, and the arguments of experiments.run."""
+
+    name: str
+    study: Study
+    arguments: list[str]
 
 
 def read_design(name: str) -> dict[str, Any]:
@@ -68,39 +81,72 @@ def choose_data(arguments: dict[str, Any]) -> list[str]:
     return ["data=wikitext2"]
 
 
-def commands(design: dict[str, Any], data: list[str], arguments: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """(arm, command line) of every arm that has a design for this data."""
-    kind = "synthetic" if data == ["data=synthetic"] else "text"
-    machine = [f"{key}={arguments[key]}" for key in ("study", "results_dir", "cache_dir")]
-    machine.append("allocator=true")
+def arms(design: dict[str, Any], arguments: dict[str, Any]) -> list[Arm]:
+    """The arms that can be run, with their command lines; says which cannot, and why.
+
+    An arm with `overrides` brings its own data and teacher; one with `synthetic` and `text` runs on the data chosen
+    for the whole study. `part` names the subfolder of the study that the arm writes to: arms of one claim on several
+    data sets need one each, since a table holds one experiment a claim. `{name}` stands for an input of the design;
+    an override with an optional input that is not given is left out, an arm with a required one is not run.
+    """
+    machine = [f"{key}={arguments[key]}" for key in ("results_dir", "cache_dir")] + ["allocator=true"]
     launcher = [] if arguments["launcher"] == "basic" else [f"hydra/launcher={arguments['launcher']}"]
-    out = []
+    inputs: dict[str, dict[str, Any]] = design.get("inputs") or {}
+    data: list[str] | None = None
+    found = []
     for arm in design["arms"]:
-        if kind not in arm:
-            print(f"{arm['name']}: not run, its design needs {', '.join(k for k in arm if k != 'name')} data")
-            continue
-        # data= first: an arm's own group choices come after it.
-        out.append((arm["name"], ["-m", *data, *arm[kind], *machine, *launcher]))
-    return out
+        if "overrides" in arm:
+            chosen, missing = _filled(arm["overrides"], inputs, arguments)
+            if missing:
+                print(f"{arm['name']}: not run, it needs {missing}={inputs[missing]['what']}")
+                continue
+        else:
+            data = choose_data(arguments) if data is None else data
+            kind = "synthetic" if data == ["data=synthetic"] else "text"
+            if kind not in arm:
+                print(f"{arm['name']}: not run, its design needs {', '.join(k for k in arm if k != 'name')} data")
+                continue
+            chosen = [*data, *arm[kind]]  # data= first: an arm's own group choices come after it
+        folder = "/".join(filter(None, (arguments["study"], arm.get("part"))))
+        study = Study.of(arguments["results_dir"], folder)
+        found.append(Arm(arm["name"], study, ["-m", *chosen, f"study={folder}", *machine, *launcher]))
+    return found
 
 
-def sweep(study: Study, jobs: list[tuple[str, list[str]]], at_once: int) -> list[str]:
+def _filled(
+    overrides: list[str], inputs: dict[str, dict[str, Any]], arguments: dict[str, Any]
+) -> tuple[list[str], str | None]:
+    """Overrides with the inputs put in, and the name of a required input that is not given."""
+    out = []
+    for override in overrides:
+        names = PLACEHOLDER.findall(override)
+        absent = [n for n in names if not arguments.get(n)]
+        required = next((n for n in absent if not inputs.get(n, {}).get("optional")), None)
+        if required:
+            return [], required
+        if not absent:
+            out.append(PLACEHOLDER.sub(lambda match: str(arguments[match.group(1)]), override))
+    return out, None
+
+
+def sweep(logs: Path, jobs: list[Arm], at_once: int) -> list[str]:
     """Run the arms' multiruns, a few at once; returns the names of those that failed. Output goes to logs."""
-    logs = study.path / "logs"
     logs.mkdir(parents=True, exist_ok=True)
 
-    def one(job: tuple[str, list[str]]) -> tuple[str, int]:
-        name, arguments = job
-        print(f"{name}: python -m experiments.run {' '.join(arguments)}", flush=True)
-        with (logs / f"{name}.log").open("a") as log:
+    def one(arm: Arm) -> tuple[str, int]:
+        with (logs / f"{arm.name}.log").open("a") as log:
             done = subprocess.run(
-                [sys.executable, "-m", "experiments.run", *arguments], stdout=log, stderr=subprocess.STDOUT, check=False
-            )
-        return name, done.returncode
+                [sys.executable, "-m", "experiments.run", *arm.arguments],
+                stdout=log, stderr=subprocess.STDOUT, check=False,
+            )  # fmt: skip
+        return arm.name, done.returncode
 
-    started = last = time.monotonic()
+    for arm in jobs:
+        print(f"{arm.name}: python -m experiments.run {' '.join(arm.arguments)}", flush=True)
+    started = time.monotonic()
     failed = []
-    with ThreadPoolExecutor(at_once) as pool:
+    studies = {str(arm.study.path): arm.study for arm in jobs}
+    with Watch(list(studies.values())) as watch, ThreadPoolExecutor(at_once) as pool:
         running = {pool.submit(one, job) for job in jobs}
         while running:
             time.sleep(0.5)
@@ -109,29 +155,20 @@ def sweep(study: Study, jobs: list[tuple[str, list[str]]], at_once: int) -> list
             for future in finished:
                 name, code = future.result()
                 spent = duration(time.monotonic() - started)
-                print(
-                    f"{name}: {'done' if code == 0 else f'exit code {code}, see {logs / name}.log'} ({spent})",
-                    flush=True,
-                )
+                outcome = "done" if code == 0 else f"exit code {code}, see {logs / name}.log"
+                watch.say(f"{name}: {outcome} ({spent})")
                 if code:
                     failed.append(name)
-            if running and time.monotonic() - last > WATCH_EVERY:
-                last = time.monotonic()
-                _say_progress(study, last - started)
+            if running:
+                watch.update()
     return failed
 
 
-def _say_progress(study: Study, spent: float) -> None:
-    counts, _ = summary(study)
-    done = sum(counter["done"] for _, counter in counts)
-    total = sum(sum(counter.values()) for _, counter in counts)
-    if 0 < done < total:
-        print(f"  {done}/{total} runs of the sweeps started so far, {duration(spent)} spent", flush=True)
-
-
-def verdict_table(report: Report) -> Table:
+def verdict_table(report: Report, title: str | None = None) -> Table:
     """The verdicts for a terminal."""
-    grid = Table("claim", "verdict", "coordinate", "measured exponent [95 %]", "claimed")
+    grid = Table(
+        "claim", "verdict", "coordinate", "measured exponent [95 %]", "claimed", title=title, title_justify="left"
+    )
     for name, claim in report.claims.items():
         for i, (coordinate, e) in enumerate(claim.exponents.items()):
             head = (name, claim.verdict) if i == 0 else ("", "")
@@ -141,31 +178,42 @@ def verdict_table(report: Report) -> Table:
     return grid
 
 
+def tell(study: Study) -> None:
+    """Verdicts, figures and the page of a study and its parts, from their tables; the verdicts on the terminal too."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    parts = load_parts(study)
+    for part in parts:
+        write_text(part.study.path / "verdicts.json", to_json(part.report.to_dict()))
+        for figure in part.figures:
+            save(figure, part.study.path / "figures")
+        console.print(verdict_table(part.report, part.label or None))
+    write_text(study.path / "report.html", render(study, parts, validation_of(study, None)))
+
+
 def main() -> int:
-    arguments = study_arguments(
-        __doc__, data=None, **{"data.path": None}, launcher="basic", jobs="2", cache_dir=".cache"
-    )
+    name = next((a.partition("=")[2] for a in sys.argv[1:] if a.startswith("study=")), "")
+    design = read_design(name) if name else {}
+    inputs = dict.fromkeys(design.get("inputs") or {})
+    arguments = study_arguments(__doc__, **DATA, launcher="basic", jobs="2", cache_dir=".cache", **inputs)
     if not str(arguments["jobs"]).isdigit() or int(arguments["jobs"]) < 1:
         raise InputError(f"jobs: {arguments['jobs']!r} is not a number of at least 1")
     started = time.monotonic()
-    design = read_design(arguments["study"])
     study = Study.of(arguments["results_dir"], arguments["study"])
-    print(f"study {arguments['study']}: {design['description'].strip()}", flush=True)
-    jobs = commands(design, choose_data(arguments), arguments)
-    failed = sweep(study, jobs, int(arguments["jobs"]))
-    note = {"description": design["description"].strip()}
-    note |= {f"arm {name}": "python -m experiments.run " + " ".join(job) for name, job in jobs}
-    write_json(study.path / "study.json", note)
-
-    frame = collect(study)
-    report = judge(study)
-    write_text(study.path / "verdicts.json", to_json(report.to_dict()))
-    figures = draw(study, report)
-    for figure in figures:
-        save(figure, study.path / "figures")
-    write_text(study.path / "report.html", render(study, report, figures))
-    Console(width=None if sys.stdout.isatty() else 120).print(verdict_table(report))
-    print(f"{len(frame)} runs, {duration(time.monotonic() - started)}; open {study.path / 'report.html'}")
+    description = " ".join(design["description"].split())
+    print(f"study {arguments['study']}: {description}", flush=True)
+    jobs = arms(design, arguments)
+    if not jobs:
+        raise InputError("study: no arm can be run with the data and inputs given; see above")
+    failed = sweep(study.path / "logs", jobs, int(arguments["jobs"]))
+    for path in {arm.study.path for arm in jobs}:
+        lines = {
+            arm.name: "python -m experiments.run " + " ".join(arm.arguments) for arm in jobs if arm.study.path == path
+        }
+        write_json(path / "study.json", {"schema": 1, "description": description, "commands": lines})
+        collect(Study(path))
+    tell(study)
+    runs = sum(len(part.runs()) for part in parts_of(study).values())
+    print(f"{runs} runs, {duration(time.monotonic() - started)}; open {study.path / 'report.html'}")
     if failed:
         print(f"failed arms: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
     return 1 if failed else 0

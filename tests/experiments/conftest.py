@@ -6,5 +6,6 @@ import pytest
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "workplace" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("workplace"))
+        for shared in ("workplace", "window"):
+            if shared in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(shared))

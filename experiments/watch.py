@@ -1,0 +1,156 @@
+"""A sweep as it goes: a live table on a terminal, plain lines with an estimate of the time left elsewhere.
+
+It reads the runs' folders only, so it shows any sweep of any launcher, on this machine or another:
+
+    python -m experiments.status study=NAME follow=true
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from experiments.files import read_json
+from experiments.progress import duration
+from experiments.status import STATES, summary
+from experiments.store import Study
+
+EVERY_LIVE = 2.0  # seconds between looks on a terminal
+EVERY_LINE = 15.0  # seconds between plain lines
+
+
+@dataclass(frozen=True)
+class Line:
+    """One sweep: how many of its jobs are in each state, and the time that is left."""
+
+    sweep: str
+    counts: Counter[str]
+    eta: float
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+
+@dataclass(frozen=True)
+class Best:
+    """The finished run with the smallest risk: test loss in excess of the teacher's where that is known."""
+
+    risk: float
+    excess: bool
+    where: str
+
+    def __str__(self) -> str:
+        kind = "above the teacher" if self.excess else "nats/token"
+        return f"best risk {self.risk:.4f} {kind} ({self.where})"
+
+
+class Watch:
+    """Use as a context manager; `update()` as often as you like, `say(text)` for events.
+
+    Args:
+      studies: the folders to look at.
+      console: where to draw; standard output by default, live only if that is a terminal.
+    """
+
+    def __init__(self, studies: list[Study], console: Console | None = None) -> None:
+        self.studies = studies
+        self.console = console or Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+        self.live: Live | None = None
+        self.started = self.last = time.monotonic()
+        self.first: dict[str, int] = {}  # done when this watch began
+        self.seen: set[Path] = set()
+        self.best: Best | None = None
+
+    def __enter__(self) -> Watch:
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, auto_refresh=False)
+            self.live.start()
+        self.look()  # what is done already says nothing about the speed
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live is not None:
+            self.live.update(self.table(self.look()), refresh=True)
+            self.live.stop()
+
+    def look(self) -> list[Line]:
+        """The sweeps as they are now."""
+        spent = time.monotonic() - self.started
+        lines = []
+        for study in self.studies:
+            counts, _ = summary(study)
+            for name, counter in counts:
+                label = name if len(self.studies) == 1 else f"{study.path.name}/{name}"
+                done = counter["done"]
+                fresh = done - self.first.setdefault(label, done)
+                left = sum(counter.values()) - done - counter["failed"]
+                lines.append(Line(label, counter, spent / fresh * left if fresh and left else math.nan))
+            self._find_best(study)
+        return lines
+
+    def _find_best(self, study: Study) -> None:
+        """Looks at rows that were not there at the last look."""
+        for folder in study.runs():
+            if folder.path in self.seen or not folder.row_path.exists():
+                continue
+            self.seen.add(folder.path)
+            columns = read_json(folder.row_path)["columns"]
+            loss, teacher = columns.get("test_loss"), columns.get("teacher_loss")
+            if loss is None:
+                continue
+            risk = loss if teacher is None else loss - teacher
+            if self.best is None or risk < self.best.risk:
+                names = ("student", "rank", "samples", "steps", "seed")
+                where = " ".join(f"{n}={columns[n]}" for n in names if n in columns)
+                self.best = Best(risk, teacher is not None, where)
+
+    def table(self, lines: list[Line]) -> Table:
+        """The live table."""
+        grid = Table("sweep", *STATES, "of", "left", caption=str(self.best or ""), caption_justify="left")
+        for line in lines:
+            left = duration(line.eta) if math.isfinite(line.eta) else ""
+            grid.add_row(line.sweep, *(str(line.counts[s]) for s in STATES), str(line.total), left)
+        return grid
+
+    def plain(self, lines: list[Line]) -> str:
+        """The same in one line."""
+        total = Counter[str]()
+        for line in lines:
+            total.update(line.counts)
+        etas = [line.eta for line in lines if math.isfinite(line.eta)]
+        words = [f"{total['done']}/{total.total()} runs done"]
+        words += [f"{total[s]} {s}" for s in ("running", "failed") if total[s]]
+        words += [f"{duration(max(etas))} left"] if etas else []
+        words += [str(self.best)] if self.best else []
+        return "  " + ", ".join(words)
+
+    def update(self, *, force: bool = False) -> None:
+        """Draw anew, if it is time to."""
+        now = time.monotonic()
+        if not force and now - self.last < (EVERY_LIVE if self.live else EVERY_LINE):
+            return
+        self.last = now
+        lines = self.look()
+        if self.live is not None:
+            self.live.update(self.table(lines), refresh=True)
+        elif lines:
+            print(self.plain(lines), flush=True)
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        if self.live is not None:
+            self.live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, flush=True)

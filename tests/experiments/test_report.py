@@ -1,0 +1,152 @@
+"""The page in a real browser: it says what was judged, and works as a page. Without Chromium the browser tests skip."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import browser
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import power, report
+from experiments.store import Study
+from experiments.svg import contrast, on_dark
+from theory.planted.surfaces import Design, dynamics_table, gap_table, gradient_table, information_table
+
+SMALL = Design(ranks=(4, 8, 12, 24, 40), samples=(64, 256, 1024, 8192), steps=(256, 1024, 4096, 32768))
+
+
+def planted(folder: Path) -> Study:
+    """A study with four claims, costs, a certificate and rival students, drawn from laws."""
+    rng = np.random.default_rng(0)
+    tables = {
+        "generalization": gap_table(1, 1, SMALL, rng),
+        "convergence": gradient_table(-0.25, SMALL, rng),
+        "information": pd.concat(information_table(q, SMALL, rng).assign(site=s) for s, q in (("q", 0.97), ("o", 0.8))),
+        "dynamics": dynamics_table(1.0, SMALL, rng),
+    }
+    tables["information"]["calibration_error"] = 0.01
+    frames = [t.assign(claim=name, student="lrc") for name, t in tables.items()]
+    others = {"rank": 8, "samples": 64, "steps": 9, "seed": 0, "batch_size": 2, "sequence_length": 4, "params": 77}
+    losses = {"test_loss": [2.0, 2.5], "test_loss_se": 0.1, "teacher_loss": 1.5, "start_test_loss": 3.0}
+    frames.append(
+        pd.DataFrame({"claim": "cost", "student": ["lrc", "<svd>"], "flops_per_token": [1e6, 2e6], **losses, **others})
+    )
+    frames.append(
+        pd.DataFrame({"claim": "bound", "rank": [8], "certificate": [3.5], "train_bits": [3.0], "non_vacuous": [True]})
+    )
+    study = Study(folder / "results" / "planted")
+    study.path.mkdir(parents=True)
+    pd.concat(frames).to_csv(study.path / "measurements.csv", index=False, float_format="%.10g")
+    return study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    made = planted(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(power, "REPLICATIONS", 1)
+        validation = folder / "validation.json"
+        case = {"case": "gap r^1", "claim": "generalization", "replications": 2, "verdicts": {"CONSISTENT": 0.5}}
+        need = {"name": "coverage", "value": 0.9, "limits": [0.93, 0.98], "met": False}
+        validation.write_text(json.dumps({"replications": 2, "cases": [case], "requirements": [need]}))
+        page = report.render(made, report.load_parts(made), validation)
+    (made.path / "report.html").write_text(page)
+    return made
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory):
+    if browser.find() is None:
+        pytest.skip("no Chromium on this machine")
+    with browser.Browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def test_what_was_judged_stands_in_the_page(study):
+    page = (study.path / "report.html").read_text()
+    for word in ("4 claims put to the test", "LOOSE", "REFUTED", "requirements are not met", "Ablation", "Certificate"):
+        assert word in page, word
+    assert "What compression costs" in page
+    assert "&lt;svd&gt;" in page and "<svd>" not in page  # text from a table is never markup
+    kept = json.loads((study.path / "power.json").read_text())
+    assert kept["generalization"]["design"]["ranks"] == [4, 8, 12, 24, 40]
+    assert kept["generalization"]["design"]["noise"] == pytest.approx(0.2, abs=0.05)
+
+
+def test_a_study_of_parts_has_one_page(study, tmp_path):
+    both = Study(tmp_path / "both")
+    for part in ("one", "two"):
+        (both.path / part).mkdir(parents=True)
+        frame = pd.read_csv(study.path / "measurements.csv")
+        frame[frame["claim"] == "dynamics"].to_csv(both.path / part / "measurements.csv", index=False)
+    page = report.render(both, report.load_parts(both))
+    assert "2 claims put to the test" in page
+    assert 'id="one-dynamics"' in page and 'id="two-dynamics"' in page
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_page_is_sound(study, window, width, dark):
+    window.requests.clear()
+    window.open(study.path / "report.html", width=width, dark=dark)
+    assert window.evaluate("document.querySelectorAll('details').forEach(d => d.open = true) || 1")
+    assert window.errors == []
+    assert [u for u in window.requests if not u.startswith(("file:", "data:"))] == []
+    assert window.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+    unnamed = """[...document.querySelectorAll('figure svg, figure img, svg.strip')]
+        .filter(f => !(f.getAttribute('aria-label') || f.alt || '').trim()).length"""
+    assert window.evaluate(unnamed) == 0
+    assert window.evaluate("document.querySelectorAll('figure').length") >= 3
+    twice = (
+        "(ids => ids.filter((id, k) => ids.indexOf(id) !== k))([...document.querySelectorAll('[id]')].map(e => e.id))"
+    )
+    assert window.evaluate(twice) == []
+    low = window.evaluate((Path(browser.__file__).parent / "contrast.js").read_text())
+    assert low == [], "text below WCAG AA contrast"
+
+
+def test_tables_sort_both_ways(study, window):
+    window.open(study.path / "report.html")
+    click = "document.querySelector('[aria-label=\"cell means of generalization\"] th:nth-child({}) button').click()"
+    column = """[...document.querySelectorAll('[aria-label="cell means of generalization"] tbody tr')]
+        .map(r => Number(r.cells[{}].textContent))"""
+    state = "document.querySelector('[aria-label=\"cell means of generalization\"] th:nth-child(3)').ariaSort"
+    for expected, reverse in (("ascending", False), ("descending", True)):
+        window.evaluate(click.format(3))
+        values = window.evaluate(column.format(2))
+        assert window.evaluate(state) == expected
+        assert len(values) > 5
+        assert values == sorted(values, reverse=reverse)
+
+
+def test_download_has_every_row_of_the_claim(study, window):
+    window.open(study.path / "report.html")
+    script = """new Promise(done => {
+        URL.createObjectURL = blob => { blob.text().then(done); return "blob:x"; };
+        HTMLAnchorElement.prototype.click = () => {};
+        document.querySelector('[aria-label="rows of generalization"]').parentElement.querySelector('.save').click();
+    })"""
+    found = pd.read_csv(io.StringIO(window.evaluate(script)))
+    frame = pd.read_csv(study.path / "measurements.csv")
+    rows = frame[frame["claim"] == "generalization"].reset_index(drop=True)
+    for column in ("rank", "samples", "seed", "gap"):
+        np.testing.assert_allclose(found[column], rows[column], rtol=1e-9)
+
+
+def test_colours_stand_out_on_the_dark_ground():
+    for colour in ("#000000", "#444444", "#440154", "#0072b2", "#d55e00"):
+        assert contrast(on_dark(colour), "#16181b") >= 4.5
+    assert contrast("#000000", "#ffffff") == pytest.approx(21.0)
+
+
+def test_a_study_without_a_table_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(sys, "argv", ["report", "study=empty", f"results_dir={tmp_path}"])
+    assert report.guarded(report.main) == 2
+    assert "run `python -m experiments.collect study=empty` first" in capsys.readouterr().err
