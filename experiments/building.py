@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from experiments.config import RunConfig
 from experiments.materials import Materials
@@ -24,6 +27,16 @@ from lrc_jax.train import History, Hyper, OptimizerSpec, TrainState, init_state,
 Columns = dict[str, Any]
 Log = Callable[[dict[str, Any]], None]
 Tick = Callable[[int, int, float | None], None]
+
+
+class Keeper(Protocol):
+    """Checkpoints of one run's training (experiments.interrupt)."""
+
+    def resume(self, like: TrainState) -> TrainState | None:
+        """The state to go on from, or None; `like` has its structure and shapes."""
+
+    def chunk(self, step: int, steps: int, state: Callable[[], TrainState]) -> None:
+        """Called after each chunk of training; may save the state, may end the process."""
 
 
 def build(config: RunConfig, materials: Materials) -> tuple[Student, Frozen]:
@@ -97,22 +110,21 @@ def fit(
     state: TrainState | None = None,
     log: Log | None = None,
     tick: Tick | None = None,
+    keeper: Keeper | None = None,
 ) -> tuple[TrainState, History]:
     """Train the student on the first `samples` sequences of the pool (all by default); see lrc_jax.train.train."""
     seed = config.seed if seed is None else seed
     order_seed = seed if order_seed is None else order_seed
-    hyper = Hyper(
-        learning_rate=jnp.asarray(learning_rate(config), jnp.float32),
-        steps=jnp.asarray(steps, jnp.int32),
-        samples=jnp.asarray(samples or pool.size, jnp.int32),
-        loss=loss_weights(config),
-    )
+    init_key = init_key_of(seed)
+    if keeper is not None and state is None:
+        state = keeper.resume(abstract_state(config, student, frozen))
 
-    def on_chunk(state: TrainState, history: Any) -> None:
+    def on_chunk(state: TrainState, history: History) -> None:
+        step = int(state.step)
         if log is not None:
-            part = history.terms
-            line = {name: float(np.mean(getattr(part, name))) for name in ("total", "clone", "kl", "ce")}
-            log({"step": int(state.step)} | line | {"grad_norm": float(np.mean(history.grad_norm))})
+            log(metrics_line(step, history))
+        if keeper is not None:
+            keeper.chunk(step, steps, lambda: state)
 
     with clock.phase("training"):
         return train(
@@ -122,10 +134,10 @@ def fit(
             materials.network().config,
             frozen,
             pool,
-            hyper,
+            hyper(config, steps, samples or pool.size),
             batch_size=config.batch_size,
-            init_key=key_for(seed, "student", "init"),
-            order_key=key_for(order_seed, "student", "order"),
+            init_key=init_key,
+            order_key=order_key_of(order_seed),
             state=state,
             until=until,
             progress=tick,
@@ -133,10 +145,39 @@ def fit(
         )
 
 
+def init_key_of(seed: int) -> Array:
+    return key_for(seed, "student", "init")
+
+
+def order_key_of(seed: int) -> Array:
+    return key_for(seed, "student", "order")
+
+
+def hyper(config: RunConfig, steps: int, samples: int) -> Hyper:
+    """The numbers of a run that are arguments of the compiled program."""
+    return Hyper(
+        learning_rate=jnp.asarray(learning_rate(config), jnp.float32),
+        steps=jnp.asarray(steps, jnp.int32),
+        samples=jnp.asarray(samples, jnp.int32),
+        loss=loss_weights(config),
+    )
+
+
+def metrics_line(step: int, history: History) -> dict[str, float]:
+    """A line of metrics.jsonl: means over a chunk of training that ended at `step`."""
+    part = history.terms
+    line = {name: float(np.mean(getattr(part, name))) for name in ("total", "clone", "kl", "ce")}
+    return {"step": step} | line | {"grad_norm": float(np.mean(history.grad_norm))}
+
+
+def abstract_state(config: RunConfig, student: Student, frozen: Frozen) -> TrainState:
+    """Structure and shapes of a run's training state."""
+    return jax.eval_shape(functools.partial(init_state, student, optimizer(config)), init_key_of(0), frozen)
+
+
 def start(config: RunConfig, student: Student, frozen: Frozen, seed: int | None = None) -> Any:
     """The parameters that training starts from."""
-    key = key_for(config.seed if seed is None else seed, "student", "init")
-    return init_state(student, optimizer(config), key, frozen).params
+    return init_state(student, optimizer(config), init_key_of(config.seed if seed is None else seed), frozen).params
 
 
 def evaluator(materials: Materials, student: Student, frozen: Frozen) -> Callable[[Any, Pool], SequenceLosses]:

@@ -34,7 +34,12 @@ def write_bytes(path: Path, content: bytes) -> None:
             Path(part).unlink(missing_ok=True)
             raise
     except OSError as wrong:
-        raise InputError(f"{path}: cannot be written ({wrong.strerror}); free space or choose another folder") from None
+        raise unwritable(path, wrong) from None
+
+
+def unwritable(path: Path, wrong: OSError) -> InputError:
+    """The error of a folder that is read-only, full or no folder."""
+    return InputError(f"{path}: cannot be written ({wrong.strerror}); free space or choose another folder")
 
 
 def write_text(path: Path, content: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from experiments.artifacts import cached_tree
 from experiments.config import LanguageTeacher, PretrainedTeacher, RunConfig, SyntheticData, TinyTeacher
+from lrc_jax.activation_cache import cached_activations
 from lrc_jax.data.pools import DataSource, Pool, pool_from_sequences
 from lrc_jax.data.synthetic import LanguageSpec, SyntheticSource
 from lrc_jax.data.text import TextSource, read_splits, train_tokenizer, wikitext2_splits
@@ -29,6 +30,8 @@ from lrc_jax.teachers.tokenizer import Tokenizer
 
 HELD_OUT = 1024  # sequences on which a teacher trained here is stopped
 POOL_BYTES = 2**29  # of pools kept for a sweep
+FEATURES_IN_MEMORY = 2**28  # bytes of a pool's precomputed teacher features; beyond this they lie on disk
+FEATURES_ON_DISK = 2**33  # beyond this the teacher is run again wherever it is needed
 MOMENT_SEQUENCES = 4096  # of the reference pool, for second moments of the teacher's activations
 
 
@@ -52,6 +55,7 @@ class Teacher:
 class Materials:
     source: DataSource
     teacher: Teacher | None  # None: the synthetic language is its own teacher
+    cache: Path = Path(".cache")
 
     @property
     def data_digest(self) -> str:
@@ -98,15 +102,28 @@ class Materials:
         key = key_for(0, "labels", self.source.digest, purpose, replicate)
         return sampled_labels(self.teacher.config, self.teacher.weights, pool, key)
 
+    def with_features(self, purpose: str, n: int, labels: str, replicate: int = 0) -> Pool:
+        """A pool with the teacher's final features where they are worth keeping: from them, its predictions cost one
+        matrix product, for every run and evaluation that uses the pool."""
+        size = 4 * n * self.source.sequence_length * self.network().config.hidden_size
+        return self.pool(purpose, n, labels, replicate, features=size <= FEATURES_ON_DISK)
+
     def _with_features(self, pool: Pool) -> Pool:
         teacher = self.network()
+        if 4 * pool.tokens_NT.size * teacher.config.hidden_size > FEATURES_IN_MEMORY:
+            folder = self.cache / "activations"
+            entry = cached_activations(
+                folder, teacher.config, teacher.weights, teacher.digest, pool.tokens_NT, ("final",), dtype="float32"
+            )
+            return dataclasses.replace(pool, final_NTD=entry["final"])
         parts, n = batches(pool, teacher.config.vocab_size)
         out = [np.asarray(_final(teacher.config, teacher.weights, part.tokens_NT)) for part in parts]
         return dataclasses.replace(pool, final_NTD=np.concatenate(out)[:n])
 
 
 def _bytes(pool: Pool) -> int:
-    return sum(x.nbytes for x in jax.tree.leaves(pool))
+    """In memory: what lies on disk is read as it is used."""
+    return sum(x.nbytes for x in jax.tree.leaves(pool) if not isinstance(x, np.memmap))
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -183,8 +200,8 @@ def _load(key: str, hidden: _Hidden) -> Materials:
         del fields["name"]
         source: DataSource = SyntheticSource(LanguageSpec(**fields), config.sequence_length)
         if isinstance(config.teacher, LanguageTeacher):
-            return Materials(source, None)
-        return Materials(source, _tiny(config.teacher, source, cache))
+            return Materials(source, None, cache)
+        return Materials(source, _tiny(config.teacher, source, cache), cache)
 
     data = config.data
     splits = read_splits(Path(data.path)) if data.path else wikitext2_splits()
@@ -200,7 +217,7 @@ def _load(key: str, hidden: _Hidden) -> Materials:
             reference_share=data.reference_share,
             cache=cache,
         )
-        return Materials(source, Teacher(loaded.config, loaded.weights, loaded.digest[:16], loaded.tokenizer))
+        return Materials(source, Teacher(loaded.config, loaded.weights, loaded.digest[:16], loaded.tokenizer), cache)
     tokenizer = train_tokenizer(splits, data.tokenizer_size, cache)
     source = TextSource(
         splits,
@@ -211,7 +228,7 @@ def _load(key: str, hidden: _Hidden) -> Materials:
         cache=cache,
     )
     source.sequences("student", config.samples)  # too many? say so before a teacher is trained
-    return Materials(source, dataclasses.replace(_tiny(config.teacher, source, cache), tokenizer=tokenizer))
+    return Materials(source, dataclasses.replace(_tiny(config.teacher, source, cache), tokenizer=tokenizer), cache)
 
 
 def _tiny(teacher: TinyTeacher, source: DataSource, cache: Path) -> Teacher:

@@ -122,7 +122,7 @@ def reference_student(config: RunConfig, materials: Materials, student: Student,
     del made_of["claim"], made_of["measure"], made_of["labels"]
 
     def make() -> tuple[Any, dict[str, Any]]:
-        pool = materials.pool("reference", samples, "data", features=student.reads_only_final)
+        pool = materials.with_features("reference", samples, "data")
         state, _ = fit(plain, materials, student, frozen, pool, steps, seed=0)
         return state.params, {"steps": steps, "samples": samples}
 

@@ -1,13 +1,16 @@
-"""One run, from its configuration to the columns of its row. Reads from top to bottom."""
+"""One run, from its configuration to the columns of its row. Reads from top to bottom.
+
+Training and measuring are separate, so that a fused sweep can train many runs at once and measure each as it is.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 import jax
 
 from experiments.bilinear import run_bilinear
-from experiments.building import Columns, Log, Tick, build, evaluator, fit, start, test_size
+from experiments.building import Columns, Keeper, Log, Tick, build, evaluator, fit, objective, start, test_size
 from experiments.config import RunConfig
 from experiments.materials import Materials
 from experiments.measurements import (
@@ -32,12 +35,41 @@ from lrc_jax.students import Frozen, Student
 START_SAMPLES = 1024  # test sequences on which the untrained student is evaluated
 
 
-def run(config: RunConfig, materials: Materials, log: Log, tick: Tick) -> Columns:
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run before its training: its student, its pools and what its row says already."""
+
+    config: RunConfig
+    materials: Materials
+    student: Student
+    frozen: Frozen
+    train_pool: Pool
+    test_pool: Pool
+    columns: Columns
+
+    @property
+    def pool_to_fit(self) -> Pool:
+        """The training pool with the teacher's features where the objective can use them: clone losses need the
+        teacher's layers and hard labels nothing of it."""
+        wanted = objective(self.config)
+        if self.student.reads_only_final or (wanted.needs_teacher and not wanted.clone):
+            return self.train_pool
+        return dataclasses.replace(self.train_pool, final_NTD=None)
+
+
+def is_plain(config: RunConfig) -> bool:
+    """Whether a run is one training by building.fit and then measured; the others train in ways of their own."""
+    measure = config.measure
+    return config.student.name != "bilinear" and not (measure.convergence or measure.certificate or measure.dynamics)
+
+
+def run(config: RunConfig, materials: Materials, log: Log, tick: Tick, keeper: Keeper | None = None) -> Columns:
     """Train one student, measure it, and return its row.
 
     Args:
       log: receives one object a chunk of training (a line of metrics.jsonl).
       tick: progress callback (done, total, loss).
+      keeper: checkpoints, for runs that are one plain training; None keeps none.
 
     Raises:
       InputError: the configuration does not fit the data or the teacher.
@@ -45,40 +77,45 @@ def run(config: RunConfig, materials: Materials, log: Log, tick: Tick) -> Column
     """
     if config.student.name == "bilinear":
         return run_bilinear(config, materials, log)
+    if config.measure.convergence:
+        student, frozen = build(config, materials)
+        return describe(config, materials, student) | convergence_columns(config, materials, student, frozen)
+    prepared = prepare(config, materials)
+    student, frozen = prepared.student, prepared.frozen
+    pools = prepared.train_pool, prepared.test_pool
+    if config.measure.certificate:
+        return prepared.columns | certificate_columns(config, materials, student, frozen, *pools)
+    if config.measure.dynamics:
+        return prepared.columns | dynamics_group(config, materials, student, frozen, *pools)
+    pool = prepared.pool_to_fit
+    state, _ = fit(config, materials, student, frozen, pool, config.steps, log=log, tick=tick, keeper=keeper)
+    with clock.phase("measuring"):
+        return measure(prepared, state.params)
+
+
+def prepare(config: RunConfig, materials: Materials) -> Prepared:
+    """Everything of a run that comes before its training."""
     student, frozen = build(config, materials)
     columns = describe(config, materials, student)
-    if config.measure.convergence:
-        return columns | convergence_columns(config, materials, student, frozen)
-
-    head = student.reads_only_final
-    train_pool = materials.pool("student", config.samples, config.labels, config.seed, features=head)
-    test_pool = materials.pool("test", test_size(config, materials), config.labels, features=head)
+    # Features of the teacher, computed once a pool: every evaluation on it then costs the students' passes alone.
+    pool = materials.pool if config.measure.certificate or config.measure.dynamics else materials.with_features
+    train_pool = pool("student", config.samples, config.labels, config.seed)
+    test_pool = pool("test", test_size(config, materials), config.labels)
+    first = jax.tree.map(lambda x: x[:START_SAMPLES], test_pool)
     losses = evaluator(materials, student, frozen)
     with clock.phase("measuring"):
-        first_batch = jax.tree.map(lambda x: x[:START_SAMPLES], test_pool)
-        columns["start_test_loss"] = mean(losses(start(config, student, frozen), first_batch).student).value
-    if config.measure.certificate:
-        return columns | certificate_columns(config, materials, student, frozen, train_pool, test_pool)
-    if config.measure.dynamics:
-        return columns | dynamics_group(config, materials, student, frozen, train_pool, test_pool)
-    state, _ = fit(config, materials, student, frozen, train_pool, config.steps, log=log, tick=tick)
-    with clock.phase("measuring"):
-        return columns | _measured(config, materials, student, frozen, state.params, train_pool, test_pool)
+        columns["start_test_loss"] = mean(losses(start(config, student, frozen), first).student).value
+    return Prepared(config, materials, student, frozen, train_pool, test_pool, columns)
 
 
-def _measured(
-    config: RunConfig,
-    materials: Materials,
-    student: Student,
-    frozen: Frozen,
-    params: Any,
-    train_pool: Pool,
-    test_pool: Pool,
-) -> Columns:
-    """Everything that is measured on a trained student."""
+def measure(prepared: Prepared, params: object) -> Columns:
+    """The row of a trained student."""
+    config, materials, columns = prepared.config, prepared.materials, dict(prepared.columns)
+    student, frozen = prepared.student, prepared.frozen
+    train_pool, test_pool = prepared.train_pool, prepared.test_pool
     losses = evaluator(materials, student, frozen)
     on_train, on_test = losses(params, train_pool), losses(params, test_pool)
-    columns: Columns = {"params": count_parameters(params)}
+    columns["params"] = count_parameters(params)
     columns |= risk_columns(config, materials, on_train, on_test)
     columns |= gap_columns(config, materials, student, frozen, on_train, on_test, train_pool, test_pool)
     if config.measure.approximation:

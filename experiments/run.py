@@ -9,7 +9,6 @@ A run whose row is there is skipped; a failed one is tried again. Exit code 0: a
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -27,10 +25,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from experiments import command, config
-from experiments.files import write_json, write_text
 from experiments.status import record_sweep
 from experiments.store import Study
-from lrc_jax.errors import DivergedError, InputError
 
 log = logging.getLogger(__name__)
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -39,58 +35,33 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 def execute(cfg: config.RunConfig) -> dict[str, Any]:
     """Run a checked configuration unless it is done; returns its row."""
     command.prepare_jax(cfg.platform, cfg.threads, Path(cfg.cache_dir), allocator=cfg.allocator)
-    from experiments import materials, pipeline  # imports JAX: only after its environment is set
-    from experiments.artifacts import fingerprint
+    from experiments import interrupt, job, pipeline  # imports JAX: only after its environment is set
     from experiments.progress import Progress, duration
-    from experiments.version import code_version
     from lrc_jax import clock
 
     clock.start()
-    made_of = materials.load(cfg)
-    identity = config.identity(cfg)
-    run_id = fingerprint(identity, made_of.data_digest, code_version())
-    folder = Study.of(cfg.results_dir, cfg.study).run(run_id)
-    name = f"{cfg.student.name} rank={cfg.rank} samples={cfg.samples} steps={cfg.steps} seed={cfg.seed}"
-    if (row := folder.row()) is not None and not cfg.force:
-        log.info("%s: already done (%s)", name, run_id)
+    interrupt.listen()
+    run = job.identify(cfg)
+    if (row := run.done_row()) is not None:
+        log.info("%s: already done (%s)", run.name, run.run_id)
         return row
-    with folder.claim() as ours:
+    with run.folder.claim() as ours:
         if not ours:
-            log.info("%s: another process works on it (%s)", name, run_id)
+            log.info("%s: another process works on it (%s)", run.name, run.run_id)
             return {}
-        if (row := folder.row()) is not None and not cfg.force:  # finished between the look and the claim
+        if (row := run.done_row()) is not None:  # finished between the look and the claim
             return row
-        write_text(folder.path / "config.yaml", yaml.safe_dump(dataclasses.asdict(cfg)))
-        write_json(folder.path / "job.json", {"overrides": sorted(_overrides())})
         started = time.monotonic()
-        try:
-            with (folder.path / "metrics.jsonl").open("w") as metrics, Progress(name, cfg.steps) as progress:
-
-                def write(line: dict[str, Any]) -> None:
-                    metrics.write(json.dumps(line) + "\n")
-                    metrics.flush()
-
-                columns = pipeline.run(cfg, made_of, write, progress.update)
-        except (InputError, DivergedError) as wrong:
-            folder.fail(str(wrong))
-            raise
-        except Exception as wrong:
-            folder.fail(f"{type(wrong).__name__}: {wrong}")
-            raise
+        with (
+            run.attempt(_overrides()),
+            run.metrics() as write,
+            Progress(run.name, cfg.steps) as progress,
+            interrupt.FolderKeeper(run.folder) as keeper,
+        ):
+            columns = pipeline.run(cfg, run.materials, write, progress.update, keeper)
         seconds = time.monotonic() - started
-        phases = {f"{name}_seconds": round(value, 3) for name, value in clock.stop().items()}
-        row = {
-            "run_id": run_id,
-            "config": identity,
-            "data_digest": made_of.data_digest,
-            "code_version": code_version(),
-            "columns": columns,
-            "machine": command.machine_note() | {"seconds": round(seconds, 3)} | phases,
-        }
-        folder.finish(row)
-        shown = {k: columns.get(k) for k in ("start_test_loss", "test_loss", "teacher_loss", "gap", "grad_norm_sq")}
-        text = " ".join(f"{k}={v:.4f}" for k, v in shown.items() if v is not None)
-        log.info("%s: %s (%s)", name, text, duration(seconds))
+        row = run.finish(columns, seconds, clock.stop())
+        log.info("%s: %s (%s)", run.name, job.summary(columns), duration(seconds))
         return row
 
 

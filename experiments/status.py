@@ -66,6 +66,8 @@ def summary(study: Study) -> tuple[list[tuple[str, Counter[str]]], list[dict[str
                 reason = ""
                 if state == "failed" and folder is not None:
                     reason = read_json(folder / "failed.json")["reason"]
+                if state == "missing" and folder is not None and (folder / "paused.json").is_file():
+                    reason = "stopped; goes on from step {step} of {steps}".format(**read_json(folder / "paused.json"))
                 open_jobs.append({"sweep": name, "state": state, "job": " ".join(job), "reason": reason})
         counts.append((name, counter))
     return counts, open_jobs

@@ -4,10 +4,12 @@
                                   metrics.jsonl   one line a chunk of training
                                   claim.json      while somebody works on it: owner, kept fresh by a heartbeat
                                   failed.json     the last attempt failed: why
+                                  paused.json     stopped in good order at a step, whose state is in checkpoints/
                                   row.json        written last: its presence means done
 
 A claim is made by creating its file, which only one process can. Its modification time is the heartbeat; a claim
-that has not been refreshed for STALE_AFTER seconds, or whose process on this machine is gone, is taken over.
+that has not been refreshed for STALE_AFTER seconds, or whose process on this machine is gone, is taken over. Ages are
+taken by the file system's own clock, so that machines need not agree on the time and a clock may be set back.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -25,7 +28,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from experiments.files import write_json
+from experiments.files import unwritable, write_json
 from lrc_jax.errors import InputError
 
 ROW_SCHEMA = 1
@@ -50,6 +53,14 @@ class RunFolder:
     @property
     def failed_path(self) -> Path:
         return self.path / "failed.json"
+
+    @property
+    def paused_path(self) -> Path:
+        return self.path / "paused.json"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        return self.path / "checkpoints"
 
     def row(self) -> dict[str, Any] | None:
         """The run's row, or None where it is not done.
@@ -81,32 +92,38 @@ class RunFolder:
     def finish(self, row: dict[str, Any]) -> None:
         write_json(self.row_path, {"schema": ROW_SCHEMA, **row})
         self.failed_path.unlink(missing_ok=True)
+        self.paused_path.unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoints_path, ignore_errors=True)
 
     def fail(self, reason: str) -> None:
         write_json(self.failed_path, {"schema": ROW_SCHEMA, "reason": reason})
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[bool]:
-        """Try to become the run's owner; yields whether we are. Released at the end, whatever happens."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        owned = self._create_claim()
-        if not owned:
-            # Two takers of one dead claim must not each remove the other's fresh one.
-            with FileLock(str(self.path / ".takeover.lock")):
-                if not _alive(self.claim_path):
-                    self.claim_path.unlink(missing_ok=True)
-                    owned = self._create_claim()
+        """Try to become the run's owner; yields whether we are. Released at the end, whatever happens.
+
+        Raises:
+          InputError: the folder cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            owned = self._create_claim()
+            if not owned:
+                # Two takers of one dead claim must not each remove the other's fresh one.
+                with FileLock(str(self.path / ".takeover.lock")):
+                    if not _alive(self.claim_path):
+                        self.claim_path.unlink(missing_ok=True)
+                        owned = self._create_claim()
+        except OSError as wrong:
+            raise unwritable(self.path, wrong) from None
         if not owned:
             yield False
             return
-        stop = threading.Event()
-        beat = threading.Thread(target=_beat, args=(self.claim_path, stop), daemon=True)
-        beat.start()
+        HEART.add(self.claim_path)
         try:
             yield True
         finally:
-            stop.set()
-            beat.join()
+            HEART.remove(self.claim_path)
             self.claim_path.unlink(missing_ok=True)
 
     def _create_claim(self) -> bool:
@@ -120,10 +137,35 @@ class RunFolder:
         return True
 
 
-def _beat(path: Path, stop: threading.Event) -> None:
-    while not stop.wait(HEARTBEAT):
-        with contextlib.suppress(OSError):
-            os.utime(path)
+class _Heart:
+    """One thread that keeps all of this process's claims fresh."""
+
+    def __init__(self) -> None:
+        self._claims: set[Path] = set()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def add(self, claim: Path) -> None:
+        with self._lock:
+            self._claims.add(claim)
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._beat, daemon=True)
+                self._thread.start()
+
+    def remove(self, claim: Path) -> None:
+        with self._lock:
+            self._claims.discard(claim)
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(HEARTBEAT)
+            with self._lock:
+                for claim in self._claims:
+                    with contextlib.suppress(OSError):
+                        os.utime(claim)
+
+
+HEART = _Heart()
 
 
 def _process_start(pid: int) -> str | None:
@@ -134,18 +176,34 @@ def _process_start(pid: int) -> str | None:
         return None
 
 
+def _age(path: Path) -> float:
+    """Seconds since a file's last change by the file system's own clock; below 0 if that clock was set back."""
+    changed = path.stat().st_mtime
+    probe = path.with_name(f".now-{os.getpid()}-{threading.get_ident()}")
+    try:
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+    except OSError:
+        now = time.time()
+    return now - changed
+
+
 def _alive(claim: Path) -> bool:
     """Whether a claim's owner still works on it."""
     try:
-        age = time.time() - claim.stat().st_mtime
         owner = json.loads(claim.read_text())
     except FileNotFoundError:
         return False
     except (json.JSONDecodeError, UnicodeDecodeError):
-        return age < STALE_AFTER  # just being written, or its writer was killed in between
+        owner = {}  # just being written, or its writer was killed in between
     if owner.get("host") == socket.gethostname():
         return owner.get("process_start") == _process_start(int(owner["pid"])) is not None
-    return age < STALE_AFTER
+    try:
+        # A heartbeat far in the future is as dead as one far in the past: the clock was set back since.
+        return abs(_age(claim)) < STALE_AFTER
+    except FileNotFoundError:
+        return False
 
 
 @dataclass(frozen=True)

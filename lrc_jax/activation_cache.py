@@ -26,7 +26,7 @@ from lrc_jax.model import Activations, DecoderConfig, LayerActivations, Weights,
 from lrc_jax.objective import Objective
 from lrc_jax.students.base import Frozen, Student
 
-DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 SPARE = 1 << 30  # bytes of disk that an entry leaves free
 LAYER_SITES = tuple(LayerActivations.__dataclass_fields__)
 
@@ -82,7 +82,7 @@ def cached_activations(
     Args:
       cache: folder of all entries.
       sites: as `read_site` names them.
-      dtype: on disk: "float16" (finer; values beyond 65,504 are refused) or "bfloat16".
+      dtype: on disk: "float16" (finer; values beyond 65,504 are refused), "bfloat16" or "float32" (exact).
 
     Returns:
       Site -> read-only memory-mapped array [N, T, width]; only the rows that are read come into memory.
@@ -91,7 +91,7 @@ def cached_activations(
       InputError: a site or dtype is unknown, a value does not fit float16, or an entry is damaged.
     """
     if dtype not in DTYPES:
-        raise InputError(f"activation cache: dtype {dtype!r} is unknown; choose float16 or bfloat16")
+        raise InputError(f"activation cache: dtype {dtype!r} is unknown; choose float16, bfloat16 or float32")
     folder = cache / entry_name(teacher_digest, tokens_NT, sites, dtype)
     if not folder.is_dir():
         _write(folder, config, weights, tokens_NT, sites, dtype, batch_size)

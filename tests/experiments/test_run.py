@@ -115,6 +115,91 @@ def test_killed_and_started_again_gives_the_same_table(workplace):
     assert whole.read_bytes() == killed.read_bytes()
 
 
+def test_fused_sweep_has_the_rows_of_the_basic_one(workplace):
+    """Same ids, same columns, losses within 1e-5; Hydra's folders are there; a second start computes nothing; a run
+    that no fusing can train goes through the plain task."""
+    folder, sweep = workplace
+    again = [*sweep[:-1], "study=fused", "hydra/launcher=fused"]
+    code, out, err = call(*again, cwd=folder)
+    assert code == 0, err
+    assert "4 runs in 2 bundles of 2 to 2" in out
+    for alone, fused in zip(rows(folder), rows(folder, "fused"), strict=True):
+        assert alone["run_id"] == fused["run_id"]
+        assert alone["columns"].keys() == fused["columns"].keys()
+        scale = alone["columns"]["test_loss"]
+        for name, value in alone["columns"].items():
+            if isinstance(value, float):
+                close = pytest.approx(value, rel=1e-5, abs=1e-5 * scale)
+                assert fused["columns"][name] == close, name
+    (multirun,) = (folder / "results/fused/hydra").iterdir()
+    assert len(list(multirun.glob("*/.hydra/config.yaml"))) == 4
+    assert all("test_loss=" in p.read_text() for p in multirun.glob("*/run.log"))
+    code, out, _ = call(*again, cwd=folder)
+    assert code == 0
+    assert out.count("already done") == 4
+
+
+@pytest.mark.slow
+def test_what_cannot_be_fused_runs_singly_and_a_bad_run_leaves_the_others(workplace):
+    folder, _ = workplace
+    small = [s for s in SMALL if not s.startswith("teacher.")]
+    bilinear = ["student=bilinear", "teacher=language", "data.order=1", "rank=2,99", "labels=teacher"]
+    code, out, err = call(
+        "experiments.run", "-m", *small, *bilinear, "study=singly", "hydra/launcher=fused", cwd=folder
+    )
+    assert code == 2
+    assert "rank: 99 is above the vocabulary 8" in err.strip().splitlines()[-1]
+    assert "2 of 2 jobs are run singly" in out
+    assert len(rows(folder, "singly")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "fused"])
+def test_sigterm_saves_and_the_next_start_goes_on_with_the_same_bits(workplace, launcher):
+    """Stopped while it trains: exit code 143, a checkpoint, no row; the second start ends with the bits of a run that
+    never stopped."""
+    folder, _ = workplace
+    run = ["experiments.run", "-m", *SMALL, "steps=150000", f"hydra/launcher={launcher}"]
+    process = command(*run, f"study=stopped_{launcher}", cwd=folder)
+    runs = folder / f"results/stopped_{launcher}/runs"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        lines = [p for p in runs.glob("*/metrics.jsonl") if p.read_text().count("\n") > 3]
+        if lines:
+            break
+        time.sleep(0.1)
+    time.sleep(11)  # so long that saving pays
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 143
+    (at,) = runs.iterdir()
+    assert (at / "paused.json").exists()
+    assert not (at / "row.json").exists()
+    assert not (at / "claim.json").exists()
+    _, out, _ = call("experiments.status", f"study=stopped_{launcher}", "verbose=true", cwd=folder)
+    assert "goes on from step" in " ".join(out.split())
+    assert call(*run, f"study=stopped_{launcher}", cwd=folder)[0] == 0
+    assert call(*run, f"study=whole_{launcher}", cwd=folder)[0] == 0
+    (stopped,), (whole,) = rows(folder, f"stopped_{launcher}"), rows(folder, f"whole_{launcher}")
+    assert stopped["columns"] == whole["columns"]
+    texts = [(p / "metrics.jsonl").read_text() for s in ("stopped", "whole")
+             for p in (folder / f"results/{s}_{launcher}/runs").iterdir()]  # fmt: skip
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.slow
+def test_four_launchers_at_once_share_a_sweep(workplace):
+    """No run is computed twice and none is lost: every run is reported as computed by exactly one launcher."""
+    folder, _ = workplace
+    sweep = ["experiments.run", "-m", *SMALL, "rank=2,4", "seed=0,1,2,3,4,5", "study=four"]
+    launchers = [command(*sweep, f"hydra/launcher={kind}", cwd=folder) for kind in ("basic", "fused") * 2]
+    outs = [p.communicate(timeout=280) for p in launchers]
+    assert [p.returncode for p in launchers] == [0] * 4, outs
+    assert sum(out.count(" gap=") for out, _ in outs) == 12
+    assert len(rows(folder, "four")) == 12
+    assert call("experiments.status", "study=four", cwd=folder)[0] == 0
+
+
 def test_a_diverged_run_is_marked_and_the_sweep_goes_on(workplace):
     folder, _ = workplace
     code, out, err = call("experiments.run", "-m", *SMALL, "optimizer.learning_rate=1e38,1e-2", "study=nan", cwd=folder)
