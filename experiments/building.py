@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -15,14 +16,16 @@ from jaxtyping import Array
 from experiments.config import RunConfig
 from experiments.materials import Materials
 from lrc_jax import clock
+from lrc_jax.activation_cache import with_teacher_pass
 from lrc_jax.clone import CloneFlags
 from lrc_jax.data.pools import Pool
 from lrc_jax.evaluate import SequenceLosses, sequence_losses
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.seeds import key_for
+from lrc_jax.sharding import MeshSpec, make_mesh
 from lrc_jax.statistics import inverse_square_root, residual_basis
 from lrc_jax.students import Frozen, Student, StudentOptions, make_student
-from lrc_jax.train import History, Hyper, OptimizerSpec, TrainState, init_state, train
+from lrc_jax.train import History, Hyper, OptimizerSpec, StepOptions, TrainState, init_state, train
 
 Columns = dict[str, Any]
 Log = Callable[[dict[str, Any]], None]
@@ -126,12 +129,21 @@ def fit(
         if keeper is not None:
             keeper.chunk(step, steps, lambda: state)
 
+    teacher, terms = materials.network(), objective(config)
+    mesh = None
+    if config.mesh.data * config.mesh.model != 1:
+        mesh = make_mesh(MeshSpec(config.mesh.data, config.mesh.model), config.batch_size)
+    if config.teacher_cache != "none":
+        cache = Path(config.cache_dir) / "activations"
+        pool = with_teacher_pass(
+            cache, student, terms, teacher.config, frozen, teacher.digest, pool, dtype=config.teacher_cache
+        )
     with clock.phase("training"):
         return train(
             student,
-            objective(config),
+            terms,
             optimizer(config),
-            materials.network().config,
+            teacher.config,
             frozen,
             pool,
             hyper(config, steps, samples or pool.size),
@@ -142,6 +154,8 @@ def fit(
             until=until,
             progress=tick,
             on_chunk=on_chunk,
+            options=StepOptions(config.accumulate, config.remat, config.bf16),
+            mesh=mesh,
         )
 
 

@@ -145,11 +145,20 @@ class Measure:
     certificate_levels: int = 3
     # Failure probability of this run's certificates together; share 0.05 over the sample sizes that are printed.
     certificate_delta: float = 0.025
+    ablation: bool = False  # validation loss, intervals over documents, FLOPs a token
     cost: bool = False  # FLOPs, bytes, throughput and latency of inference
     convergence: bool = False  # squared gradient norm, smoothness, variance along plain SGD
     pilot_seed: int = 77  # seed whose run gives the frozen constants of claim 1's bound
     gradient_batch: int = 1024  # sequences in each of the two independent gradients at a checkpoint
     pool: int = 65536  # f of claim 1 is the mean loss over this finite pool
+
+
+@dataclass
+class Mesh:
+    """Devices of this machine that share a run; data 0 takes all that are left."""
+
+    data: int = 1  # split the batch
+    model: int = 1  # split the teacher's matrices
 
 
 @dataclass
@@ -165,8 +174,13 @@ class RunConfig:
     clone_weight: float = 0.2
     temperature: float = 1.0
     labels: str = "data"  # data: the text's next token; teacher: sampled from the teacher at every position
+    bf16: bool = False  # compute in bfloat16; parameters, optimiser and losses stay float32
+    # Teacher's activations on the training sequences are computed once for all students that read them, and kept in
+    # the cache: none | float16 | bfloat16 (rounding is part of the run).
+    teacher_cache: str = "none"
+    match: str = "tokens"  # tokens: exactly `steps`; time: as many as take the time of `steps` steps of the plain clone
     claim: str | None = None  # the claim that this run is evidence for; None: any
-    arm: str | None = None  # a control or another protocol of that claim; None: its primary design
+    arm: str | None = None  # of an ablation; or a control or another protocol of that claim; None: its primary design
     study: str = "default"
     teacher: Any = MISSING
     data: Any = MISSING
@@ -179,13 +193,20 @@ class RunConfig:
     cache_dir: str = ".cache"
     threads: int = 1
     platform: str = "cpu"
+    mesh: Mesh = field(default_factory=Mesh)
+    accumulate: int = 1  # parts of a batch that are computed one after another
+    remat: bool = False  # recompute the student's activations in the backward pass
     allocator: bool = False  # keep freed memory instead of returning it (Linux/glibc): faster, holds the peak RSS
     force: bool = False  # run again what is done
 
 
-MACHINE_KEYS = ("results_dir", "cache_dir", "threads", "platform", "allocator", "force", "study")
+MACHINE_KEYS = (
+    "results_dir", "cache_dir", "threads", "platform", "mesh", "accumulate", "remat", "allocator", "force", "study",
+)  # fmt: skip
 CHOICES = {
     "labels": ("data", "teacher"),
+    "match": ("tokens", "time"),
+    "teacher_cache": ("none", "float16", "bfloat16"),
     "measure.reference": ("teacher", "student"),
     "student.name": ("lrc", "direct", "scratch", "svd", "factorized", "bilinear"),
     "student.init": ("random", "fan_in", "pca", "channels"),
@@ -214,6 +235,9 @@ AT_LEAST = {
     "measure.gradient_batch": 1,
     "measure.information_samples": 64,
     "threads": 1,
+    "mesh.data": 0,
+    "mesh.model": 1,
+    "accumulate": 1,
 }
 ABOVE = {"temperature": 0.0, "optimizer.learning_rate": 0.0, "optimizer.eps": 0.0}
 

@@ -9,6 +9,7 @@ import dataclasses
 
 import jax
 
+from experiments.ablation import ablation_columns, matched_steps
 from experiments.bilinear import run_bilinear
 from experiments.building import Columns, Keeper, Log, Tick, build, evaluator, fit, objective, start, test_size
 from experiments.config import RunConfig
@@ -60,6 +61,9 @@ class Prepared:
 def is_plain(config: RunConfig) -> bool:
     """Whether a run is one training by building.fit and then measured; the others train in ways of their own."""
     measure = config.measure
+    own_step = config.bf16 or config.remat or config.accumulate > 1 or config.mesh.data * config.mesh.model != 1
+    if own_step or config.teacher_cache != "none" or config.match == "time":
+        return False
     return config.student.name != "bilinear" and not (measure.convergence or measure.certificate or measure.dynamics)
 
 
@@ -88,7 +92,10 @@ def run(config: RunConfig, materials: Materials, log: Log, tick: Tick, keeper: K
     if config.measure.dynamics:
         return prepared.columns | dynamics_group(config, materials, student, frozen, *pools)
     pool = prepared.pool_to_fit
-    state, _ = fit(config, materials, student, frozen, pool, config.steps, log=log, tick=tick, keeper=keeper)
+    steps = config.steps
+    if config.match == "time":
+        steps = prepared.columns["steps"] = matched_steps(config, materials, student, frozen, pool)
+    state, _ = fit(config, materials, student, frozen, pool, steps, log=log, tick=tick, keeper=keeper)
     with clock.phase("measuring"):
         return measure(prepared, state.params)
 
@@ -118,6 +125,8 @@ def measure(prepared: Prepared, params: object) -> Columns:
     columns["params"] = count_parameters(params)
     columns |= risk_columns(config, materials, on_train, on_test)
     columns |= gap_columns(config, materials, student, frozen, on_train, on_test, train_pool, test_pool)
+    if config.measure.ablation:
+        columns |= ablation_columns(config, materials, student, frozen, params, on_test)
     if config.measure.approximation:
         columns |= approximation_columns(config, materials, student, frozen, test_pool)
     if config.measure.clone_fvu and not student.reads_only_final:

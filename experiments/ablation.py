@@ -1,0 +1,83 @@
+"""What an ablation adds to a run: validation loss, intervals over documents, FLOPs, and steps for equal time."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.artifacts import cached_numbers
+from experiments.building import Columns, build, evaluator, fit
+from experiments.config import Loss, RunConfig, identity
+from experiments.materials import Materials
+from lrc_jax.data.pools import Pool
+from lrc_jax.evaluate import SequenceLosses
+from lrc_jax.measure.flops import forward_flops, parameter_count
+from lrc_jax.seeds import rng_for
+from lrc_jax.students import Frozen, Student
+
+VALIDATION = 1024  # sequences of the probe pool that settings are chosen on
+RESAMPLES = 2000
+PACE_STEPS, PACE_ROUNDS = 40, 5  # steps timed at once; rounds, of which the first compiles
+
+
+def document_interval(losses_N: np.ndarray, documents_N: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """95 % percentile-bootstrap interval of a mean loss, documents resampled whole (a token-weighted mean)."""
+    _, index = np.unique(documents_N, return_inverse=True)
+    sums_D, counts_D = np.bincount(index, losses_N), np.bincount(index)
+    draws = rng.integers(0, len(sums_D), (RESAMPLES, len(sums_D)))
+    low, high = np.quantile(sums_D[draws].sum(1) / counts_D[draws].sum(1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def ablation_columns(
+    config: RunConfig, materials: Materials, student: Student, frozen: Frozen, params: Any, on_test: SequenceLosses
+) -> Columns:
+    """Columns by which arms are compared. Settings are to be chosen by `valid_loss`, never by `test_loss`."""
+    have = materials.source.available("probe")
+    probe = materials.pool("probe", VALIDATION if have is None else min(have, VALIDATION), config.labels)
+    documents = materials.source.documents("test", len(on_test.student))
+    rng = rng_for(0, "ablation", "bootstrap")  # the same documents for every run: arms are compared on equal terms
+    low, high = document_interval(on_test.student, documents, rng)
+    length = config.sequence_length
+    return {
+        "match": config.match,
+        "valid_loss": float(np.mean(evaluator(materials, student, frozen)(params, probe).student)),
+        "test_low": low,
+        "test_high": high,
+        "documents": len(np.unique(documents)),
+        "inference_params": parameter_count(student.config),
+        "flops_per_token": forward_flops(student.config, length).total,
+        "teacher.flops_per_token": forward_flops(materials.network().config, length).total,
+    }
+
+
+def matched_steps(config: RunConfig, materials: Materials, student: Student, frozen: Frozen, pool: Pool) -> int:
+    """Steps that take the time of `config.steps` steps of the plain Low-Rank Clone with all its losses.
+
+    Both are timed here in alternating rounds, and the ratio of medians is kept in the cache: a table then has one
+    number of steps an arm, and a machine whose speed drifts changes both sides alike.
+    """
+    if not student.trained:
+        return config.steps
+    losses = dataclasses.replace(config, clone_weight=0.2, temperature=1.0, loss=Loss())
+    plain = dataclasses.replace(losses, student=dataclasses.replace(config.student, name="lrc", matrices="all"))
+    made_of = identity(config) | {"data": materials.data_digest}
+    for key in ("seed", "steps", "measure", "arm", "optimizer"):
+        del made_of[key]
+
+    def make() -> dict[str, Any]:
+        arms = {"this": (config, student, frozen), "plain": (plain, *build(plain, materials))}
+        seconds: dict[str, list[float]] = {name: [] for name in arms}
+        for _ in range(PACE_ROUNDS):
+            for name, (settings, one, fz) in arms.items():
+                start = time.perf_counter()
+                fit(settings, materials, one, fz, pool, 20 * PACE_STEPS, until=PACE_STEPS)
+                seconds[name].append(time.perf_counter() - start)
+        return {name: float(np.median(times[1:])) / PACE_STEPS for name, times in seconds.items()}
+
+    pace = cached_numbers(Path(config.cache_dir), "pace", made_of, make)
+    return max(1, round(config.steps * pace["plain"] / pace["this"]))
