@@ -29,7 +29,7 @@ from lrc_jax.model import DecoderConfig, Weights, count_parameters
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.projections import read_flags, read_projections
 from lrc_jax.seeds import key_for
-from lrc_jax.sharding import MeshSpec, make_mesh, place_frozen, to_host
+from lrc_jax.sharding import MeshSpec, make_mesh, to_host
 from lrc_jax.statistics import residual_basis, second_moments
 from lrc_jax.students import Frozen, Student, StudentOptions, make_student
 from lrc_jax.teachers.load import Teacher, load_teacher
@@ -249,8 +249,6 @@ def distill(
     if machine.data * machine.model != 1 or jax.process_count() > 1:
         mesh = make_mesh(MeshSpec(machine.data, machine.model), settings.batch_size)
     student, frozen, params = _build(settings, teacher, pool)
-    if mesh is not None and jax.process_count() == 1:  # else each process looks at its own copy outside of training
-        frozen = place_frozen(mesh, frozen)
 
     optimizer = OptimizerSpec(warmup=0.05, clip=1.0)
     objective = Objective(
@@ -319,8 +317,6 @@ def distill(
         options=StepOptions(machine.accumulate, machine.remat, settings.bf16),
         mesh=mesh,
     )
-    if jax.process_count() > 1:
-        state = to_host(state)
     report["loss_after"] = held_out_loss(student.config, merged(state.params, frozen), test)
     report["validation_loss"] = held_out_loss(student.config, merged(state.params, frozen), valid)
     report["tokens_per_second"] = progress.tokens_per_second and round(progress.tokens_per_second)

@@ -25,7 +25,7 @@ from lrc_jax.data.pools import Pool
 from lrc_jax.errors import DivergedError, InputError
 from lrc_jax.model import RESIDUAL, Activations, DecoderConfig, LayerActivations, Weights, forward
 from lrc_jax.objective import LossWeights, Objective, Terms, evaluate_objective
-from lrc_jax.sharding import DATA, place_frozen, replicate, shard_batches
+from lrc_jax.sharding import DATA, place_frozen, replicate, shard_batches, to_host
 from lrc_jax.students.base import Frozen, Params, Student
 
 CHUNK = 256  # most steps in one call of the compiled program
@@ -447,6 +447,8 @@ def train(
             on_chunk(state, part)
         if progress is not None:
             progress(done, steps, float(part.terms.total.mean()))
+    if mesh is not None:  # back to where the caller's arrays are
+        state = jax.tree.map(jnp.asarray, to_host(state))
     return state, jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 

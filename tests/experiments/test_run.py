@@ -402,3 +402,46 @@ def test_one_thread_is_the_default(workplace):
     with contextlib.suppress(KeyError):
         assert "intra_op_parallelism_threads" in os.environ["XLA_FLAGS"]
     assert rows(folder)[0]["machine"]["jax"]
+
+
+@pytest.mark.slow
+def test_an_ablation_becomes_a_table(workplace):
+    folder, _ = workplace
+    sizes = [*SMALL, "measure.test_samples=32", "study=ablation"]
+    sweep = ["+experiment=ablation", "ablation=lrc,direct,svd", "optimizer.learning_rate=1e-2,3e-2", "seed=0,1"]
+    code, _, err = call("experiments.run", "-m", *sweep, *sizes, cwd=folder)
+    assert code == 0, err
+    code, _, err = call("experiments.compare_arms", "study=ablation", cwd=folder)
+    assert code == 0, err
+    table = pd.read_csv(folder / "results" / "ablation" / "ablation.csv")
+    assert sorted(zip(table["match"], table["arm"], strict=True)) == sorted(
+        (match, arm) for match in ("tokens", "time") for arm in ("lrc", "direct", "svd")
+    )
+    assert (table["seeds"] == 2).all() and (table["rates"] == 2).all()
+    assert (table["low"] < table["perplexity"]).all() and (table["perplexity"] < table["high"]).all()
+    equal = table[table["match"] == "tokens"]
+    assert equal["steps"].nunique() == 1
+    for kind in ("pdf", "png", "csv"):
+        assert (folder / "results" / "ablation" / "figures" / f"ablation.{kind}").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_where_a_run_is_computed_changes_nothing_and_the_cache_little(workplace):
+    folder, _ = workplace
+    losses = {}
+    two = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+    for name, keys in {
+        "plain": [],
+        "mesh": ["mesh.data=2", "accumulate=2", "remat=true"],
+        "cache": ["teacher_cache=float16"],
+    }.items():
+        process = subprocess.run(
+            [sys.executable, "-m", "experiments.run", *SMALL, *keys, f"study={name}"],
+            cwd=folder, env=two, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert process.returncode == 0, process.stderr
+        row = rows(folder, name)[0]
+        losses[name] = row["columns"]["test_loss"], row["run_id"]
+    assert losses["mesh"][0] == pytest.approx(losses["plain"][0], abs=1e-5)
+    assert losses["mesh"][1] == losses["plain"][1] != losses["cache"][1]
+    assert 0 < abs(losses["cache"][0] - losses["plain"][0]) < 1e-3

@@ -1,0 +1,122 @@
+"""The table and the figure of an ablation.
+
+    python -m experiments.compare_arms study=NAME
+
+Writes results/<study>/ablation.csv and figures/ablation.pdf, .png and .csv, from the study's runs alone. An arm's
+learning rate is the one with the lowest mean validation loss among those swept; the test loss is then reported with
+two intervals: over test documents (bootstrap, mean over seeds of its ends) and over seeds (range).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from experiments.collect import collect
+from experiments.command import guarded, study_arguments
+from experiments.figures import Drawn, save
+from experiments.files import write_text
+from experiments.store import Study
+from experiments.theme import COLUMN, series_style, theme
+from lrc_jax.errors import InputError
+
+SHOWN = ["match", "arm", "seeds", "learning_rate", "tokens", "perplexity", "low", "high", "least", "most", "params"]
+
+
+def arm_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row an arm and kind of match, best first.
+
+    Raises:
+      InputError: the table has no arms, or was not measured with measure.ablation.
+    """
+    missing = [c for c in ("arm", "match", "valid_loss", "test_low") if c not in frame]
+    if missing:
+        raise InputError(f"column {missing[0]}: missing; the study has no runs of +experiment=ablation")
+    out = []
+    for (match, arm), runs in frame.groupby(["match", "arm"]):
+        validation = {
+            rate: float(runs.loc[runs["learning_rate"] == rate, "valid_loss"].mean())
+            for rate in map(float, np.unique(runs["learning_rate"]))
+        }
+        best = min(validation, key=validation.__getitem__)
+        chosen = runs[runs["learning_rate"] == best]
+        row, losses = chosen.iloc[0], chosen["test_loss"]
+        out.append(
+            {
+                "match": match,
+                "arm": arm,
+                "seeds": len(chosen),
+                "learning_rate": best,
+                "rates": len(validation),
+                "steps": int(row["steps"]),
+                "tokens": int(row["steps"] * row["batch_size"] * row["sequence_length"]),
+                "perplexity": math.exp(losses.mean()),
+                "low": math.exp(chosen["test_low"].mean()),
+                "high": math.exp(chosen["test_high"].mean()),
+                "least": math.exp(losses.min()),
+                "most": math.exp(losses.max()),
+                "valid_loss": float(chosen["valid_loss"].mean()),
+                "test_loss": float(losses.mean()),
+                "kl": float(chosen["excess"].mean()),
+                "documents": int(row["documents"]),
+                "params": int(row["params"]),
+                "inference_params": int(row["inference_params"]),
+                "flops_per_token": float(row["flops_per_token"]),
+                "teacher_flops_per_token": float(row["teacher.flops_per_token"]),
+                "teacher_perplexity": math.exp(chosen["teacher_loss"].mean()),
+            }
+        )
+    return pd.DataFrame(out).sort_values(["match", "test_loss"], ascending=[False, True], ignore_index=True)
+
+
+def arms_figure(table: pd.DataFrame) -> Drawn:
+    """Perplexity of every arm with its interval over documents, equal tokens and equal time side by side."""
+    arms = table.sort_values(["match", "test_loss"], ascending=[False, False])["arm"].drop_duplicates(keep="last")
+    place = {arm: i for i, arm in enumerate(arms)}
+    figure = Figure(figsize=(COLUMN, 0.9 + 0.2 * len(place)))
+    axes = figure.add_subplot()
+    for i, (match, part) in enumerate(table.groupby("match", sort=False)):
+        y = part["arm"].map(place).to_numpy() + 0.22 * i
+        spread = np.array([part["perplexity"] - part["low"], part["high"] - part["perplexity"]])
+        axes.errorbar(
+            part["perplexity"], y, xerr=np.maximum(spread, 0), linestyle="none", elinewidth=0.8,
+            label=f"equal {match}", **series_style(i),
+        )  # fmt: skip
+    teacher = float(table["teacher_perplexity"].iloc[0])
+    axes.axvline(teacher, color="#444444", linewidth=0.8, linestyle=":", label=f"teacher ({teacher:.1f})")
+    axes.set(xscale="log", xlabel="test perplexity (95 % over documents)")
+    axes.set_yticks(list(place.values()), [str(arm).replace("_", " ") for arm in place])
+    figure.legend(*axes.get_legend_handles_labels(), ncols=3, loc="outside upper center", fontsize=6)
+    caption = (
+        f"Test perplexity of {len(place)} arms of the ablation, each at the learning rate with the best validation "
+        f"loss; mean over {table['seeds'].max()} seeds, intervals over {table['documents'].iloc[0]} test documents."
+    )
+    return Drawn("ablation", caption, figure, table)
+
+
+def main() -> int:
+    study = Study.of(*(study_arguments(__doc__)[key] for key in ("results_dir", "study")))
+    table = arm_table(collect(study))
+    write_text(study.path / "ablation.csv", table.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+    with theme():
+        drawn = arms_figure(table)
+    save(drawn, study.path / "figures")
+    grid = Table(*SHOWN)
+    for _, row in table.iterrows():
+        cells = (row[k] for k in SHOWN)
+        grid.add_row(
+            *(f"{x:.5g}" if isinstance(x, float) else f"{x:,}" if isinstance(x, int) else str(x) for x in cells)
+        )
+    Console(width=None if sys.stdout.isatty() else 160).print(grid)
+    print(f"{study.path / 'ablation.csv'}; {study.path / 'figures' / 'ablation'}.pdf .png .csv")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(guarded(main))
