@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from experiments.files import write_json, write_text
+from experiments.files import write_json
 from experiments.store import RunFolder
 from lrc_jax import checkpoint
 from lrc_jax.train import TrainState
@@ -108,11 +108,17 @@ def stop_if_wanted() -> None:
 
 
 def _cut_metrics(folder: RunFolder, step: int) -> None:
-    """Drop the lines of metrics.jsonl beyond a step: they will be written again."""
+    """Drop the lines of metrics.jsonl beyond a step: they will be written again. In place, since the run has the file
+    open to append to it."""
     path = folder.path / "metrics.jsonl"
-    kept = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        with contextlib.suppress(json.JSONDecodeError):  # the line that a kill cut off
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-    write_text(path, "".join(line + "\n" for line in kept))
+    end = 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else []:
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except json.JSONDecodeError:  # the line that a kill cut off
+            break
+        end += len(line)
+    if path.is_file():
+        with path.open("r+b") as file:
+            file.truncate(end)

@@ -1,6 +1,6 @@
-"""SIGKILL at random moments of a 60-run sweep: in the end every run is done once and the table is the uninterrupted one.
+"""SIGKILL at random moments of a 60-run sweep: every run is done once, and the table is the uninterrupted one.
 
-    python tests/engines/kill_sweep.py [KILLS] [LAUNCHER]
+python tests/engines/kill_sweep.py [KILLS] [LAUNCHER] [LONGEST_SECONDS_BETWEEN_KILLS]
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
-SMALL = """teacher.hidden_size=16 teacher.intermediate_size=16 teacher.steps=40 teacher.check_every=20 teacher.pool=512
+TEXT = """teacher.hidden_size=16 teacher.intermediate_size=16 teacher.steps=40 teacher.check_every=20 teacher.pool=512
 data.vocabulary=8 sequence_length=6 batch_size=8 steps=200 measure.test_samples=64 measure.reference_samples=64
-rank=2,3,4,6,8 samples=32,64,96,128 seed=0,1,2""".split()
+rank=2,3,4,6,8 samples=32,64,96,128 seed=0,1,2"""
+SMALL = TEXT.split()
 
 
 def sweep(folder: Path, study: str, launcher: str) -> subprocess.Popen[bytes]:
@@ -27,14 +28,14 @@ def sweep(folder: Path, study: str, launcher: str) -> subprocess.Popen[bytes]:
     )
 
 
-def main(kills: int = 100, launcher: str = "basic") -> None:
+def main(kills: int = 100, launcher: str = "basic", longest: float = 8.0) -> None:
     folder, rng = Path(tempfile.mkdtemp()), random.Random(0)
     runs = folder / "results/killed/runs"
     killed, early, written = 0, 0, {}
     while killed < kills:
         process = sweep(folder, "killed", launcher)
         try:
-            process.wait(rng.uniform(1, 8))
+            process.wait(rng.uniform(1, longest))
             early += 1  # the sweep was over before its killer came
             break
         except subprocess.TimeoutExpired:
@@ -61,4 +62,4 @@ def main(kills: int = 100, launcher: str = "basic") -> None:
 
 
 if __name__ == "__main__":
-    main(*(kind(a) for kind, a in zip((int, str), sys.argv[1:], strict=False)))
+    main(*(kind(a) for kind, a in zip((int, str, float), sys.argv[1:], strict=False)))

@@ -20,7 +20,7 @@ sweep() {
 "$PYTHON" -m experiments.run $SMALL steps=20 study=warm results_dir="$WORK/results" cache_dir="$WORK/cache"
 sweep >sweep.log 2>&1 & SWEEP=$!
 for _ in $(seq 200); do
-  C=$(find "$WORK/results/engine/runs" -name claim.json 2>/dev/null | head -1); [ -n "$C" ] && break; sleep 0.5
+  C=$(find "$WORK/results/engine/runs" -name claim.json 2>/dev/null | head -1 || true); [ -n "$C" ] && break; sleep 0.5
 done
 VICTIM=$("$PYTHON" -c 'import json,sys; print(json.load(open(sys.argv[1]))["pid"])' "$C")
 echo "== SIGKILL to worker $VICTIM of $C"; kill -9 "$VICTIM"

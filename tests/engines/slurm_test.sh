@@ -9,7 +9,7 @@ trap '"$HERE/slurm_down.sh"; [ -s "$SLURM_STATE/db/mariadb.pid" ] && kill "$(cat
 "$HERE/slurm_acct_up.sh"; "$HERE/slurm_up.sh"
 export SLURM_CONF=$SLURM_STATE/slurm.conf
 sacctmgr -i add cluster local >/dev/null 2>&1 || true
-WORK=$(mktemp -d); cd "$WORK"
+WORK=${WORK:-$(mktemp -d)}; cd "$WORK"
 SMALL="teacher.hidden_size=16 teacher.intermediate_size=16 teacher.steps=40 teacher.check_every=20 teacher.pool=512 data.vocabulary=8 sequence_length=6 batch_size=8 samples=64 rank=4 measure.test_samples=64 measure.reference_samples=64"
 COMMON="+engine=${ENGINE:-slurm} study=engine results_dir=$WORK/results cache_dir=$WORK/cache"
 "$PYTHON" -m experiments.run $SMALL steps=20 study=warm results_dir="$WORK/results" cache_dir="$WORK/cache"
@@ -17,7 +17,7 @@ COMMON="+engine=${ENGINE:-slurm} study=engine results_dir=$WORK/results cache_di
 SWEEP=$!
 # Wait until a job has trained for long enough that stopping it pays, then take it away as a preempting Slurm would.
 for _ in $(seq 300); do
-  F=$(find "$WORK/results/engine/runs" -name metrics.jsonl -size +300c 2>/dev/null | head -1); [ -n "$F" ] && break; sleep 1
+  F=$(find "$WORK/results/engine/runs" -name metrics.jsonl -size +300c 2>/dev/null | head -1 || true); [ -n "$F" ] && break; sleep 1
 done
 sleep 12
 squeue -o '%i %T %r'
