@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.complete
 STUDY  ?= demo
 
-.PHONY: env check test reproduce figures clean
+.PHONY: env check test reproduce figures docs clean
 
 env: $(STAMP)
 
@@ -28,5 +28,14 @@ test: env
 reproduce: env
 	$(BIN)/python -m experiments.reproduce study=$(STUDY)
 
+# Every figure, table and verdict of the studies kept in results/reference/, without running a model.
+figures: env
+	$(BIN)/python -m experiments.reference study=all
+
+# Needs the documentation's own packages, which nothing else does.
+docs: env
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	$(BIN)/python -m sphinx -W --keep-going -b html docs site
+
 clean:
-	rm -rf $(VENV) .cache build *.egg-info
+	rm -rf $(VENV) .cache build site *.egg-info

@@ -29,6 +29,8 @@ from theory.check import check_file
 from theory.report import ClaimReport, Exponent, Report
 from theory.tables import InputError as TableError
 
+TRAINING_POINTS = "training.csv"
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -237,8 +239,14 @@ def gradient_against_steps(claim: ClaimReport, frame: pd.DataFrame) -> Drawn:
     return Drawn("gradient_against_steps", caption, figure, points)
 
 
-def training_curves(study: Study) -> Drawn | None:
-    """Training loss of a study's runs: median over runs of a rank, with the range between quartiles."""
+def training_points(study: Study) -> pd.DataFrame | None:
+    """Training loss by rank and share of the run's steps: median and quartiles over the study's runs.
+
+    From the runs' logs, or from the points that a compact copy of the study keeps (`training.csv`).
+    """
+    if not study.runs():
+        kept = study.path / TRAINING_POINTS
+        return pd.read_csv(kept) if kept.is_file() else None
     frames = []
     for folder in study.runs():
         metrics, row = folder.path / "metrics.jsonl", folder.row()
@@ -252,7 +260,14 @@ def training_curves(study: Study) -> Drawn | None:
     joined = pd.concat(frames, ignore_index=True)
     joined["share"] = (joined["share"] * 20).round() / 20
     quartiles = joined.groupby(["rank", "share"])["total"].describe()[["25%", "50%", "75%"]]
-    points = quartiles.set_axis(["low", "median", "high"], axis=1).reset_index()
+    return quartiles.set_axis(["low", "median", "high"], axis=1).reset_index()
+
+
+def training_curves(study: Study) -> Drawn | None:
+    """Training loss of a study's runs: median over runs of a rank, with the range between quartiles."""
+    points = training_points(study)
+    if points is None:
+        return None
     figure = Figure(figsize=(COLUMN, 2.4))
     axes = figure.add_subplot()
     for i, (rank, part) in enumerate(points.groupby("rank")):

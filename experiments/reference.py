@@ -1,0 +1,75 @@
+"""Finished studies in compact form, and everything that is shown of them.
+
+    python -m experiments.reference study=NAME     copy a finished study to results/reference/NAME
+    python -m experiments.reference study=all      draw and judge anew whatever is there (what `make figures` does)
+
+The copy holds the table of measurements, the points of the training curves, the verdicts, the power of the design, and
+the environment and commands that made them; figures, verdicts and pages are made from these alone, without a model.
+CSV and JSON come out byte-identical; PNG files do with the pinned versions. PDF files and pages are not kept in git.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+from experiments.command import guarded, study_arguments
+from experiments.figures import TRAINING_POINTS, training_points
+from experiments.files import write_bytes, write_json, write_text
+from experiments.power import FILE as POWER
+from experiments.provenance import ENVIRONMENT, environment
+from experiments.report import parts_of
+from experiments.reproduce import tell
+from experiments.store import Study
+from lrc_jax.errors import InputError
+
+REFERENCE = "reference"
+
+
+def keep(study: Study, target: Study) -> list[Study]:
+    """Copy what a study needs to be shown again; returns the folders of its parts.
+
+    Raises:
+      InputError: the study has no table.
+    """
+    parts = parts_of(study.require())
+    if not parts:
+        raise InputError(f"{study.path}: no measurements.csv; run `python -m experiments.collect` first")
+    kept = []
+    for label, part in parts.items():
+        folder = target.path / label
+        write_bytes(folder / "measurements.csv", (part.path / "measurements.csv").read_bytes())
+        write_json(folder / ENVIRONMENT, environment(part))
+        points = training_points(part)
+        if points is not None:
+            write_text(folder / TRAINING_POINTS, points.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        for name in (POWER, "validation.json"):
+            if (part.path / name).is_file():
+                shutil.copyfile(part.path / name, folder / name)
+        kept.append(Study(folder))
+    if (study.path / "validation.json").is_file():
+        shutil.copyfile(study.path / "validation.json", target.path / "validation.json")
+    return kept
+
+
+def main() -> int:
+    arguments = study_arguments(__doc__)
+    reference = Study.of(arguments["results_dir"], REFERENCE)
+    if arguments["study"] == "all":
+        studies = [Study(p) for p in sorted(reference.path.iterdir()) if p.is_dir()] if reference.path.is_dir() else []
+        studies = [study for study in studies if parts_of(study)]
+        if not studies:
+            print(f"{reference.path}: no study is kept there yet", file=sys.stderr)
+            return 0
+    else:
+        target = Study.of(str(reference.path), arguments["study"])
+        keep(Study.of(arguments["results_dir"], arguments["study"]), target)
+        studies = [target]
+    for study in studies:
+        tell(study)
+        print(study.path)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(guarded(main))

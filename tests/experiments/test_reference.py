@@ -1,0 +1,57 @@
+"""A finished study kept in compact form is shown again byte by byte, without its runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import power, reference
+from theory.planted.surfaces import Design, gap_table
+
+
+def test_drawn_again_byte_by_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr(power, "REPLICATIONS", 1)
+    study = tmp_path / "small"
+    run = study / "runs" / "abc"
+    run.mkdir(parents=True)
+    design = Design(ranks=(4, 8, 16), samples=(64, 256, 1024), seeds=3)
+    frame = gap_table(1, 1, design, np.random.default_rng(0)).assign(claim="generalization")
+    frame.to_csv(study / "measurements.csv", index=False, float_format="%.10g")
+    machine = {"device": "cpu", "platform": "p", "python": "3", "jax": "0", "jaxlib": "0", "seconds": 60.0}
+    row = {"run_id": "abc", "config": {}, "data_digest": "d", "code_version": "c", "machine": machine}
+    (run / "row.json").write_text(json.dumps(row | {"columns": {"rank": 4, "steps": 20}}))
+    (run / "metrics.jsonl").write_text('{"step": 10, "total": 2.0}\n{"step": 20, "total": 1.0}\n')
+
+    def command(name):
+        monkeypatch.setattr(sys, "argv", ["reference", f"study={name}", f"results_dir={tmp_path}"])
+        assert reference.guarded(reference.main) == 0
+
+    command("small")
+    kept = tmp_path / "reference" / "small"
+    before = {p.relative_to(kept): p.read_bytes() for p in kept.rglob("*") if p.is_file()}
+    names = {str(p) for p in before}
+    assert {"measurements.csv", "verdicts.json", "environment.json", "power.json", "report.html"} <= names
+    assert {"figures/gap_against_samples.csv", "figures/training_curves.png"} <= names
+    assert json.loads(before[next(p for p in before if p.name == "environment.json")])["minutes"] == 1.0
+    for path in (kept / "figures").iterdir():
+        path.unlink()
+    command("all")
+    after = {p.relative_to(kept): p.read_bytes() for p in kept.rglob("*") if p.is_file()}
+    assert after.keys() == before.keys()
+    assert [str(p) for p in before if after[p] != before[p]] == []
+
+
+def test_nothing_kept_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["reference", "study=all", f"results_dir={tmp_path}"])
+    assert reference.guarded(reference.main) == 0
+    assert "no study is kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argument", ["study=none"])
+def test_a_study_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys, argument):
+    monkeypatch.setattr(sys, "argv", ["reference", argument, f"results_dir={tmp_path}"])
+    assert reference.guarded(reference.main) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
