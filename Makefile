@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.complete
 STUDY  ?= demo
 
-.PHONY: env check test reproduce figures docs clean
+.PHONY: env check test reproduce figures clean
 
 env: $(STAMP)
 
@@ -32,10 +32,5 @@ reproduce: env
 figures: env
 	$(BIN)/python -m experiments.reference study=all
 
-# Needs the documentation's own packages, which nothing else does.
-docs: env
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
-	$(BIN)/python -m sphinx -W --keep-going -b html docs site
-
 clean:
-	rm -rf $(VENV) .cache build site *.egg-info
+	rm -rf $(VENV) .cache build *.egg-info
