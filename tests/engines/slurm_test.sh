@@ -27,6 +27,6 @@ scontrol requeue "$VICTIM"; sleep 5
 find "$WORK/results/engine" -name paused.json -exec cat {} +
 squeue -o '%i %T %r'
 wait $SWEEP && echo "== sweep: exit 0" || { echo "== sweep: exit $?"; tail -5 "$WORK/sweep.log"; }
-sacct -X -D --format=JobID,State,ExitCode,Restarts,Elapsed
+sacct -X -D --format=JobID,State,ExitCode,Elapsed
 "$PYTHON" -m experiments.status study=engine results_dir="$WORK/results"
 echo "== rows: $(find "$WORK/results/engine/runs" -name row.json | wc -l) of 3"
