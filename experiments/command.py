@@ -34,11 +34,14 @@ def keep_freed_memory() -> bool:
     return all(mallopt(name, value) == 1 for name, value in settings)
 
 
-def prepare_jax(backend: str, threads: int, cache: Path, *, allocator: bool = False) -> None:
+def prepare_jax(
+    backend: str, threads: int, cache: Path, *, allocator: bool = False, matmul_precision: str = "highest"
+) -> None:
     """Set JAX's environment; has to come before the first use of a device.
 
     One thread a run by default: sums are then done in one order, so that a run repeats bit by bit. The compilation
-    cache lies in a folder per machine and jaxlib, since compiled CPU code need not run elsewhere.
+    cache lies in a folder per machine and jaxlib, since compiled CPU code need not run elsewhere. On a GPU products of
+    float32 are exact to float32 unless `matmul_precision` asks for less (by default they would be TF32).
     """
     if allocator and not keep_freed_memory():
         print("allocator: no glibc here, the setting does nothing", file=sys.stderr)
@@ -47,17 +50,18 @@ def prepare_jax(backend: str, threads: int, cache: Path, *, allocator: bool = Fa
         eigen = "true" if threads > 1 else "false"
         flags = f"--xla_cpu_multi_thread_eigen={eigen} intra_op_parallelism_threads={threads}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
-    _configure(str(cache))
+    _configure(str(cache), None if backend == "cpu" else matmul_precision)
 
 
 @functools.cache
-def _configure(cache: str) -> None:
+def _configure(cache: str, matmul_precision: str | None) -> None:
     import jax
     import jaxlib
 
     folder = Path(cache) / "xla" / f"jaxlib-{jaxlib.__version__}-{_cpu_fingerprint()}"
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_default_matmul_precision", matmul_precision)
 
 
 def _cpu_fingerprint() -> str:
@@ -81,6 +85,7 @@ def machine_note() -> dict[str, Any]:
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "device": jax.devices()[0].device_kind,
+        "matmul_precision": jax.config.jax_default_matmul_precision or "default",  # on CPU: float32
         "platform": f"{platform.system()} {platform.machine()}",
     }
 

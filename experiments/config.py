@@ -179,6 +179,7 @@ class RunConfig:
     # the cache: none | float16 | bfloat16 (rounding is part of the run).
     teacher_cache: str = "none"
     match: str = "tokens"  # tokens: exactly `steps`; time: as many as take the time of `steps` steps of the plain clone
+    step: str = "fast"  # how a step is computed: fast (lrc_jax.fast) | reference (the plain one; equal to rounding)
     claim: str | None = None  # the claim that this run is evidence for; None: any
     arm: str | None = None  # of an ablation; or a control or another protocol of that claim; None: its primary design
     study: str = "default"
@@ -196,17 +197,20 @@ class RunConfig:
     mesh: Mesh = field(default_factory=Mesh)
     accumulate: int = 1  # parts of a batch that are computed one after another
     remat: bool = False  # recompute the student's activations in the backward pass
+    matmul_precision: str = "highest"  # on GPU: highest (no TF32) | tensorfloat32 | bfloat16; CPU is always float32
     allocator: bool = False  # keep freed memory instead of returning it (Linux/glibc): faster, holds the peak RSS
     force: bool = False  # run again what is done
 
 
 MACHINE_KEYS = (
-    "results_dir", "cache_dir", "threads", "platform", "mesh", "accumulate", "remat", "allocator", "force", "study",
+    "results_dir", "cache_dir", "threads", "platform", "matmul_precision", "mesh", "accumulate", "remat", "allocator", "force", "study",
 )  # fmt: skip
 CHOICES = {
     "labels": ("data", "teacher"),
     "match": ("tokens", "time"),
     "teacher_cache": ("none", "float16", "bfloat16"),
+    "step": ("fast", "reference"),
+    "matmul_precision": ("highest", "tensorfloat32", "bfloat16"),
     "measure.reference": ("teacher", "student"),
     "student.name": ("lrc", "direct", "scratch", "svd", "factorized", "bilinear"),
     "student.init": ("random", "fan_in", "pca", "channels"),

@@ -21,7 +21,8 @@ from lrc_jax.data.synthetic import LanguageSpec, SyntheticSource
 from lrc_jax.data.text import TextSource, read_splits, train_tokenizer, wikitext2_splits
 from lrc_jax.errors import InputError
 from lrc_jax.evaluate import batches
-from lrc_jax.model import DecoderConfig, Weights, forward, init_weights
+from lrc_jax.fast import forward
+from lrc_jax.model import DecoderConfig, Weights, init_weights
 from lrc_jax.seeds import key_for
 from lrc_jax.statistics import second_moments
 from lrc_jax.teachers.load import load_teacher
@@ -173,6 +174,7 @@ def load(config: RunConfig) -> Materials:
         "teacher": dataclasses.asdict(config.teacher),
         "sequence_length": config.sequence_length,
         "cache_dir": config.cache_dir,
+        "step": config.step,
     }
     return _load(json.dumps(key, sort_keys=True), _Hidden(config))
 
@@ -193,7 +195,15 @@ class _Hidden:
 @functools.lru_cache(maxsize=4)
 def _load(key: str, hidden: _Hidden) -> Materials:
     del key
-    config = hidden.config
+    materials = _made(hidden.config)
+    if materials.teacher is None:
+        return materials
+    # A teacher is trained by the fast step whatever the run's, so that runs that differ in it share their teacher.
+    decoder = dataclasses.replace(materials.teacher.config, step=hidden.config.step)
+    return dataclasses.replace(materials, teacher=dataclasses.replace(materials.teacher, config=decoder))
+
+
+def _made(config: RunConfig) -> Materials:
     cache = Path(config.cache_dir)
     if isinstance(config.data, SyntheticData):
         fields = dataclasses.asdict(config.data)

@@ -15,9 +15,10 @@ from experiments.config import RunConfig, identity
 from experiments.materials import Materials, labels_from_uniform
 from lrc_jax import clock
 from lrc_jax.data.pools import Pool
+from lrc_jax.fast import forward
 from lrc_jax.measure.convergence import SgdMeasurement, SgdPlan, measure_sgd_horizon
 from lrc_jax.measure.gap import mean
-from lrc_jax.model import count_parameters, forward
+from lrc_jax.model import count_parameters
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.seeds import key_for
 from lrc_jax.students import Frozen, Student

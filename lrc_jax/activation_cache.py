@@ -22,7 +22,8 @@ from jaxtyping import Array
 
 from lrc_jax.data.pools import Pool
 from lrc_jax.errors import InputError
-from lrc_jax.model import Activations, DecoderConfig, LayerActivations, Weights, forward
+from lrc_jax.fast import forward
+from lrc_jax.model import Activations, DecoderConfig, LayerActivations, Weights
 from lrc_jax.objective import Objective
 from lrc_jax.students.base import Frozen, Student
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lrc_jax.fast import forward
 from lrc_jax.model import (
     NEG_INF,
     DecoderConfig,
@@ -20,7 +21,6 @@ from lrc_jax.model import (
     Weights,
     _heads_norm,
     _project,
-    forward,
     rms_norm,
     rope_tables,
     rotate_half,

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array
 
 from lrc_jax.data.pools import Pool
+from lrc_jax.fast import forward
 from lrc_jax.losses import IGNORE, cross_entropy_per_token, fraction_unexplained, kl_per_token
-from lrc_jax.model import DecoderConfig, Weights, forward
+from lrc_jax.model import DecoderConfig, Weights
 from lrc_jax.students.base import Frozen, Params, Student
 from lrc_jax.train import teacher_activations
 

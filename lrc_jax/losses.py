@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,14 @@ class ClonePair:
         return ClonePair(self.layer, self.name, centred, jnp.zeros_like(centred), self.through).squared_error()
 
 
-def clone_distance(pair: ClonePair, kind: str) -> Float[Array, ""]:
+def squared_error(pair: ClonePair) -> Array:
+    """`pair.squared_error()`, as a function: one of the operations that have a fast way."""
+    return pair.squared_error()
+
+
+def clone_distance(
+    pair: ClonePair, kind: str, squared_error: Callable[[ClonePair], Array] = squared_error
+) -> Float[Array, ""]:
     """One clone loss.
 
     mseloss: mean square over tokens and features; l1loss: mean absolute; mseloss_v2: summed over features, mean
@@ -65,9 +73,9 @@ def clone_distance(pair: ClonePair, kind: str) -> Float[Array, ""]:
     """
     tokens = pair.student.shape[0]
     if kind == "mseloss":
-        return pair.squared_error() / (tokens * pair.features)
+        return squared_error(pair) / (tokens * pair.features)
     if kind == "mseloss_v2":
-        return pair.squared_error() / tokens
+        return squared_error(pair) / tokens
     if kind == "l1loss":
         return jnp.mean(jnp.abs(pair.difference()))
     if kind == "l1loss_v2":
@@ -95,6 +103,16 @@ def cross_entropy_per_token(logits_NV: Array, labels_N: Int[Array, "N"]) -> Floa
     log_q = jax.nn.log_softmax(logits_NV, axis=-1)
     picked = jnp.take_along_axis(log_q, jnp.maximum(labels_N, 0)[:, None], axis=-1)[:, 0]
     return jnp.where(labels_N == IGNORE, 0.0, -picked)
+
+
+def output_losses(
+    student_NV: Array, teacher_NV: Array | None, labels_N: Array | None, temperature: Array | float
+) -> tuple[Array, Array]:
+    """Sums over tokens of KL(teacher || student) and of cross-entropy; 0 where teacher or labels are None."""
+    zero = jnp.zeros((), student_NV.dtype)
+    kl = zero if teacher_NV is None else jnp.sum(kl_per_token(teacher_NV, student_NV, temperature))
+    ce = zero if labels_N is None else jnp.sum(cross_entropy_per_token(student_NV, labels_N))
+    return kl, ce
 
 
 def shifted_labels(tokens_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:

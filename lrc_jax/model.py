@@ -15,7 +15,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -25,6 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 RESIDUAL = "residual"  # what rematerialisation keeps (train.StepOptions)
+STEPS = ("fast", "reference")
 NEG_INF = -1e30  # finite: a fully masked row must not give nan
 
 
@@ -58,6 +60,7 @@ class DecoderConfig:
     qk_norm: bool = False  # Qwen3: RMSNorm over the head dimension of q and k, before RoPE
     max_position_embeddings: int = 2048
     model_type: str = "llama"
+    step: str = "fast"  # how it is computed, not what: "fast" (lrc_jax.fast) or "reference" (this module)
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -66,6 +69,8 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; RoPE needs an even one")
+        if self.step not in STEPS:
+            raise ValueError(f"step {self.step!r} is unknown; choose one of {', '.join(STEPS)}")
 
     @property
     def q_size(self) -> int:
@@ -218,23 +223,41 @@ def _project(x_ND: Array, w_DF: Array, bias_F: Array | None) -> Array:
     return y_NF if bias_F is None else y_NF + bias_F[None, :]
 
 
-def decoder_layer(config: DecoderConfig, w: LayerWeights, x_ND: Array, batch: int) -> tuple[Array, LayerActivations]:
+def swiglu(gate_NF: Array, up_NF: Array) -> Array:
+    """silu(gate) * up (Shazeer 2020)."""
+    return jax.nn.silu(gate_NF) * up_NF
+
+
+class Operations(NamedTuple):
+    """What a layer is computed with, where there is a plain and a fast way."""
+
+    attention: Callable[[DecoderConfig, Array, Array, Array, int], Array]
+    product: Callable[[Array, Array], Array]  # [N, X] @ [X, D], of the projections to the residual stream
+    swiglu: Callable[[Array, Array], Array]
+
+
+PLAIN = Operations(causal_attention, jnp.matmul, swiglu)
+
+
+def decoder_layer(
+    config: DecoderConfig, w: LayerWeights, x_ND: Array, batch: int, operations: Operations = PLAIN
+) -> tuple[Array, LayerActivations]:
     """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
     attn_in_ND = rms_norm(x_ND, w.input_norm_D, config.rms_norm_eps)
     q_NQ = _project(attn_in_ND, w.q_DQ, w.q_bias_Q)
     k_NK = _project(attn_in_ND, w.k_DK, w.k_bias_K)
     v_NK = _project(attn_in_ND, w.v_DK, w.v_bias_K)
-    context_NQ = causal_attention(
+    context_NQ = operations.attention(
         config, _heads_norm(config, q_NQ, w.q_norm_C), _heads_norm(config, k_NK, w.k_norm_C), v_NK, batch
     )
-    attn_out_ND = context_NQ @ w.o_QD
+    attn_out_ND = operations.product(context_NQ, w.o_QD)
     x_ND = x_ND + attn_out_ND
 
     mlp_in_ND = rms_norm(x_ND, w.mlp_norm_D, config.rms_norm_eps)
     gate_NF = mlp_in_ND @ w.gate_DF
     up_NF = mlp_in_ND @ w.up_DF
-    mlp_hidden_NF = jax.nn.silu(gate_NF) * up_NF
-    mlp_out_ND = mlp_hidden_NF @ w.down_FD
+    mlp_hidden_NF = operations.swiglu(gate_NF, up_NF)
+    mlp_out_ND = operations.product(mlp_hidden_NF, w.down_FD)
     acts = LayerActivations(
         attn_in_ND, q_NQ, k_NK, v_NK, context_NQ, attn_out_ND, mlp_in_ND, gate_NF, up_NF, mlp_hidden_NF, mlp_out_ND
     )
@@ -246,8 +269,9 @@ def forward(
     weights: Weights,
     tokens_BT: Int[Array, "B T"],
     embedded_ND: Float[Array, "N D"] | None = None,
+    operations: Operations = PLAIN,
 ) -> Activations:
-    """Run the decoder over whole sequences.
+    """Run the decoder over whole sequences. The specification; `fast.forward` is what is used.
 
     Args:
       config: the architecture.
@@ -255,6 +279,7 @@ def forward(
       tokens_BT: token ids, all sequences of one length.
       embedded_ND: the embedded tokens, where the caller has a cheaper way to them than a look-up in
         `weights.embed_VD` (Low-Rank Clone gathers the teacher's rows first and projects those).
+      operations: what the layers are computed with.
 
     Returns:
       Logits [N, V] and the activations at every clone site, tokens flattened row by row.
@@ -264,7 +289,7 @@ def forward(
     embedded = x_ND
     layer_acts, hidden = [], []
     for w in weights.layers:
-        x_ND, acts = decoder_layer(config, w, x_ND, batch)
+        x_ND, acts = decoder_layer(config, w, x_ND, batch, operations)
         x_ND = checkpoint_name(x_ND, RESIDUAL)
         layer_acts.append(acts)
         hidden.append(x_ND)

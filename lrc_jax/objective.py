@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from lrc_jax.losses import CLONE_DISTANCES, IGNORE, ClonePair, clone_distance, cross_entropy_per_token, kl_per_token
+from lrc_jax import losses
+from lrc_jax.losses import CLONE_DISTANCES, IGNORE, ClonePair, clone_distance
 from lrc_jax.model import Activations
 from lrc_jax.seeds import derive_seed
 
@@ -96,21 +98,27 @@ def evaluate_objective(
     teacher_acts: Activations | None,
     student_acts: Activations,
     labels_BT: Int[Array, "B T"],
+    *,
+    output_losses: Callable[..., tuple[Array, Array]] = losses.output_losses,
+    squared_error: Callable[[ClonePair], Array] = losses.squared_error,
 ) -> Terms:
-    """Total and parts for one batch. `teacher_acts` may be None where neither clone nor kl is asked for."""
+    """Total and parts for one batch. `teacher_acts` may be None where neither clone nor kl is asked for.
+
+    `output_losses` and `squared_error` are how, not what (see `lrc_jax.fast`).
+    """
     batch, length = labels_BT.shape
     logits_NV = student_acts.logits_NV
     zero = jnp.zeros((), logits_NV.dtype)
-    clone = kl = ce = zero
+    clone = zero
     if objective.clone:
         kept = [with_target(pair, objective.target) for pair in pairs if objective.keeps(pair)]
-        clone = sum((clone_distance(pair, objective.distance) for pair in kept), start=zero)
-    if objective.kl:
-        assert teacher_acts is not None
-        kl_sum = jnp.sum(kl_per_token(teacher_acts.logits_NV, logits_NV, weights.temperature))
-        kl = kl_sum / (batch * length if objective.kl_per_token else batch)
-    if objective.ce:
-        labels_N = labels_BT.reshape(-1)
-        ce = jnp.sum(cross_entropy_per_token(logits_NV, labels_N)) / jnp.sum(labels_N != IGNORE)
+        clone = sum((clone_distance(pair, objective.distance, squared_error) for pair in kept), start=zero)
+    assert teacher_acts is not None or not objective.kl
+    teacher_NV = teacher_acts.logits_NV if teacher_acts is not None and objective.kl else None
+    kl_sum, ce_sum = output_losses(
+        logits_NV, teacher_NV, labels_BT.reshape(-1) if objective.ce else None, weights.temperature
+    )
+    kl = kl_sum / (batch * length if objective.kl_per_token else batch)
+    ce = ce_sum / jnp.sum(labels_BT != IGNORE) if objective.ce else ce_sum
     total = weights.clone * clone + weights.kl * kl + weights.ce * ce
     return Terms(total, clone, kl, ce)

@@ -12,7 +12,8 @@ from jaxtyping import Array
 from lrc_jax.data.pools import Pool
 from lrc_jax.errors import InputError
 from lrc_jax.evaluate import batches
-from lrc_jax.model import DecoderConfig, Weights, forward
+from lrc_jax.fast import forward
+from lrc_jax.model import DecoderConfig, Weights
 
 
 @functools.partial(jax.jit, static_argnames=("config",))

@@ -23,8 +23,9 @@ from jaxtyping import Array
 
 from lrc_jax.data.pools import Pool
 from lrc_jax.errors import DivergedError, InputError
-from lrc_jax.model import RESIDUAL, Activations, DecoderConfig, LayerActivations, Weights, forward
-from lrc_jax.objective import LossWeights, Objective, Terms, evaluate_objective
+from lrc_jax.fast import evaluate_objective, forward
+from lrc_jax.model import RESIDUAL, Activations, DecoderConfig, LayerActivations, Weights
+from lrc_jax.objective import LossWeights, Objective, Terms
 from lrc_jax.sharding import DATA, place_frozen, replicate, shard_batches, to_host
 from lrc_jax.students.base import Frozen, Params, Student
 
@@ -198,7 +199,7 @@ def distillation_loss(
     if objective.clone:
         assert teacher_acts is not None
         pairs = student.clone_pairs(params, frozen, teacher_acts, student_acts)
-    terms = evaluate_objective(objective, weights, pairs, teacher_acts, student_acts, batch.labels_NT)
+    terms = evaluate_objective(student.config, objective, weights, pairs, teacher_acts, student_acts, batch.labels_NT)
     return terms.total, terms
 
 

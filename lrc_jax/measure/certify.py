@@ -22,9 +22,10 @@ from jaxtyping import Array, Float
 from lrc_jax import clock
 from lrc_jax.data.pools import Pool
 from lrc_jax.evaluate import batches
+from lrc_jax.fast import forward
 from lrc_jax.measure import certificate as bounds
 from lrc_jax.measure.coding import QuantisedVector, decode, elias_gamma_bits, encode, entropy_bits
-from lrc_jax.model import DecoderConfig, forward
+from lrc_jax.model import DecoderConfig
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.students.base import Frozen, Params, Student
 from lrc_jax.train import student_loss

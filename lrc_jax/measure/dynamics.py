@@ -23,12 +23,13 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
+from lrc_jax.fast import forward
 from lrc_jax.losses import kl_per_token
 from lrc_jax.measure.gradients import Loss, Params, SampleBatch, as_partial
 from lrc_jax.measure.spectra import LAYER_MATRICES, MATRIX_CLASSES, Spectrum, projection_constants, teacher_spectra
 from lrc_jax.measure.whitening import same_start as same_start
 from lrc_jax.measure.whitening import whiten_teacher as whiten_teacher
-from lrc_jax.model import DecoderConfig, Weights, forward
+from lrc_jax.model import DecoderConfig, Weights
 from lrc_jax.students.base import Frozen, Student
 
 GAINS = "gains"  # norm gains and biases: trained as they are by both

@@ -18,6 +18,7 @@ from jaxtyping import Array, Int
 
 from lrc_jax.data.pools import Pool
 from lrc_jax.evaluate import batches
+from lrc_jax.fast import forward
 from lrc_jax.measure.contrastive import infonce
 from lrc_jax.measure.information import (
     barber_agakov,
@@ -29,7 +30,7 @@ from lrc_jax.measure.information import (
     principal_components,
     unit_power,
 )
-from lrc_jax.model import DecoderConfig, forward
+from lrc_jax.model import DecoderConfig
 from lrc_jax.students.base import Frozen, Params, Student
 
 SITES = {"q": "q_NQ", "gate": "gate_NF", "mlp_out": "mlp_out_ND", "attn_out": "attn_out_ND"}

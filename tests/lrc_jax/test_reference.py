@@ -19,9 +19,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from lrc_jax.clone import LowRankClone, infer_flags
+from lrc_jax.fast import evaluate_objective, forward
 from lrc_jax.losses import clone_distance, shifted_labels
-from lrc_jax.model import count_parameters, forward
-from lrc_jax.objective import LossWeights, Objective, evaluate_objective
+from lrc_jax.model import STEPS, count_parameters
+from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.students import Frozen
 from lrc_jax.students.projected import ProjectedStudent
 from lrc_jax.teachers.huggingface import load_weights, read_config
@@ -30,10 +31,10 @@ from lrc_jax.train import OptimizerSpec
 LOSS, LOGIT, GRAD, KL = 1e-5, 2e-5, 1e-5, 5e-4
 
 
-def load_case(folder: Path, dtype=np.float32) -> SimpleNamespace:
+def load_case(folder: Path, dtype=np.float32, step="fast") -> SimpleNamespace:
     expected = json.loads((folder / "expected.json").read_text())
     raw_flags = expected["flags"]
-    teacher_config = read_config(folder / "teacher")
+    teacher_config = dataclasses.replace(read_config(folder / "teacher"), step=step)
     teacher = load_weights(folder / "teacher", teacher_config, dtype)
     params = {name: jnp.asarray(x.astype(dtype)) for name, x in load_file(folder / "projections.safetensors").items()}
     flags = infer_flags(teacher_config, {name: x.shape for name, x in params.items()})
@@ -47,7 +48,9 @@ def load_case(folder: Path, dtype=np.float32) -> SimpleNamespace:
         teacher_acts = forward(teacher_config, teacher, tokens)
         student_acts = student.forward(params, Frozen(teacher), tokens, teacher_acts)
         pairs = student.clone_pairs(params, Frozen(teacher), teacher_acts, student_acts)
-        terms = evaluate_objective(objective, weights, pairs, teacher_acts, student_acts, shifted_labels(tokens))
+        terms = evaluate_objective(
+            teacher_config, objective, weights, pairs, teacher_acts, student_acts, shifted_labels(tokens)
+        )
         named = {f"{p.layer}/{p.name}": clone_distance(p, objective.distance) for p in pairs}
         return terms.total, (terms, named, teacher_acts, student_acts)
 
@@ -67,8 +70,9 @@ def close_to_largest(actual, expected, share):
     np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=share * np.abs(expected).max())
 
 
-def test_losses_logits_hidden_states_and_gradients(case_folder):
-    case = load_case(case_folder)
+@pytest.mark.parametrize("step", STEPS)
+def test_losses_logits_hidden_states_and_gradients(case_folder, step):
+    case = load_case(case_folder, step=step)
     expected, arrays = case.expected, case.arrays
     (total, (terms, named, teacher_acts, student_acts)), grads = jax.jit(jax.value_and_grad(case.loss, has_aux=True))(
         case.params
@@ -152,10 +156,11 @@ def test_ten_steps_of_adamw(case_folder):
         assert float(grad_norm) == pytest.approx(norm, rel=1e-4), f"step {i}"
 
 
-def test_float64_agreement(case_folder):
+@pytest.mark.parametrize("step", STEPS)
+def test_float64_agreement(case_folder, step):
     """In double precision the losses are those of an independent float64 implementation, to 1e-9."""
     with jax.enable_x64(True):
-        case = load_case(case_folder, np.float64)
+        case = load_case(case_folder, np.float64, step)
         _, (terms, *_) = jax.jit(case.loss)(case.params)
         wanted = case.expected["float64_check"]
         assert float(terms.total) == pytest.approx(wanted["total_loss"], rel=1e-9)
