@@ -85,7 +85,7 @@ def machine_note() -> dict[str, Any]:
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "device": jax.devices()[0].device_kind,
-        "matmul_precision": jax.config.jax_default_matmul_precision or "default",  # on CPU: float32
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"] or "float32",
         "platform": f"{platform.system()} {platform.machine()}",
     }
 
