@@ -51,7 +51,13 @@ def run_group(raws: Sequence[DictConfig], overrides: Sequence[Sequence[str]]) ->
     if not typed:
         return
     first = next(iter(typed.values()))
-    command.prepare_jax(first.platform, first.threads, Path(first.cache_dir), allocator=first.allocator)
+    command.prepare_jax(
+        first.platform,
+        first.threads,
+        Path(first.cache_dir),
+        allocator=first.allocator,
+        matmul_precision=first.matmul_precision,
+    )
     from experiments import interrupt, job, pipeline  # imports JAX: only after its environment is set
 
     interrupt.listen()
