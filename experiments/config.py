@@ -203,7 +203,8 @@ class RunConfig:
 
 
 MACHINE_KEYS = (
-    "results_dir", "cache_dir", "threads", "platform", "matmul_precision", "mesh", "accumulate", "remat", "allocator", "force", "study",
+    "results_dir", "cache_dir", "threads", "platform", "matmul_precision", "mesh", "accumulate", "remat",
+    "allocator", "force", "study",
 )  # fmt: skip
 CHOICES = {
     "labels": ("data", "teacher"),
