@@ -40,7 +40,8 @@ def prepare_jax(
     """Set JAX's environment; has to come before the first use of a device.
 
     One thread a run by default: sums are then done in one order, so that a run repeats bit by bit. The compilation
-    cache lies in a folder per machine and jaxlib, since compiled CPU code need not run elsewhere. On a GPU products of
+    cache lies in a folder per machine and jaxlib, since compiled CPU code need not run elsewhere, or where
+    JAX_COMPILATION_CACHE_DIR says. On a GPU products of
     float32 are exact to float32 unless `matmul_precision` asks for less (by default they would be TF32).
     """
     if allocator and not keep_freed_memory():
@@ -58,9 +59,10 @@ def _configure(cache: str, matmul_precision: str | None) -> None:
     import jax
     import jaxlib
 
-    folder = Path(cache) / "xla" / f"jaxlib-{jaxlib.__version__}-{_cpu_fingerprint()}"
-    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        folder = Path(cache) / "xla" / f"jaxlib-{jaxlib.__version__}-{_cpu_fingerprint()}"
+        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_default_matmul_precision", matmul_precision)
 
 

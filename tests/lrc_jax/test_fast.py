@@ -95,6 +95,7 @@ def test_paths_agree(variant, kind, options, flags):
         agree(*both_paths(variant, kind, options, flags, length=8, dtype=np.float64), rounding=1e-13)
 
 
+@pytest.mark.slow
 def test_paths_agree_in_float32():
     agree(*both_paths("gqa", "lrc", {}, {}, length=9), rounding=1e-6)
 

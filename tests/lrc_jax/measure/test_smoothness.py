@@ -101,6 +101,7 @@ def test_segment_smoothness_is_exact_for_quintics():
     assert float(segment_smoothness(loss, x, y, None)) == pytest.approx(float(exact), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_clone_run_gives_every_constant_from_a_unit_embedding():
     _, frozen, params = setting()
     embed = frozen.teacher.embed_VD @ params["model.zoom.weight"].T
