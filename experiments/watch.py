@@ -1,8 +1,6 @@
 """A sweep as it goes: a live table on a terminal, plain lines with an estimate of the time left elsewhere.
 
-It reads the runs' folders only, so it shows any sweep of any launcher, on this machine or another:
-
-    python -m experiments.status study=NAME follow=true
+It reads the runs' folders only, so it shows any sweep of any launcher; `experiments.reproduce` draws it.
 """
 
 from __future__ import annotations
