@@ -14,6 +14,7 @@ from theory.figures import write_figures
 from theory.ledger import all_claims
 from theory.planted.optimisation import quadratic_table
 from theory.planted.surfaces import Design, dynamics_table, gap_table, information_table
+from theory.report import to_json
 
 DESIGN = Design(noise=0.1)
 VERDICTS = {"CONSISTENT", "LOOSE", "REFUTED", "INCONCLUSIVE", "UNTESTABLE"}
@@ -157,3 +158,32 @@ def test_the_judge_needs_no_jax():
     code = "import sys, theory.__main__, theory.figures; sys.exit(any(m.split('.')[0] in "
     code += "('jax', 'lrc_jax', 'experiments', 'flax', 'hydra') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_rows_of_other_arms_are_set_aside(theory, tmp_path, rng):
+    primary, control = gap_table(1.0, 0.5, DESIGN, rng), gap_table(1.0, 0.1, DESIGN, rng)
+    both = pd.concat([primary.assign(arm=None), control.assign(arm="control")])
+    path, out = tmp_path / "both.csv", tmp_path / "out.json"
+    both.to_csv(path, index=False)
+    assert theory("check", path, "--json", out).code == 0
+    found = json.loads(out.read_text())
+    assert found["claims"] == json.loads(to_json(check_table(primary).to_dict()))["claims"]
+    assert "--where arm=control" in found["remarks"][0]
+    assert theory("check", path, "--where", "arm=control").code == 1  # the control alone is refuted
+    pd.concat([primary.assign(arm="a"), control.assign(arm="b")]).to_csv(path, index=False)
+    outcome = theory("check", path)
+    assert outcome.code == 2
+    assert "column arm" in outcome.err
+
+
+def test_an_error_planted_on_request_is_noticed_and_named(theory, tmp_path, rng):
+    path, out = tmp_path / "t.csv", tmp_path / "out.json"
+    quadratic_table(DESIGN, rng).to_csv(path, index=False)
+    assert theory("check", path, "--json", out).code == 0
+    assert json.loads(out.read_text())["claims"]["convergence"]["bound"]["verdict"] == "HOLDS"
+    quarter = [f"--scale={name}=.25" for name in ("smoothness", "grad_variance", "loss_decrease")]
+    assert theory("check", path, *quarter, "--json", out).code == 1
+    found = json.loads(out.read_text())
+    assert found["claims"]["convergence"]["bound"]["verdict"] == "VIOLATED"
+    assert any("smoothness=.25" in remark for remark in found["remarks"])
+    assert theory("check", path, "--scale", "nothing=2").code == 2
