@@ -1,6 +1,6 @@
 """Runs per minute of a 60-run sweep: basic launcher, fused launcher, and one PyTorch process a run.
 
-    python -m experiments.bench --sweep [--json OUT]
+    python -m experiments.bench_sweep [--threads n] [--json OUT]
 
 5 ranks x 4 sample sizes x 3 seeds x 200 steps of the small preset. The launchers alternate in rounds with a folder each
 time new; teacher and compiled programs are cached by a first run of every rank, whose time is not counted, so that both
@@ -9,6 +9,7 @@ launchers start warm. The fused launcher's own programs are compiled in its firs
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import shutil
 import statistics
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments.command import guarded
 from experiments.files import write_json
 from lrc_jax.errors import InputError
 
@@ -103,14 +105,21 @@ def measure(*, threads: int = 1, rounds: int = 2, seeds: tuple[int, ...] = SEEDS
     }
 
 
-def main(args: Any) -> dict[str, Any]:
-    """Called by experiments.bench; `args` has `threads` and `json`."""
-    result = measure(threads=getattr(args, "threads", None) or 1)
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench_sweep", description=__doc__)
+    parser.add_argument("--threads", type=int, default=1, help="of every run")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the numbers")
+    args = parser.parse_args()
+    result = measure(threads=args.threads)
     for name, value in result["runs_per_minute"].items():
         print(f"{name:6} {'no PyTorch here' if value is None else f'{value:.1f} runs per minute'}")
     print(f"fused / basic {result['ratio_basic']:.2f}")
     if result["ratio_peer"] is not None:
         print(f"fused / one PyTorch process a run {result['ratio_peer']:.2f}")
-    if getattr(args, "json", None):
-        write_json(Path(args.json), result)
-    return result
+    if args.json:
+        write_json(args.json, result)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(guarded(main))

@@ -2,7 +2,7 @@
 
 The plain versions there are the specification and equal this to rounding (tests/lrc_jax/test_fast.py).
 `DecoderConfig.step` chooses: "fast" or "reference"; `forward` and `evaluate_objective` here are what training and
-evaluation call. What is done differently, and why it pays, is measured in docs/performance.md:
+evaluation call. What is done differently:
 
 * **attention** has a hand-written gradient. The forward pass keeps the unnormalised exponentials and their sums, so
   that the backward pass computes no softmax; rotation tables are constants; queries go in two blocks, of which the
