@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from experiments.config import RunConfig
@@ -22,7 +21,7 @@ from lrc_jax.data.pools import Pool
 from lrc_jax.evaluate import SequenceLosses, sequence_losses
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.seeds import key_for
-from lrc_jax.sharding import MeshSpec, make_mesh
+from lrc_jax.sharding import MeshSpec, mesh_for
 from lrc_jax.statistics import inverse_square_root, residual_basis
 from lrc_jax.students import Frozen, Student, StudentOptions, make_student
 from lrc_jax.train import History, Hyper, OptimizerSpec, StepOptions, TrainState, init_state, train
@@ -130,9 +129,7 @@ def fit(
             keeper.chunk(step, steps, lambda: state)
 
     teacher, terms = materials.network(), objective(config)
-    mesh = None
-    if config.mesh.data * config.mesh.model != 1:
-        mesh = make_mesh(MeshSpec(config.mesh.data, config.mesh.model), config.batch_size)
+    mesh = mesh_for(MeshSpec(config.mesh.data, config.mesh.model), config.batch_size)
     if config.teacher_cache != "none":
         cache = Path(config.cache_dir) / "activations"
         pool = with_teacher_pass(
@@ -179,9 +176,7 @@ def hyper(config: RunConfig, steps: int, samples: int) -> Hyper:
 
 def metrics_line(step: int, history: History) -> dict[str, float]:
     """A line of metrics.jsonl: means over a chunk of training that ended at `step`."""
-    part = history.terms
-    line = {name: float(np.mean(getattr(part, name))) for name in ("total", "clone", "kl", "ce")}
-    return {"step": step} | line | {"grad_norm": float(np.mean(history.grad_norm))}
+    return {"step": step} | history.row()
 
 
 def abstract_state(config: RunConfig, student: Student, frozen: Frozen) -> TrainState:

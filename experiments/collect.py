@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.command import guarded, study_arguments
-from experiments.files import write_bytes, write_text
+from experiments.files import write_bytes, write_csv
 from experiments.store import Study
 from lrc_jax.errors import InputError
 
@@ -66,7 +66,7 @@ def collect(study: Study) -> pd.DataFrame:
     if not rows:
         raise InputError(f"study: {study.path} has no finished run; run its sweep first")
     frame = table(rows)
-    write_text(study.path / "measurements.csv", frame.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+    write_csv(study.path / "measurements.csv", frame)
     parquet = io.BytesIO()
     frame.to_parquet(parquet, index=False)
     write_bytes(study.path / "measurements.parquet", parquet.getvalue())

@@ -11,9 +11,12 @@ import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from lrc_jax.errors import DivergedError, InputError
+
+if TYPE_CHECKING:  # importing it starts Hydra, which most commands do without
+    from experiments.config import RunConfig
 
 # glibc's mallopt parameters (malloc.h)
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
@@ -34,24 +37,23 @@ def keep_freed_memory() -> bool:
     return all(mallopt(name, value) == 1 for name, value in settings)
 
 
-def prepare_jax(
-    backend: str, threads: int, cache: Path, *, allocator: bool = False, matmul_precision: str = "highest"
-) -> None:
-    """Set JAX's environment; has to come before the first use of a device.
+def prepare_jax(config: RunConfig) -> None:
+    """Set JAX's environment as a run's machine keys say; has to come before the first use of a device.
 
     One thread a run by default: sums are then done in one order, so that a run repeats bit by bit. The compilation
     cache lies in a folder per machine and jaxlib, since compiled CPU code need not run elsewhere, or where
-    JAX_COMPILATION_CACHE_DIR says. On a GPU products of
-    float32 are exact to float32 unless `matmul_precision` asks for less (by default they would be TF32).
+    JAX_COMPILATION_CACHE_DIR says. On a GPU products of float32 are exact to float32 unless `matmul_precision` asks
+    for less (by default they would be TF32).
     """
-    if allocator and not keep_freed_memory():
+    if config.allocator and not keep_freed_memory():
         print("allocator: no glibc here, the setting does nothing", file=sys.stderr)
-    os.environ.setdefault("JAX_PLATFORMS", backend)
-    if backend == "cpu" and "intra_op_parallelism_threads" not in os.environ.get("XLA_FLAGS", ""):
-        eigen = "true" if threads > 1 else "false"
-        flags = f"--xla_cpu_multi_thread_eigen={eigen} intra_op_parallelism_threads={threads}"
+    on_cpu = config.platform == "cpu"
+    os.environ.setdefault("JAX_PLATFORMS", config.platform)
+    if on_cpu and "intra_op_parallelism_threads" not in os.environ.get("XLA_FLAGS", ""):
+        eigen = "true" if config.threads > 1 else "false"
+        flags = f"--xla_cpu_multi_thread_eigen={eigen} intra_op_parallelism_threads={config.threads}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
-    _configure(str(cache), None if backend == "cpu" else matmul_precision)
+    _configure(config.cache_dir, None if on_cpu else config.matmul_precision)
 
 
 @functools.cache

@@ -9,15 +9,14 @@ test sequences), the loss that it started from, perplexity, trained numbers, tok
 from __future__ import annotations
 
 import math
-import sys
 
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
 from experiments.collect import collect
 from experiments.command import guarded, study_arguments
 from experiments.store import Study
+from theory.render import console
 
 KEYS = ["student", "matrices", "init", "clone_weight", "kl_weight", "rank", "samples", "steps"]
 
@@ -63,7 +62,7 @@ def main() -> int:
         names = ["" if pd.isna(line[k]) else f"{line[k]}" for k in varying]
         numbers = [f"{line['start']:.4f}", f"{line['test_loss']:.4f} ± {line['se']:.4f}", f"{line['perplexity']:.2f}"]
         grid.add_row(*names, str(line["seeds"]), *numbers, f"{line['params']:,}", f"{line['tokens']:,}")
-    Console(width=None if sys.stdout.isatty() else 160).print(grid)
+    console().print(grid)
     return 0
 
 

@@ -10,21 +10,20 @@ two intervals: over test documents (bootstrap, mean over seeds of its ends) and 
 from __future__ import annotations
 
 import math
-import sys
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 
 from experiments.collect import collect
 from experiments.command import guarded, study_arguments
 from experiments.figures import Drawn, save
-from experiments.files import write_text
+from experiments.files import write_csv
 from experiments.store import Study
 from experiments.theme import COLUMN, series_style, theme
 from lrc_jax.errors import InputError
+from theory.render import console
 
 SHOWN = ["match", "arm", "seeds", "learning_rate", "tokens", "perplexity", "low", "high", "least", "most", "params"]
 
@@ -103,7 +102,7 @@ def arms_figure(table: pd.DataFrame) -> Drawn:
 def main() -> int:
     study = Study.of(*(study_arguments(__doc__)[key] for key in ("results_dir", "study")))
     table = arm_table(collect(study))
-    write_text(study.path / "ablation.csv", table.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+    write_csv(study.path / "ablation.csv", table)
     with theme():
         drawn = arms_figure(table)
     save(drawn, study.path / "figures")
@@ -113,7 +112,7 @@ def main() -> int:
         grid.add_row(
             *(f"{x:.5g}" if isinstance(x, float) else f"{x:,}" if isinstance(x, int) else str(x) for x in cells)
         )
-    Console(width=None if sys.stdout.isatty() else 160).print(grid)
+    console().print(grid)
     print(f"{study.path / 'ablation.csv'}; {study.path / 'figures' / 'ablation'}.pdf .png .csv")
     return 0
 

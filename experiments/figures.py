@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from experiments.command import guarded, study_arguments
-from experiments.files import write_bytes, write_text
+from experiments.files import write_bytes, write_csv
 from experiments.store import Study
 from experiments.theme import CLAIMED, COLUMN, FITTED, series_style, theme
 from lrc_jax.errors import InputError
@@ -307,9 +307,7 @@ def save(drawn: Drawn, folder: Path) -> None:
             buffer = io.BytesIO()
             drawn.figure.savefig(buffer, format=kind, metadata=metadata)
             write_bytes(folder / f"{drawn.name}.{kind}", buffer.getvalue())
-    write_text(
-        folder / f"{drawn.name}.csv", drawn.points.to_csv(index=False, float_format="%.10g", lineterminator="\n")
-    )
+    write_csv(folder / f"{drawn.name}.csv", drawn.points)
 
 
 def judge(study: Study) -> Report:

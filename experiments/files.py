@@ -6,9 +6,12 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrc_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -40,6 +43,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 def unwritable(path: Path, wrong: OSError) -> InputError:
     """The error of a folder that is read-only, full or no folder."""
     return InputError(f"{path}: cannot be written ({wrong.strerror}); free space or choose another folder")
+
+
+def write_csv(path: Path, frame: pd.DataFrame, *, digits: int = 10) -> None:
+    """The same bytes for the same table, on every system."""
+    write_text(path, frame.to_csv(index=False, float_format=f"%.{digits}g", lineterminator="\n"))
 
 
 def write_text(path: Path, content: str) -> None:

@@ -10,7 +10,6 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -50,14 +49,7 @@ def run_group(raws: Sequence[DictConfig], overrides: Sequence[Sequence[str]]) ->
             yield i, Outcome(error=wrong)
     if not typed:
         return
-    first = next(iter(typed.values()))
-    command.prepare_jax(
-        first.platform,
-        first.threads,
-        Path(first.cache_dir),
-        allocator=first.allocator,
-        matmul_precision=first.matmul_precision,
-    )
+    command.prepare_jax(next(iter(typed.values())))
     from experiments import interrupt, job, pipeline  # imports JAX: only after its environment is set
 
     interrupt.listen()

@@ -15,7 +15,7 @@ import sys
 
 from experiments.command import guarded, study_arguments
 from experiments.figures import TRAINING_POINTS, training_points
-from experiments.files import write_bytes, write_json, write_text
+from experiments.files import write_bytes, write_csv, write_json
 from experiments.power import FILE as POWER
 from experiments.provenance import ENVIRONMENT, environment
 from experiments.report import parts_of
@@ -42,7 +42,7 @@ def keep(study: Study, target: Study) -> list[Study]:
         write_json(folder / ENVIRONMENT, environment(part))
         points = training_points(part)
         if points is not None:
-            write_text(folder / TRAINING_POINTS, points.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+            write_csv(folder / TRAINING_POINTS, points, digits=6)
         for name in (POWER, "validation.json"):
             if (part.path / name).is_file():
                 shutil.copyfile(part.path / name, folder / name)

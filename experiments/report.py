@@ -40,6 +40,7 @@ from theory.claims.dynamics import PRESERVED
 from theory.claims.information import REACHES
 from theory.ledger import all_claims
 from theory.report import ClaimReport, Report
+from theory.tables import primary_frame
 
 TEMPLATES = Path(__file__).parent / "templates"
 FIRST_ROWS = 15  # of a table, before "show more"
@@ -232,8 +233,7 @@ def _details(claim: ClaimReport) -> dict[str, Any] | None:
 def rows_of(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """The rows that speak about a claim."""
     measured = all_claims()[name].measured
-    if "arm" in frame and frame["arm"].isna().any():  # controls are no replicates of the primary design
-        frame = frame[frame["arm"].isna()]
+    frame = primary_frame(frame)
     if "claim" in frame:
         frame = frame[frame["claim"].isna() | (frame["claim"] == name)]
     return frame[frame[measured].notna()] if measured in frame else frame.iloc[:0]

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from experiments.collect import collect
@@ -39,6 +38,7 @@ from experiments.report import load_parts, parts_of, render, validation_of
 from experiments.store import Study
 from experiments.watch import Watch
 from lrc_jax.errors import InputError
+from theory.render import console
 from theory.report import Report, to_json
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "reproduce"
@@ -180,13 +180,13 @@ def verdict_table(report: Report, title: str | None = None) -> Table:
 
 def tell(study: Study) -> None:
     """Verdicts, figures and the page of a study and its parts, from their tables; the verdicts on the terminal too."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    screen = console(120)
     parts = load_parts(study)
     for part in parts:
         write_text(part.study.path / "verdicts.json", to_json(part.report.to_dict()))
         for figure in part.figures:
             save(figure, part.study.path / "figures")
-        console.print(verdict_table(part.report, part.label or None))
+        screen.print(verdict_table(part.report, part.label or None))
     write_text(study.path / "report.html", render(study, parts, validation_of(study, None)))
 
 

@@ -34,13 +34,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 def execute(cfg: config.RunConfig) -> dict[str, Any]:
     """Run a checked configuration unless it is done; returns its row."""
-    command.prepare_jax(
-        cfg.platform,
-        cfg.threads,
-        Path(cfg.cache_dir),
-        allocator=cfg.allocator,
-        matmul_precision=cfg.matmul_precision,
-    )
+    command.prepare_jax(cfg)
     from experiments import interrupt, job, pipeline  # imports JAX: only after its environment is set
     from experiments.progress import Progress, duration
     from lrc_jax import clock

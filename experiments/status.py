@@ -9,18 +9,16 @@ folders. Exit code 0: all done; 1: something failed or is missing.
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from experiments.command import guarded, study_arguments
 from experiments.files import read_json, write_json
 from experiments.progress import duration
-from experiments.store import Study
+from experiments.store import RunFolder, Study
+from theory.render import console
 
 STATES = ("done", "running", "failed", "missing")
 
@@ -40,16 +38,16 @@ def planned(study: Study) -> dict[str, list[list[str]]]:
     return {p.stem: read_json(p)["jobs"] for p in sorted(folder.glob("*.json"))} if folder.is_dir() else {}
 
 
-def run_states(study: Study) -> dict[str, tuple[str, Path]]:
+def run_states(study: Study) -> dict[str, tuple[str, RunFolder]]:
     """Overrides of a run -> (state, folder). A run that is done in any code version counts as done."""
-    found: dict[str, tuple[str, Path]] = {}
+    found: dict[str, tuple[str, RunFolder]] = {}
     for folder in study.runs():
         note = folder.path / "job.json"
         if not note.is_file():
             continue
         key, state = _key(read_json(note)["overrides"]), folder.state()
         if key not in found or STATES.index(state) < STATES.index(found[key][0]):
-            found[key] = (state, folder.path)
+            found[key] = (state, folder)
     return found
 
 
@@ -65,9 +63,9 @@ def summary(study: Study) -> tuple[list[tuple[str, Counter[str]]], list[dict[str
             if state != "done":
                 reason = ""
                 if state == "failed" and folder is not None:
-                    reason = read_json(folder / "failed.json")["reason"]
-                if state == "missing" and folder is not None and (folder / "paused.json").is_file():
-                    reason = "stopped; goes on from step {step} of {steps}".format(**read_json(folder / "paused.json"))
+                    reason = read_json(folder.failed_path)["reason"]
+                if state == "missing" and folder is not None and folder.paused_path.is_file():
+                    reason = "stopped; goes on from step {step} of {steps}".format(**read_json(folder.paused_path))
                 open_jobs.append({"sweep": name, "state": state, "job": " ".join(job), "reason": reason})
         counts.append((name, counter))
     return counts, open_jobs
@@ -95,23 +93,23 @@ def main() -> int:
     arguments = study_arguments(__doc__, verbose=False)
     study = Study.of(arguments["results_dir"], arguments["study"]).require()
     counts, open_jobs = summary(study)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    screen = console(120)
     if not counts:
         done = sum(folder.state() == "done" for folder in study.runs())
-        console.print(f"{study.path}: no sweep was recorded; {done} single runs are done")
+        screen.print(f"{study.path}: no sweep was recorded; {done} single runs are done")
         return 0
     grid = Table("sweep", *STATES, title=str(study.path), title_justify="left")
     for name, counter in counts:
         grid.add_row(name, *(str(counter[s]) for s in STATES))
-    console.print(grid)
+    screen.print(grid)
     rows = [row for folder in study.runs() if (row := folder.row()) is not None]
     by_claim: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_claim.setdefault(str(row["columns"].get("claim") or "no claim"), []).append(row)
     for name, part in (sorted(by_claim.items()) if len(by_claim) > 1 else []) + [("all", rows)]:
-        console.print(f"{name}: {phase_line(phase_seconds(part))}", highlight=False)
+        screen.print(f"{name}: {phase_line(phase_seconds(part))}", highlight=False)
     for job in open_jobs if arguments["verbose"] else [j for j in open_jobs if j["state"] == "failed"]:
-        console.print(f"{job['state']}: {job['job']} {job['reason']}", markup=False, highlight=False)
+        screen.print(f"{job['state']}: {job['job']} {job['reason']}", markup=False, highlight=False)
     return 1 if any(j["state"] in ("failed", "missing") for j in open_jobs) else 0
 
 

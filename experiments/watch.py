@@ -6,7 +6,6 @@ It reads the runs' folders only, so it shows any sweep of any launcher; `experim
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from experiments.files import read_json
 from experiments.progress import duration
 from experiments.status import STATES, summary
 from experiments.store import Study
+from theory import render
 
 EVERY_LIVE = 2.0  # seconds between looks on a terminal
 EVERY_LINE = 15.0  # seconds between plain lines
@@ -62,7 +62,7 @@ class Watch:
 
     def __init__(self, studies: list[Study], console: Console | None = None) -> None:
         self.studies = studies
-        self.console = console or Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+        self.console = console or render.console(120)
         self.live: Live | None = None
         self.started = self.last = time.monotonic()
         self.first: dict[str, int] = {}  # done when this watch began

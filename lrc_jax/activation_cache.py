@@ -26,6 +26,7 @@ from lrc_jax.fast import forward
 from lrc_jax.model import Activations, DecoderConfig, LayerActivations, Weights
 from lrc_jax.objective import Objective
 from lrc_jax.students.base import Frozen, Student
+from lrc_jax.train import reads_teacher
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 SPARE = 1 << 30  # bytes of disk that an entry leaves free
@@ -216,7 +217,7 @@ def with_teacher_pass(
     Raises:
       InputError: as `cached_activations`, or the whitening intervention is asked for (two teachers).
     """
-    if not (objective.needs_teacher or student.reads_only_final):
+    if not reads_teacher(student, objective):
         return pool
     if frozen.distilled is not None:
         raise InputError("activation cache: not with a second teacher (measure.whiten); leave one of the two out")

@@ -29,7 +29,7 @@ from lrc_jax.model import DecoderConfig, Weights, count_parameters
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.projections import read_flags, read_projections
 from lrc_jax.seeds import key_for
-from lrc_jax.sharding import MeshSpec, make_mesh, to_host
+from lrc_jax.sharding import MeshSpec, mesh_for, to_host
 from lrc_jax.statistics import residual_basis, second_moments
 from lrc_jax.students import Frozen, Student, StudentOptions, make_student
 from lrc_jax.teachers.load import Teacher, load_teacher
@@ -185,9 +185,7 @@ def _append_losses(path: Path, last: int, history: History) -> None:
     count = len(history.grad_norm)
     with path.open("a") as file:
         for i in range(count):
-            terms = {name: float(getattr(history.terms, name)[i]) for name in ("total", "clone", "kl", "ce")}
-            row = {"step": last - count + i + 1, **terms, "grad_norm": float(history.grad_norm[i])}
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps({"step": last - count + i + 1} | history.row(i)) + "\n")
 
 
 def _keep_losses(path: Path, steps: int) -> None:
@@ -245,9 +243,7 @@ def distill(
         pool_from_sequences(source.sequences(split, min(EVALUATED, source.available(split) or 0)))
         for split in ("test", "probe")
     )
-    mesh = None
-    if machine.data * machine.model != 1 or jax.process_count() > 1:
-        mesh = make_mesh(MeshSpec(machine.data, machine.model), settings.batch_size)
+    mesh = mesh_for(MeshSpec(machine.data, machine.model), settings.batch_size)
     student, frozen, params = _build(settings, teacher, pool)
 
     optimizer = OptimizerSpec(warmup=0.05, clip=1.0)

@@ -28,6 +28,7 @@ from lrc_jax.data.pools import Pool
 from lrc_jax.errors import DivergedError
 from lrc_jax.model import Activations, DecoderConfig
 from lrc_jax.objective import LossWeights, Objective, Terms
+from lrc_jax.sharding import to_host
 from lrc_jax.students import Frozen, Student
 from lrc_jax.students.base import Params
 from lrc_jax.students.padding import can_pad, cut, pad, rank_of, rescaled, width_scale, with_rank
@@ -42,6 +43,7 @@ from lrc_jax.train import (
     diverged,
     gather_chunk,
     init_state,
+    reads_teacher,
     teacher_activations,
     train_step,
 )
@@ -129,7 +131,7 @@ def fused_chunk(
       The states, and per shape the losses and gradient norms [S, members, CHUNK, 5].
     """
     each = (lambda f, xs: jax.vmap(f)(xs)) if vectorised else jax.lax.map
-    reads = [s.objective.needs_teacher or s.student.reads_only_final for s in shapes]
+    reads = [reads_teacher(s.student, s.objective) for s in shapes]
 
     def stream_step(xs: Any) -> Any:
         states, hypers, scales, batch = xs
@@ -245,7 +247,7 @@ def train_together(
         scales = tuple(stacked(scale, k) for k in range(len(shapes)))
 
     def own_states() -> list[TrainState]:
-        host = [jax.tree.map(np.asarray, state) for state in states]
+        host = to_host(states)
         out = []
         for i, shape in enumerate(like):
             s, j = divmod(i, width)

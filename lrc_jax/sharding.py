@@ -43,6 +43,11 @@ def connect(address: str, processes: int, index: int) -> None:
     jax.distributed.initialize(address, num_processes=processes, process_id=index)
 
 
+def mesh_for(spec: MeshSpec, batch_size: int) -> Mesh | None:
+    """The mesh, or None where a single device of a single process is asked for. Raises as `make_mesh`."""
+    return None if spec.data * spec.model == jax.process_count() == 1 else make_mesh(spec, batch_size)
+
+
 def make_mesh(spec: MeshSpec, batch_size: int) -> Mesh:
     """Devices as [data, model]: the first ones of a single process, all of several processes.
 

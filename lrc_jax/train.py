@@ -131,6 +131,11 @@ class History:
     terms: Terms
     grad_norm: np.ndarray
 
+    def row(self, at: int | slice = slice(None)) -> dict[str, float]:
+        """Terms and gradient norm of a step, or their means over some (all by default), by name."""
+        parts = {name: getattr(self.terms, name) for name in ("total", "clone", "kl", "ce")}
+        return {name: float(np.mean(x[at])) for name, x in (parts | {"grad_norm": self.grad_norm}).items()}
+
 
 @functools.partial(jax.jit, static_argnames=("student", "optimizer"))
 def init_state(student: Student, optimizer: OptimizerSpec, key: Array, frozen: Frozen) -> TrainState:
@@ -168,11 +173,16 @@ def teacher_activations(
     return Activations(logits_NV, embedded_ND=final_ND, layers=layers, hidden_ND=(), final_ND=final_ND)
 
 
+def reads_teacher(student: Student, objective: Objective) -> bool:
+    """Whether a training runs the teacher on its batches."""
+    return objective.needs_teacher or student.reads_only_final
+
+
 def teacher_side(
     student: Student, objective: Objective, teacher_config: DecoderConfig, frozen: Frozen, batch: Pool
 ) -> Activations | None:
     """What the student's objective needs of the teacher on a batch; None where it needs nothing."""
-    if not (objective.needs_teacher or student.reads_only_final):
+    if not reads_teacher(student, objective):
         return None
     distilled = frozen.teacher if frozen.distilled is None else frozen.distilled
     return teacher_activations(teacher_config, distilled, batch.tokens_NT, batch.final_NTD, batch.sites)

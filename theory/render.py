@@ -21,9 +21,9 @@ from theory.verdicts import CONSISTENT, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
 COLOURS = {CONSISTENT: "green", LOOSE: "cyan", REFUTED: "red", INCONCLUSIVE: "yellow", UNTESTABLE: "magenta"}
 
 
-def console() -> Console:
-    """A console on standard output, 160 columns wide where that is not a terminal (so that output is reproducible)."""
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+def console(width: int = 160) -> Console:
+    """A console on standard output, so many columns wide where that is no terminal (so that output is reproducible)."""
+    return Console(width=None if sys.stdout.isatty() else width, highlight=False)
 
 
 def number(value: float | None, digits: int = 3) -> str:

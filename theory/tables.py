@@ -113,21 +113,27 @@ class Table:
         return Table(frame, self.path, self.sha256)
 
 
+def primary_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows without an arm, if there are any, else all. A column `arm` names controls and other protocols, which
+    would not be replicates of the primary rows (those where it is empty)."""
+    return frame[frame["arm"].isna()] if "arm" in frame and frame["arm"].isna().any() else frame
+
+
 def primary_rows(table: Table) -> tuple[Table, tuple[str, ...]]:
     """The rows of the primary design, and remarks on the arms that were set aside.
 
-    A column `arm` names controls and other protocols, which would not be replicates of the primary rows (those where
-    it is empty). Where every row belongs to an arm, there has to be one only.
+    Raises:
+        InputError: every row belongs to an arm, and there are several.
     """
     if "arm" not in table.frame or table.frame["arm"].isna().all():
         return table, ()
-    arm = table.frame["arm"]
+    primary, arm = primary_frame(table.frame), table.frame["arm"]
     names = sorted(arm.dropna().astype(str).unique())
-    if arm.isna().any():
+    if len(primary) < len(arm):
         remark = f"{int(arm.notna().sum())} rows of other arms are set aside; judge each with " + ", ".join(
             f"--where arm={name}" for name in names
         )
-        return Table(table.frame[arm.isna()], table.path, table.sha256), (remark,)
+        return Table(primary, table.path, table.sha256), (remark,)
     if len(names) > 1:
         raise InputError(
             f"{table.path}: column arm: every row belongs to one of the arms {', '.join(names)}; choose one with "
