@@ -21,6 +21,7 @@ from theory.check import check_file
 from theory.fit import BOOTSTRAPS, fit_law
 from theory.ledger import all_claims
 from theory.plan import REPLICATIONS, design_of, plan
+from theory.planted.cases import planted_case
 from theory.report import to_json, write_text
 from theory.tables import InputError, primary_rows, read_table
 from theory.validate import FULL_REPLICATIONS, QUICK_REPLICATIONS, validate
@@ -56,6 +57,9 @@ def _check_outputs(options: argparse.Namespace) -> None:
     target = getattr(options, "json", None)
     if target and (Path(target).is_dir() or not Path(target).absolute().parent.is_dir()):
         raise InputError(f"--json {target}: not a file in an existing folder; choose another path")
+    out = getattr(options, "out", None)
+    if out and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
+        raise InputError(f"--out {out}: not a file in an existing folder; choose another path")
     figures = getattr(options, "figures", None)
     if figures and Path(figures).exists() and not Path(figures).is_dir():
         raise InputError(f"--figures {figures}: exists and is not a folder; choose another path")
@@ -136,6 +140,18 @@ def _parser() -> argparse.ArgumentParser:
     advice.add_argument("--max-rank", type=_positive, metavar="R", help="the largest rank that can be afforded")
     advice.add_argument("--json", metavar="OUT", help="write the advice as JSON")
     advice.set_defaults(run=_advise)
+
+    planting = commands.add_parser(
+        "plant",
+        help="write a table whose truth is known",
+        description="Write a table drawn from a planted law, on which `check` has to say CONSISTENT, or with --wrong "
+        "REFUTED: one of the cases of `validate`.",
+    )
+    planting.add_argument("claim", metavar="CLAIM", help="the claim that the table is about")
+    planting.add_argument("--wrong", action="store_true", help="plant a law against which the claim is false")
+    planting.add_argument("--seed", type=int, default=0, help="of the noise (default %(default)s)")
+    planting.add_argument("--out", required=True, metavar="CSV", help="the file to write")
+    planting.set_defaults(run=_plant)
 
     validation = commands.add_parser(
         "validate",
@@ -230,6 +246,17 @@ def _advise(options: argparse.Namespace) -> int:
     if options.json:
         write_text(options.json, to_json(advice.to_dict()))
     render.print_advice(advice, render.console())
+    return 0
+
+
+def _plant(options: argparse.Namespace) -> int:
+    case = planted_case(options.claim, wrong=options.wrong)
+    if options.seed < 0:
+        raise InputError(f"--seed {options.seed}: must be at least 0")
+    frame = case.draw(np.random.default_rng(options.seed))
+    write_text(options.out, frame.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
+    (verdict,) = case.expected or ("",)
+    print(f"{options.out}: {len(frame)} rows, planted: {case.name}; {case.claim} should be {verdict}")
     return 0
 
 

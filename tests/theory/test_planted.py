@@ -129,3 +129,32 @@ def test_e6_two_factors_are_smooth_only_where_they_are_bounded():
     local = [product_smoothness(u, 1.0 / u) for u in (1.0, 10.0, 100.0)]
     assert local[2][0] > 1000 * local[0][0]
     assert all(value <= bound + 1e-9 for value, bound in local)
+
+
+@pytest.mark.parametrize("claim", ["convergence", "generalization", "optimal_rank", "information", "dynamics"])
+@pytest.mark.parametrize(("wrong", "verdict", "code"), [((), "CONSISTENT", 0), (("--wrong",), "REFUTED", 1)])
+def test_a_planted_table_is_judged_as_planted(theory, tmp_path, claim, wrong, verdict, code):
+    path = tmp_path / "planted.csv"
+    outcome = theory("plant", claim, *wrong, "--out", path)
+    assert outcome.code == 0
+    assert f"{claim} should be {verdict}" in outcome.out
+    judged = theory("check", path)
+    assert judged.code == code
+    assert f"{claim}: {verdict}" in judged.out
+    first = path.read_bytes()
+    theory("plant", claim, *wrong, "--out", path)
+    assert path.read_bytes() == first
+    theory("plant", claim, *wrong, "--seed", 1, "--out", path)
+    assert path.read_bytes() != first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("speed", "--out", "x.csv"), "speed: no planted case"),
+        (("dynamics", "--out", "nowhere/x.csv"), "--out nowhere/x.csv"),
+        (("dynamics", "--seed", -1, "--out", "x.csv"), "--seed -1"),
+    ],
+)
+def test_planting_refuses_nonsense(theory, arguments, said):
+    assert said in theory("plant", *arguments).error

@@ -23,6 +23,7 @@ from theory.planted.surfaces import (
     noise_gap_table,
     risk_table,
 )
+from theory.tables import InputError
 from theory.verdicts import CONSISTENT, LOOSE, REFUTED
 
 Draw = Callable[[np.random.Generator], pd.DataFrame]
@@ -70,6 +71,19 @@ def planted_surface(alpha: float, beta: float, gamma: float, first: float) -> Su
 def all_cases() -> list[Case]:
     """Every case, in the order of the printed tables."""
     return [*_gap_cases(), *_gradient_cases(), *_rank_cases(), *_linear_cases(), *_null_cases(), *_ratio_cases()]
+
+
+def planted_case(claim: str, *, wrong: bool) -> Case:
+    """The first case that makes a claim plainly true, or plainly false.
+
+    Raises:
+        InputError: there is no such claim, or no such case of it.
+    """
+    expected = (REFUTED,) if wrong else (CONSISTENT,)
+    found = {case.claim: case for case in reversed(all_cases()) if case.expected == expected}
+    if claim not in found:
+        raise InputError(f"{claim}: no planted case of such a claim; choose from {', '.join(sorted(found))}")
+    return found[claim]
 
 
 def _gap_cases() -> list[Case]:
