@@ -1,10 +1,15 @@
 """A sweep as it goes: a live table on a terminal, plain lines with an estimate of the time left elsewhere.
 
-It reads the runs' folders only, so it shows any sweep of any launcher; `experiments.reproduce` draws it.
+    python -m experiments.watch study=NAME
+
+It reads the runs' folders only, so it shows any sweep of any launcher, started anywhere; `experiments.reproduce` draws
+it too. Ends when no job is running or missing, or at Ctrl-C, which stops the watching and not the sweep. Exit code 0:
+all done; 1: something failed or is missing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import Counter
@@ -16,12 +21,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from experiments.command import guarded, study_arguments
 from experiments.files import read_json
 from experiments.progress import duration
-from experiments.status import STATES, summary
+from experiments.status import STATES, planned, summary
 from experiments.store import Study
+from lrc_jax.errors import InputError
 from theory import render
 
+LOOK = 1.0  # seconds between looks at whether all is done
 EVERY_LIVE = 2.0  # seconds between looks on a terminal
 EVERY_LINE = 15.0  # seconds between plain lines
 
@@ -152,3 +160,21 @@ class Watch:
             self.live.console.print(text, markup=False, highlight=False)
         else:
             print(text, flush=True)
+
+
+def main() -> int:
+    arguments = study_arguments(__doc__)
+    study = Study.of(arguments["results_dir"], arguments["study"]).require()
+    if not planned(study):
+        raise InputError(f"study: no sweep is recorded in {study.path}; start one with `python -m experiments.run -m`")
+    with Watch([study]) as watch, contextlib.suppress(KeyboardInterrupt):
+        watch.update(force=True)
+        while any(line.counts["running"] or line.counts["missing"] for line in watch.look()):
+            time.sleep(LOOK)
+            watch.update()
+        watch.update(force=True)
+    return 0 if all(line.counts["done"] == line.total for line in watch.look()) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(guarded(main))

@@ -90,6 +90,9 @@ def test_running_again_computes_nothing_and_status_says_done(workplace):
     code, out, _ = call("experiments.status", "study=whole", cwd=folder)
     assert code == 0
     assert "4" in out.split("sweep-")[1]
+    code, out, _ = call("experiments.watch", "study=whole", cwd=folder)
+    assert code == 0
+    assert "4/4 runs done, best risk" in out
 
 
 def test_killed_and_started_again_gives_the_same_table(workplace):
@@ -378,6 +381,7 @@ def test_bad_arguments_are_one_line(tmp_path, arguments):
         ("experiments.collect", [], "study: missing"),
         ("experiments.collect", ["study=none"], "does not exist"),
         ("experiments.status", ["study=none"], "does not exist"),
+        ("experiments.watch", ["study=none"], "does not exist"),
         ("experiments.figures", ["study=x", "colour=red"], "colour=red: unknown argument"),
         ("experiments.report", ["study=none"], "does not exist"),
         ("experiments.reproduce", ["study=none"], "choose one of"),
@@ -390,7 +394,7 @@ def test_bad_study_arguments_are_one_line(tmp_path, module, arguments, message):
     assert message in one_line(code, err)
 
 
-@pytest.mark.parametrize("module", ["run", "collect", "status", "figures", "report", "reproduce", "compare"])
+@pytest.mark.parametrize("module", ["run", "collect", "status", "watch", "figures", "report", "reproduce", "compare"])
 def test_help(tmp_path, module):
     code, out, _ = call(f"experiments.{module}", "--help", cwd=tmp_path)
     assert code == 0
