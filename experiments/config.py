@@ -61,6 +61,9 @@ class TinyTeacher:
     check_every: int = 100
     patience: int = 5
     seed: int = 0
+    # Above 0: once trained, every matrix gets the singular values k^-planted_spectrum (Frobenius norm kept). What it
+    # predicts is then no longer the language, so that labels have to be sampled from it.
+    planted_spectrum: float = 0.0
 
 
 @dataclass
@@ -137,7 +140,7 @@ class Measure:
     norms: bool = False  # nuclear and Frobenius norms at the solution, Phi
     information: bool = False  # information between teacher and student activations, by site
     information_samples: int = 2048  # probe sequences
-    information_noise: list[float] = field(default_factory=lambda: [0.1, 0.03, 0.3])  # the first is the claim's column
+    information_noise: list[float] = field(default_factory=lambda: [0.1])  # the first is the claim's column
     dynamics: bool = False  # divergence from a direct student against that of two direct ones; angles; kernels
     whiten: list[str] = field(default_factory=list)  # dynamics: classes of teacher matrices to whiten: q, k, v, o, ...
     certificate: bool = False  # a train-only guarantee for quantised students on exactly `samples` sequences
@@ -149,8 +152,11 @@ class Measure:
     cost: bool = False  # FLOPs, bytes, throughput and latency of inference
     convergence: bool = False  # squared gradient norm, smoothness, variance along plain SGD
     pilot_seed: int = 77  # seed whose run gives the frozen constants of claim 1's bound
-    gradient_batch: int = 1024  # sequences in each of the two independent gradients at a checkpoint
+    hessian: bool = False  # the pilot's top Hessian eigenvalue at its end too, by Lanczos
+    smoothness_batch: int = 256  # sequences on which the pilot's smoothness along the path is measured
     pool: int = 65536  # f of claim 1 is the mean loss over this finite pool
+    spacing: str = "mixed"  # strata of a run of claim 1: mixed | linear (then the plateau of its last half is measured)
+    full_batch: bool = False  # control of claim 1: the whole pool at every step, so that the gradient has no noise
 
 
 @dataclass
@@ -170,6 +176,7 @@ class RunConfig:
     steps: int = 500
     seed: int = 0
     batch_size: int = 64
+    epochs: float = 0.0  # above 0: steps is epochs * samples / batch_size, whatever steps says
     sequence_length: int = 16
     clone_weight: float = 0.2
     temperature: float = 1.0
@@ -213,6 +220,7 @@ CHOICES = {
     "step": ("fast", "reference"),
     "matmul_precision": ("highest", "tensorfloat32", "bfloat16"),
     "measure.reference": ("teacher", "student"),
+    "measure.spacing": ("mixed", "linear"),
     "student.name": ("lrc", "direct", "scratch", "svd", "factorized", "bilinear"),
     "student.init": ("random", "fan_in", "pca", "channels"),
     "student.matrices": ("all", "head"),
@@ -228,6 +236,7 @@ AT_LEAST = {
     "steps": 0,
     "seed": 0,
     "batch_size": 1,
+    "epochs": 0.0,
     "sequence_length": 2,
     "clone_weight": 0.0,
     "loss.kl_weight": 0.0,
@@ -237,7 +246,7 @@ AT_LEAST = {
     "measure.test_samples": 1,
     "measure.reference_samples": 1,
     "measure.pool": 1,
-    "measure.gradient_batch": 1,
+    "measure.smoothness_batch": 1,
     "measure.information_samples": 64,
     "threads": 1,
     "mesh.data": 0,
@@ -300,6 +309,17 @@ def check(config: RunConfig) -> None:
         raise InputError("clone_weight: every loss weight is 0, nothing would be trained; raise one of them")
     if config.measure.convergence and config.optimizer.name != "sgd":
         raise InputError("optimizer: the theorem of measure.convergence is about plain SGD; use optimizer=sgd")
+    if config.measure.convergence and config.batch_size % 2:
+        raise InputError(f"batch_size: {config.batch_size} is odd; measure.convergence splits each batch in halves")
+    if config.measure.full_batch and config.labels == "teacher":
+        raise InputError("labels: measure.full_batch needs labels=data; labels drawn at each visit are noise")
+    if (
+        isinstance(config.teacher, TinyTeacher)
+        and config.teacher.planted_spectrum
+        and config.labels != "teacher"
+        and config.loss.ce_weight
+    ):
+        raise InputError("labels: a teacher with a planted spectrum does not predict the text; use labels=teacher")
     if config.measure.certificate and (config.student.name != "lrc" or not 0 < config.measure.certificate_delta < 1):
         raise InputError("measure.certificate: needs student=lrc and certificate_delta between 0 and 1")
     if config.measure.dynamics and config.student.name != "lrc":
@@ -328,6 +348,8 @@ def typed(raw: DictConfig) -> RunConfig:
     """Hydra's composed config as a checked RunConfig."""
     config = OmegaConf.to_object(raw)
     assert isinstance(config, RunConfig), type(config)
+    if config.epochs > 0:
+        config.steps = max(1, round(config.epochs * config.samples / config.batch_size))
     check(config)
     return config
 

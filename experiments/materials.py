@@ -6,8 +6,9 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +27,10 @@ from lrc_jax.model import DecoderConfig, Weights, init_weights
 from lrc_jax.seeds import key_for
 from lrc_jax.statistics import second_moments
 from lrc_jax.teachers.load import load_teacher
-from lrc_jax.teachers.tiny import TinyTeacherSpec, train_teacher
+from lrc_jax.teachers.tiny import TinyTeacherSpec, plant_spectrum, train_teacher
 from lrc_jax.teachers.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 HELD_OUT = 1024  # sequences on which a teacher trained here is stopped
 POOL_BYTES = 2**29  # of pools kept for a sweep
@@ -76,6 +79,16 @@ class Materials:
         return second_moments(
             teacher.config, teacher.weights, pool_from_sequences(self.source.sequences("reference", n))
         )
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What runs of a sweep share: made at the first call with this name, kept for the others."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        return self._shared[name]
+
+    @functools.cached_property
+    def _shared(self) -> dict[str, Any]:
+        return {}
 
     @functools.cached_property
     def _pools(self) -> dict[tuple[Any, ...], Pool]:
@@ -246,6 +259,7 @@ def _tiny(teacher: TinyTeacher, source: DataSource, cache: Path) -> Teacher:
     fields = dataclasses.asdict(teacher)
     pool_size = _at_most(source, "teacher", fields.pop("pool"))
     del fields["name"]
+    power = fields.pop("planted_spectrum")
     if pool_size == 0:
         raise InputError("data.teacher_share: the teacher's pool is empty; raise the share or give more text")
     spec = TinyTeacherSpec(**fields)
@@ -267,6 +281,9 @@ def _tiny(teacher: TinyTeacher, source: DataSource, cache: Path) -> Teacher:
 
     like = jax.eval_shape(functools.partial(init_weights, decoder), key_for(0))
     weights, note = cached_tree(cache, "teachers", made_of, like, make)
+    if power > 0:
+        weights = plant_spectrum(weights, power)
+        return Teacher(decoder, weights, _weights_digest(weights))
     return Teacher(decoder, weights, _weights_digest(weights), held_out_loss=note["held_out_loss"])
 
 

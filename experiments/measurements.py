@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.artifacts import cached_tree
+from experiments.artifacts import cached_tree, fingerprint
 from experiments.building import Columns, build, evaluator, fit, learning_rate, optimizer, start
 from experiments.config import RunConfig, identity
 from experiments.materials import Materials
@@ -94,9 +94,13 @@ def gap_columns(
     from_teacher = config.labels == "teacher"
     reference_test = reference_train = None
     if config.measure.reference == "student" and student.trained:
-        params = reference_student(config, materials, student, frozen)
+        params, name = reference_student(config, materials, student, frozen)
         losses = evaluator(materials, student, frozen)
-        reference_train, reference_test = losses(params, train_pool), losses(params, test_pool)
+        reference_train = losses(params, train_pool)
+        # The same for every sample size and seed of a sweep.
+        reference_test = materials.once(
+            f"{name} on {test_pool.size} {config.labels}", lambda: losses(params, test_pool)
+        )
     gap = control_variate_gap(on_test, on_train, reference_test, reference_train, labels_from_teacher=from_teacher)
     raw = raw_gap(on_test, on_train)
     return {
@@ -107,9 +111,9 @@ def gap_columns(
     }
 
 
-def reference_student(config: RunConfig, materials: Materials, student: Student, frozen: Frozen) -> Any:
+def reference_student(config: RunConfig, materials: Materials, student: Student, frozen: Frozen) -> tuple[Any, str]:
     """A student of the same kind and rank, distilled by KL alone on the reference pool: fixed before any sample of
-    the study is seen, and as close to the trained students as such a model can be."""
+    the study is seen, and as close to the trained students as such a model can be. Returns it with its name."""
     measure = config.measure
     have = materials.source.available("reference")
     samples = measure.reference_samples if have is None else min(have, measure.reference_samples)
@@ -119,15 +123,17 @@ def reference_student(config: RunConfig, materials: Materials, student: Student,
     )
     like = jax.eval_shape(student.init, key_for(0), frozen)
     made_of = identity(plain) | {"samples": samples, "steps": steps, "seed": 0, "digest": materials.data_digest}
-    del made_of["claim"], made_of["measure"], made_of["labels"]
+    for not_of_the_reference in ("claim", "arm", "measure", "labels", "epochs"):
+        del made_of[not_of_the_reference]
 
     def make() -> tuple[Any, dict[str, Any]]:
         pool = materials.with_features("reference", samples, "data")
         state, _ = fit(plain, materials, student, frozen, pool, steps, seed=0)
         return state.params, {"steps": steps, "samples": samples}
 
-    params, _ = cached_tree(Path(config.cache_dir), "references", made_of, like, make)
-    return params
+    name = fingerprint("reference", made_of)
+    cache = Path(config.cache_dir)
+    return materials.once(name, lambda: cached_tree(cache, "references", made_of, like, make)[0]), name
 
 
 def approximation_columns(
@@ -135,7 +141,7 @@ def approximation_columns(
 ) -> Columns:
     """Loss of the best student of this rank at unlimited samples: distilled by KL on the reference pool, which is as
     far from its own limit as the pool is large; both numbers are in the row."""
-    params = reference_student(config, materials, student, frozen)
+    params, _ = reference_student(config, materials, student, frozen)
     on_test = evaluator(materials, student, frozen)(params, test_pool)
     return {
         "approx_loss": mean(on_test.entropy + on_test.kl).value,

@@ -10,14 +10,25 @@ import jax
 import jax.numpy as jnp
 
 from experiments.artifacts import cached_numbers
-from experiments.building import Columns, build, evaluator, learning_rate, loss_weights, objective, start
+from experiments.building import Columns, evaluator, learning_rate, loss_weights, objective, start
 from experiments.config import RunConfig, identity
-from experiments.materials import Materials, labels_from_uniform, load
+from experiments.materials import Materials, labels_from_uniform
 from lrc_jax import clock
 from lrc_jax.data.pools import Pool
 from lrc_jax.fast import forward
-from lrc_jax.measure.convergence import SgdMeasurement, SgdPlan, measure_sgd_horizon
+from lrc_jax.measure.convergence import (
+    SgdMeasurement,
+    SgdPlan,
+    boundedness_slope,
+    decaying_bound,
+    horizon_bound,
+    measure_sgd_horizon,
+    plateau,
+)
 from lrc_jax.measure.gap import mean
+from lrc_jax.measure.gradients import Loss, SampleBatch
+from lrc_jax.measure.smoothness import hessian_top_eigenvalue
+from lrc_jax.measure.spectra import projection_constants, teacher_spectra
 from lrc_jax.model import count_parameters
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.seeds import key_for
@@ -36,32 +47,45 @@ def convergence_columns(config: RunConfig, materials: Materials, student: Studen
         step_size=learning_rate(config),
         batch_size=config.batch_size,
         decay=0.5 if config.optimizer.schedule == "inverse_sqrt" else 0.0,
-        gradient_batch=config.measure.gradient_batch,
-        smoothness_batch=2 * config.measure.gradient_batch,
-        loss_batch=config.measure.gradient_batch,
+        smoothness_batch=config.measure.smoothness_batch,
+        spacing=config.measure.spacing,
     )
     made_of = identity(config) | {"seed": config.measure.pilot_seed, "digest": materials.data_digest}
     del made_of["claim"]
 
     def pilot() -> dict[str, Any]:
-        # By the plain step: second derivatives through the fast one's hand-written gradients take 2.5 times as long.
-        plain = dataclasses.replace(config, step="reference")
-        made = load(plain)
-        measured = _sgd(plain, made, *build(plain, made), plan, config.measure.pilot_seed)
-        return {"smoothness": measured.smoothness, "grad_variance": measured.grad_variance}
+        measured, end, loss, sample = _sgd(config, materials, student, frozen, plan, config.measure.pilot_seed)
+        found = {"smoothness": measured.smoothness, "grad_variance": measured.grad_variance}
+        if config.measure.hessian:
+            batch_key, start_key = (key_for(config.measure.pilot_seed, "hessian", i) for i in range(2))
+            top = hessian_top_eigenvalue(loss, end, sample(batch_key, plan.smoothness_batch), start_key, 20)
+            found["hessian_top"] = top.largest
+        return found
 
     with clock.phase("measuring"):
         constants = cached_numbers(Path(config.cache_dir), "pilots", made_of, pilot)
     plan = dataclasses.replace(plan, constants=False)
-    measured = _sgd(config, materials, student, frozen, plan, config.seed)
-    row = measured.row() | {"smoothness": constants["smoothness"], "grad_variance": constants["grad_variance"]}
+    measured, *_ = _sgd(config, materials, student, frozen, plan, config.seed)
+    row = measured.row() | {"own_grad_variance": measured.grad_variance}
+    row |= {name: constants[name] for name in ("smoothness", "grad_variance", "hessian_top") if name in constants}
+    right_hand_side = decaying_bound if plan.decay else horizon_bound
+    row["bound"] = right_hand_side(
+        plan.steps, plan.step_size, constants["smoothness"], constants["grad_variance"], measured.loss_decrease
+    )
+    row["norm_growth"] = boundedness_slope(measured)
+    if plan.spacing == "linear":
+        level = plateau(measured)
+        row |= {"plateau": level.level, "plateau_se": level.standard_error}
+    if student.kind == "lrc":
+        found = materials.once("spectra", lambda: projection_constants(teacher_spectra(frozen.teacher)))
+        row |= {f"spectrum_{name}": value for name, value in found.items()}
     params = jax.eval_shape(student.init, key_for(0), frozen)
     return row | {"params": count_parameters(params), "pilot_seed": config.measure.pilot_seed}
 
 
 def _sgd(
     config: RunConfig, materials: Materials, student: Student, frozen: Frozen, plan: SgdPlan, seed: int
-) -> SgdMeasurement:
+) -> tuple[SgdMeasurement, Any, Loss, SampleBatch]:
     """Plain SGD on f, the mean objective over a finite pool of sequences.
 
     With labels from the teacher, each visit to a sequence draws them afresh: f is then exact in the labels, and
@@ -74,15 +98,30 @@ def _sgd(
     loss = jax.tree_util.Partial(
         _PoolLoss(student, objective(config), materials.network().config, fresh), frozen, loss_weights(config)
     )
-    sample = jax.tree_util.Partial(_sample_pool, jax.tree.map(jnp.asarray, pool))
+    draw = _whole_pool if config.measure.full_batch else _sample_pool
+    sample = jax.tree_util.Partial(draw, jax.tree.map(jnp.asarray, pool))
     first, f_low = start(config, student, frozen, seed), 0.0
     if fresh and config.loss.ce_weight:
+        entropy, se = _teacher_entropy(config, materials, student, frozen, pool)
+        f_low = config.loss.ce_weight * (entropy - 3 * se)
+    measured, end = measure_sgd_horizon(loss, sample, first, key_for(seed, "student", "order"), plan, f_low)
+    return measured, end, loss, sample
+
+
+def _teacher_entropy(
+    config: RunConfig, materials: Materials, student: Student, frozen: Frozen, pool: Pool
+) -> tuple[float, float]:
+    """Mean entropy of the teacher's predictions on the pool's first sequences, and its standard error; once a pool."""
+    made_of = {"data": materials.data_digest, "teacher": materials.network().digest, "pool": pool.size}
+
+    def measured() -> dict[str, float]:
         probe = dataclasses.replace(pool, tokens_NT=pool.tokens_NT[:8192], labels_NT=pool.labels_NT[:8192])
-        with clock.phase("measuring"):
-            entropy = mean(evaluator(materials, student, frozen)(first, probe).entropy)
-        f_low = config.loss.ce_weight * (entropy.value - 3 * entropy.se)
-    measured, _ = measure_sgd_horizon(loss, sample, first, key_for(seed, "student", "order"), plan, f_low)
-    return measured
+        entropy = mean(evaluator(materials, student, frozen)(start(config, student, frozen, 0), probe).entropy)
+        return {"entropy": entropy.value, "se": entropy.se}
+
+    with clock.phase("measuring"):
+        found = cached_numbers(Path(config.cache_dir), "entropies", made_of, measured)
+    return found["entropy"], found["se"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,3 +147,9 @@ def _sample_pool(pool: Pool, key: jax.Array, size: int) -> tuple[Pool, jax.Array
     index_B = jax.random.randint(index_key, (size,), 0, pool.size)
     batch = jax.tree.map(lambda x: x[index_B], pool)
     return batch, jax.random.uniform(label_key, (size, pool.tokens_NT.shape[1]))
+
+
+def _whole_pool(pool: Pool, key: jax.Array, size: int) -> tuple[Pool, jax.Array]:
+    """The pool itself, whatever is asked for: the control without gradient noise."""
+    del key, size
+    return pool, jnp.zeros(pool.tokens_NT.shape)

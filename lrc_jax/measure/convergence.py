@@ -13,12 +13,20 @@ horizons T. Along a single run the local log-log slope passes through -1/2 whate
 
 With L, sigma^2 and f(x_1) - f(x_T+1) from the same run the bound is the telescoped descent lemma: an identity up to
 Monte Carlo error, good for a unit test only. Evidence needs constants from a pilot run, frozen and used on others.
+
+The squared norm costs nothing beside the training: a step's minibatch is two independent halves with gradients g_A and
+g_B, the step follows (g_A + g_B) / 2, and given the iterate
+
+    E <g_A, g_B> = |grad f(x_t)|^2,        E |g_A - g_B|^2 / 4 = sigma_t^2 (of the whole minibatch's gradient),
+
+both without bias and at every step, where checkpoints with large batches would sample the path and double its cost.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from typing import NamedTuple
 
@@ -35,17 +43,16 @@ from lrc_jax.measure.gradients import (
     Params,
     SampleBatch,
     as_partial,
-    block_moments,
-    grad_norm_sq,
     mean_loss,
     tree_axpy,
+    tree_dot,
 )
 from lrc_jax.measure.sgd_bounds import decaying_bound as decaying_bound
 from lrc_jax.measure.sgd_bounds import horizon_bound as horizon_bound
 from lrc_jax.measure.sgd_bounds import horizon_step as horizon_step
 from lrc_jax.measure.smoothness import segment_smoothness
 
-DRAWS = 2  # checkpoints a stratum: the fewest that show their own variance
+HALVES = 2  # of a minibatch
 _SPACINGS = ("mixed", "linear")
 
 
@@ -56,14 +63,12 @@ class SgdPlan:
     Attributes:
       steps: T.
       step_size: eta; of step t = 1..T it is step_size * t^-decay.
-      batch_size: units in a training minibatch; sigma^2 is the variance of its gradient.
+      batch_size: units in a training minibatch, an even number; sigma^2 is the variance of its gradient.
       decay: 0 (T1, T2) or 0.5 (T3).
-      strata: consecutive blocks of steps with two random checkpoints each.
+      strata: consecutive blocks of steps whose means are kept, with a checkpoint at the end of each.
       spacing: "mixed" puts half of the strata on a logarithmic scale (the norm falls fast at first); "linear" makes
-        them equally long, so that stratum means are batch means.
-      gradient_batch: units in each of the two independent gradients of <g_A, g_B>.
-      constants: measure smoothness and variance too (the pilot; about as much work again).
-      variance_batches: training minibatches for the variance at each checkpoint.
+        them equally long, so that their means are batch means.
+      constants: measure the path's smoothness too, at the checkpoints (the pilot).
       smoothness_batch: units in the fixed batch on which the path's smoothness is measured.
       segments: SGD steps tried at each checkpoint for the path's smoothness.
       loss_batch, loss_blocks: f(x_1) and f(x_T+1) are means over this many batches of this size.
@@ -75,17 +80,19 @@ class SgdPlan:
     decay: float = 0.0
     strata: int = 16
     spacing: str = "mixed"
-    gradient_batch: int = 1024
     constants: bool = True
-    variance_batches: int = 16
-    smoothness_batch: int = 2048
+    smoothness_batch: int = 512
     segments: int = 2
     loss_batch: int = 1024
-    loss_blocks: int = 8
+    loss_blocks: int = 2
 
     def __post_init__(self) -> None:
         if self.steps < 2 or not self.step_size > 0:
             raise ValueError(f"SGD plan: steps {self.steps} must be >= 2 and step_size {self.step_size} > 0")
+        if self.batch_size < HALVES or self.batch_size % HALVES:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not even: the squared gradient norm comes from a minibatch's halves"
+            )
         if self.spacing not in _SPACINGS:
             raise ValueError(f"spacing {self.spacing!r} is unknown; known: {', '.join(_SPACINGS)}")
         if self.decay < 0:
@@ -103,16 +110,18 @@ class SgdMeasurement:
     Attributes:
       steps, step_size, decay, batch_size: of the plan.
       grad_norm_sq: sum_t eta_t |grad f(x_t)|^2 / sum_t eta_t over the run (decay 0: the plain average). Unbiased.
-      grad_norm_sq_se: its standard error given the run's path (between seeds there is more).
+      grad_norm_sq_se: its standard error given the run's path (between seeds there is more); drift within a stratum
+        counts as noise, so that it is too large rather than too small.
+      grad_variance: sum_t eta_t^2 sigma_t^2 / sum_t eta_t^2 (decay 0: the time average). Unbiased.
       loss_decrease: f(x_1) - f_low, with its standard error.
       loss_fall: f(x_1) - f(x_T+1): the sharper constant, on the same batches.
       final_loss: f(x_T+1).
       smoothness: largest L over the path's segments; None where constants were not asked for.
       smoothness_p90: 90 % quantile over those segments.
-      grad_variance: sum_t eta_t^2 sigma_t^2 / sum_t eta_t^2 (decay 0: the time average), with its standard error.
       max_spectral_norm: largest spectral norm of a trained matrix at any checkpoint; None where none is trained.
-      times, norms_sq, spectral_norms: the checkpoints [strata, 2] behind it, for figures, `plateau` and trends.
-      stratum_weights: share of each stratum in the average.
+      times: steps done at the checkpoints [strata].
+      norms_sq: mean squared gradient norm of each stratum [strata], for figures and `plateau`.
+      spectral_norms: largest spectral norm at the checkpoints [strata].
     """
 
     steps: int
@@ -121,19 +130,17 @@ class SgdMeasurement:
     batch_size: int
     grad_norm_sq: float
     grad_norm_sq_se: float
+    grad_variance: float
     loss_decrease: float
     loss_decrease_se: float
     loss_fall: float
     final_loss: float
     smoothness: float | None
     smoothness_p90: float | None
-    grad_variance: float | None
-    grad_variance_se: float | None
     max_spectral_norm: float | None
     times: np.ndarray = dataclasses.field(repr=False)
     norms_sq: np.ndarray = dataclasses.field(repr=False)
     spectral_norms: np.ndarray = dataclasses.field(repr=False)
-    stratum_weights: np.ndarray = dataclasses.field(repr=False)
 
     def row(self) -> dict[str, float | int | None]:
         """The measurement table's columns, with standard errors beside them."""
@@ -167,23 +174,31 @@ def _spectral_norm(params: Params) -> Array:
     return functools.reduce(jnp.maximum, norms) if norms else jnp.asarray(jnp.nan)
 
 
+class _Sums(NamedTuple):
+    """Over the steps of a stratum."""
+
+    norm_sq: Array  # of eta_t <g_A, g_B>
+    norm_sq_sq: Array  # of its square
+    variance: Array  # of eta_t^2 |g_A - g_B|^2 / 4
+
+
 class _Checkpoint(NamedTuple):
-    norm_sq: Array
-    variance: Array
     smoothness: Array
     spectral_norm: Array
 
 
-def _sgd_step(
-    loss: Loss, sample: SampleBatch, params: Params, key: Array, t: Array, rate: tuple[Array, Array], batch_size: int
-) -> Params:
-    """Step t (from 0) of SGD; `rate` is (step size of the first step, decay)."""
-    grad = jax.grad(loss)(params, sample(key, batch_size))
+def _halves(loss: Loss, sample: SampleBatch, params: Params, key: Array, batch_size: int) -> Params:
+    """Gradients [2, ...] of two independent halves of a minibatch."""
+    return jax.vmap(lambda k: jax.grad(loss)(params, sample(k, batch_size // HALVES)))(jax.random.split(key, HALVES))
+
+
+def _step_size(rate: tuple[Array, Array], t: Array) -> Array:
+    """eta of step t (from 0); `rate` is (step size of the first step, decay)."""
     first, decay = rate
-    return tree_axpy(-first * (t + 1).astype(first.dtype) ** -decay, grad, params)
+    return first * (t + 1).astype(first.dtype) ** -decay
 
 
-# Start, end and rate are traced: all checkpoints, horizons and step sizes share one program.
+# Start, end and rate are traced: all strata, horizons and step sizes share one program.
 @functools.partial(jax.jit, static_argnames=("batch_size",))
 def _advance(
     loss: Loss,
@@ -194,16 +209,26 @@ def _advance(
     stop: Array,
     rate: tuple[Array, Array],
     batch_size: int,
-) -> Params:
-    """The iterate `stop`, from the iterate `start`."""
+) -> tuple[Params, _Sums]:
+    """The iterate `stop`, from the iterate `start`, and what was seen on the way."""
 
-    def body(t: Array, params: Params) -> Params:
-        return _sgd_step(loss, sample, params, jax.random.fold_in(key, t), t, rate, batch_size)
+    def body(t: Array, carry: tuple[Params, _Sums]) -> tuple[Params, _Sums]:
+        params, sums = carry
+        halves = _halves(loss, sample, params, jax.random.fold_in(key, t), batch_size)
+        mean = jax.tree.map(lambda g: (g[0] + g[1]) / 2, halves)
+        half_difference = jax.tree.map(lambda g: (g[0] - g[1]) / 2, halves)
+        # <g_A, g_B> = |mean|^2 - |half difference|^2
+        spread = tree_dot(half_difference, half_difference)
+        eta = _step_size(rate, t)
+        seen = eta * (tree_dot(mean, mean) - spread)
+        sums = _Sums(sums.norm_sq + seen, sums.norm_sq_sq + seen**2, sums.variance + eta**2 * spread)
+        return tree_axpy(-eta, mean, params), sums
 
-    return jax.lax.fori_loop(start, stop, body, params)
+    zero = jnp.zeros_like(rate[0])
+    return jax.lax.fori_loop(start, stop, body, (params, _Sums(zero, zero, zero)))
 
 
-@functools.partial(jax.jit, static_argnames=("plan",))
+@functools.partial(jax.jit, static_argnames=("batch_size", "segments"))
 def _visit(
     loss: Loss,
     sample: SampleBatch,
@@ -211,23 +236,22 @@ def _visit(
     key: Array,
     time: Array,
     rate: tuple[Array, Array],
-    fixed_batch: Batch,
-    plan: SgdPlan,
+    fixed_batch: Batch | None,
+    batch_size: int,
+    segments: int,
 ) -> _Checkpoint:
-    """What is measured at a checkpoint; `plan` comes with the fields of its horizon blanked."""
-    k_norm, k_variance, k_steps = jax.random.split(key, 3)
-    norm_sq = grad_norm_sq(loss, sample, params, k_norm, plan.gradient_batch)
-    nan = jnp.full((), jnp.nan, norm_sq.dtype)
-    variance, smoothness = nan, jnp.full((plan.segments,), jnp.nan, norm_sq.dtype)
-    if plan.constants:
-        variance = block_moments(loss, sample, params, k_variance, plan.batch_size, plan.variance_batches).variance()
-        smoothness = jax.lax.map(
-            lambda k: segment_smoothness(
-                loss, params, _sgd_step(loss, sample, params, k, time, rate, plan.batch_size), fixed_batch
-            ),
-            jax.random.split(k_steps, plan.segments),
-        )
-    return _Checkpoint(norm_sq, variance, smoothness, _spectral_norm(params))
+    """What is measured at a checkpoint; without a fixed batch the spectral norm alone."""
+    smoothness = jnp.full((segments,), jnp.nan, rate[0].dtype)
+    if fixed_batch is not None:
+        here = jax.grad(loss)(params, fixed_batch)
+
+        def tried(k: Array) -> Array:
+            halves = _halves(loss, sample, params, k, batch_size)
+            end = jax.tree.map(lambda x, g: x - _step_size(rate, time) * g.mean(axis=0), params, halves)
+            return segment_smoothness(loss, params, end, fixed_batch, here)
+
+        smoothness = jax.lax.map(tried, jax.random.split(key, segments))
+    return _Checkpoint(smoothness, _spectral_norm(params))
 
 
 def _run(
@@ -235,29 +259,27 @@ def _run(
     sample: SampleBatch,
     params: Params,
     key: Array,
-    times: np.ndarray,
+    edges: np.ndarray,
     rate: tuple[Array, Array],
     fixed_batch: Batch,
     plan: SgdPlan,
-) -> tuple[Params, _Checkpoint]:
+) -> tuple[Params, _Sums, _Checkpoint]:
     """SGD from checkpoint to checkpoint; returns x_T+1 and what was seen, stacked."""
     train_key, measure_key = jax.random.split(key)
-    blank = dataclasses.replace(plan, steps=2, step_size=1.0, decay=0.0, strata=0, spacing="mixed")
     step = lambda t: jnp.asarray(t, jnp.int32)  # noqa: E731
-    seen, now = [], 0
-    for index, time in enumerate([*times, plan.steps]):
+    sums, seen = [], []
+    for index, (start, stop) in enumerate(itertools.pairwise(edges)):
         with clock.phase("training"):
-            params = jax.block_until_ready(
-                _advance(loss, sample, params, train_key, step(now), step(time), rate, plan.batch_size)
+            params, here = jax.block_until_ready(
+                _advance(loss, sample, params, train_key, step(start), step(stop), rate, plan.batch_size)
             )
-        now = time
-        if index < len(times):
-            with clock.phase("measuring"):
-                here = jax.random.fold_in(measure_key, index)
-                seen.append(
-                    jax.block_until_ready(_visit(loss, sample, params, here, step(time), rate, fixed_batch, blank))
-                )
-    return params, jax.tree.map(lambda *xs: np.stack(xs), *seen)
+        sums.append(here)
+        with clock.phase("measuring"):
+            k = jax.random.fold_in(measure_key, index)
+            visit = _visit(loss, sample, params, k, step(stop), rate, fixed_batch, plan.batch_size, plan.segments)
+            seen.append(jax.block_until_ready(visit))
+    stack = lambda *xs: np.stack(xs).astype(np.float64)  # noqa: E731
+    return params, jax.tree.map(stack, *sums), jax.tree.map(stack, *seen)
 
 
 @functools.partial(jax.jit, static_argnames=("batch_size", "blocks"))
@@ -281,8 +303,8 @@ def measure_sgd_horizon(
     """Run plain SGD and measure both sides of the bound on it.
 
     Args:
-      loss: loss(params, batch) -> scalar whose expectation over batches is f, with unbiased gradients. Plain JAX
-        operations only where `plan.constants` (Hessian-vector products). Use `jax.tree_util.Partial` for its arrays.
+      loss: loss(params, batch) -> scalar whose expectation over batches is f, with unbiased gradients. Use
+        `jax.tree_util.Partial` for its arrays.
       sample_batch: sample_batch(key, size) -> batch of independent units: fresh ones (f is the population loss) or
         drawn from a pool with replacement (f is the pool's loss). One that ignores the key is the full-batch control.
       params: x_1, a pytree of arrays of one float dtype.
@@ -292,76 +314,51 @@ def measure_sgd_horizon(
         probabilities.
 
     Returns:
-      The measurement and x_T+1. One checkpoint in each stratum is drawn uniformly, twice, so that the average over
-      iterates is unbiased and its standard error needs no model.
+      The measurement and x_T+1.
 
     Raises:
       DivergedError: a measured number is not finite.
     """
-    k_times, k_run, k_fixed, k_loss = jax.random.split(key, 4)
+    k_run, k_fixed, k_loss = jax.random.split(key, 3)
     edges = stratum_edges(plan.steps, plan.strata, plan.spacing)
     lengths = np.diff(edges)
-    draws = np.asarray(jax.random.uniform(k_times, (len(lengths), DRAWS)), np.float64)
-    times = np.sort(edges[:-1, None] + np.floor(draws * lengths[:, None]).astype(np.int64), axis=1)
 
     loss, sample_batch = as_partial(loss), as_partial(sample_batch)
     dtype = jnp.result_type(*jax.tree.leaves(params))
     rate = (jnp.asarray(plan.step_size, dtype), jnp.asarray(plan.decay, dtype))
     fixed = _draw(sample_batch, k_fixed, plan.smoothness_batch) if plan.constants else None
-    end, seen = _run(loss, sample_batch, params, k_run, times.reshape(-1), rate, fixed, plan)
+    end, sums, seen = _run(loss, sample_batch, params, k_run, edges, rate, fixed, plan)
     with clock.phase("measuring"):
         f_first, f_last, f_se = map(
             float, _losses(loss, sample_batch, (params, end), k_loss, plan.loss_batch, plan.loss_blocks)
         )
-    norms_sq = np.asarray(seen.norm_sq, np.float64).reshape(times.shape)
-    if not (np.isfinite(norms_sq).all() and math.isfinite(f_last)):
+    if not (np.isfinite(sums.norm_sq).all() and math.isfinite(f_last)):
         raise DivergedError(f"SGD diverged at step size {plan.step_size:g} within {plan.steps} steps; lower step_size")
 
     eta = plan.step_sizes()
-    norm_mean, norm_se, weights = _stratified_mean(norms_sq, times, edges, eta)
-    variance = variance_se = smoothness = smoothness_p90 = None
-    if plan.constants:
-        variance, variance_se, _ = _stratified_mean(
-            np.asarray(seen.variance, np.float64).reshape(times.shape), times, edges, eta**2
-        )
-        segments = np.asarray(seen.smoothness, np.float64)
-        smoothness, smoothness_p90 = float(segments.max()), float(np.quantile(segments, 0.9))
-    spectral = np.asarray(seen.spectral_norm, np.float64).reshape(times.shape)
+    scatter = np.maximum(sums.norm_sq_sq - sums.norm_sq**2 / lengths, 0).sum()
+    smoothness = seen.smoothness if plan.constants else None
+    spectral = None if np.isnan(seen.spectral_norm).all() else float(seen.spectral_norm.max())
     measurement = SgdMeasurement(
         steps=plan.steps,
         step_size=plan.step_size,
         decay=plan.decay,
         batch_size=plan.batch_size,
-        grad_norm_sq=norm_mean,
-        grad_norm_sq_se=norm_se,
+        grad_norm_sq=float(sums.norm_sq.sum() / eta.sum()),
+        grad_norm_sq_se=float(np.sqrt(scatter) / eta.sum()),
+        grad_variance=float(sums.variance.sum() / (eta**2).sum()),
         loss_decrease=f_first - f_low,
         loss_decrease_se=f_se,
         loss_fall=f_first - f_last,
         final_loss=f_last,
-        smoothness=smoothness,
-        smoothness_p90=smoothness_p90,
-        grad_variance=variance,
-        grad_variance_se=variance_se,
-        max_spectral_norm=None if np.isnan(spectral).all() else float(spectral.max()),
-        times=times,
-        norms_sq=norms_sq,
-        spectral_norms=spectral,
-        stratum_weights=weights,
+        smoothness=None if smoothness is None else float(smoothness.max()),
+        smoothness_p90=None if smoothness is None else float(np.quantile(smoothness, 0.9)),
+        max_spectral_norm=spectral,
+        times=edges[1:],
+        norms_sq=np.asarray(sums.norm_sq / np.add.reduceat(eta, edges[:-1])),
+        spectral_norms=np.asarray(seen.spectral_norm),
     )
     return measurement, end
-
-
-def _stratified_mean(
-    values: np.ndarray, times: np.ndarray, edges: np.ndarray, weights: np.ndarray
-) -> tuple[float, float, np.ndarray]:
-    """sum_t w_t v_t / sum_t w_t from two uniform draws a stratum; its standard error; the strata's shares.
-
-    Each draw is scaled by w_t * (length of its stratum), which makes it unbiased for the stratum's weighted sum.
-    """
-    scaled = values * weights[times] * np.diff(edges)[:, None] / weights.sum()
-    standard_error = math.sqrt(np.sum((scaled[:, 0] - scaled[:, 1]) ** 2) / 4)
-    shares = np.add.reduceat(weights, edges[:-1]) / weights.sum()
-    return float(scaled.mean(axis=1).sum()), standard_error, shares
 
 
 class Plateau(NamedTuple):
@@ -378,8 +375,7 @@ def plateau(run: SgdMeasurement, after: float = 0.5) -> Plateau:
     "linear") and so absorb the autocorrelation of the path where they are longer than it. Theory: level <= L eta
     sigma^2, linear in eta.
     """
-    late = run.times[:, 0] >= after * run.steps
-    means = run.norms_sq[late].mean(axis=1)
+    means = run.norms_sq[np.append(0, run.times[:-1]) >= after * run.steps]
     if len(means) < 4:
         raise ValueError(f"plateau: {len(means)} strata beyond {after:g} of the run are too few; plan more strata")
     return Plateau(float(means.mean()), float(means.std(ddof=1) / math.sqrt(len(means))))

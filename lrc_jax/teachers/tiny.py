@@ -140,3 +140,18 @@ def train_teacher(
         if progress is not None:
             progress(done, spec.steps, held_out_loss)
     return best, curve
+
+
+def plant_spectrum(weights: Weights, power: float) -> Weights:
+    """Every matrix with singular values proportional to k^-power in place of its own; singular vectors and Frobenius
+    norm stay. A teacher whose spectra are known decides how much each further rank of a clone is worth."""
+
+    def planted(matrix: Array) -> Array:
+        if matrix.ndim != 2:
+            return matrix
+        u, s, vt = np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False)
+        law = np.arange(1, len(s) + 1) ** -power
+        law *= np.sqrt(np.sum(s**2) / np.sum(law**2))
+        return jnp.asarray((u * law) @ vt, matrix.dtype)
+
+    return jax.tree.map(planted, weights)

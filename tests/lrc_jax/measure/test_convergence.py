@@ -81,8 +81,8 @@ def test_gradient_moments_are_unbiased_and_the_naive_norm_is_caught():
 @pytest.mark.parametrize(("decay", "spacing"), [(0.0, "mixed"), (0.0, "linear"), (0.5, "mixed")])
 def test_run_average_matches_the_exact_recursion(decay, spacing):
     plan = cv.SgdPlan(
-        steps=300, step_size=0.3, batch_size=2, decay=decay, spacing=spacing, strata=8, gradient_batch=64,
-        smoothness_batch=16, variance_batches=6, loss_batch=64, loss_blocks=4,
+        steps=300, step_size=0.3, batch_size=32, decay=decay, spacing=spacing, strata=8, smoothness_batch=16,
+        loss_batch=64, loss_blocks=4,
     )  # fmt: skip
     runs = replicate(plan, 120)
     etas = plan.step_sizes()
@@ -100,21 +100,11 @@ def test_run_average_matches_the_exact_recursion(decay, spacing):
 
 
 def test_standard_error_given_the_path_is_right():
-    """Without minibatch noise the path is fixed, and all spread is the measurement's own."""
-    plan = cv.SgdPlan(steps=200, step_size=0.5, batch_size=100_000, strata=8, gradient_batch=4, constants=False)
-    loss, _, params = problem()
-    noise = jnp.asarray(NOISE, jnp.float32)
-
-    def quiet_training(std, key, size):  # noise for measurements only
-        return gaussian(std, key, size) if size == 4 else jnp.zeros((1, std.shape[0]))
-
-    runs = [
-        cv.measure_sgd_horizon(loss, Partial(quiet_training, noise), params, k, plan)[0]
-        for k in jax.random.split(jax.random.key(3), 150)
-    ]
-    norms = exact_norms_sq(LAM, 0 * NOISE, START, plan.step_sizes(), 1)
+    """At a vanishing step the path is fixed, and all spread is the measurement's own."""
+    plan = cv.SgdPlan(steps=200, step_size=1e-6, batch_size=4, strata=8, constants=False, loss_batch=4, loss_blocks=2)
+    runs = replicate(plan, 150, seed=3)
     values = [r.grad_norm_sq for r in runs]
-    assert abs(z_score(values, norms.mean())) < 3
+    assert abs(z_score(values, np.sum((LAM * START) ** 2))) < 3
     assert 0.75 < np.mean([r.grad_norm_sq_se**2 for r in runs]) / np.var(values, ddof=1) < 1.33
 
 
@@ -135,14 +125,15 @@ def test_worst_case_quadratic_approaches_half_of_the_bound():
 
     An estimator biased by +sigma^2/B, or a bound too small by a factor 2, fails here.
     """
-    lam, noise, start = np.array([1.0]), np.array([1.0]), np.array([math.sqrt(2.0)])  # L = sigma^2 = Delta = 1
+    # Minibatches of two units: L = sigma^2 = Delta = 1.
+    lam, noise, start = np.array([1.0]), np.array([math.sqrt(2.0)]), np.array([math.sqrt(2.0)])
     ratios = {}
     for steps in (100, 1000, 10_000):
         eta = cv.horizon_step(steps, 1.0, 1.0, 1.0)
-        exact = exact_norms_sq(lam, noise, start, np.full(steps, eta), 1).mean()
+        exact = exact_norms_sq(lam, noise, start, np.full(steps, eta), 2).mean()
         bound = cv.horizon_bound(steps, eta, 1.0, 1.0, 1.0)
         ratios[steps] = exact / bound
-        plan = cv.SgdPlan(steps=steps, step_size=eta, batch_size=1, gradient_batch=16, strata=16, constants=False)
+        plan = cv.SgdPlan(steps=steps, step_size=eta, batch_size=2, strata=16, constants=False)
         runs = replicate(plan, 240, seed=steps, lam=lam, noise=noise, start=start)
         measured = np.array([r.grad_norm_sq for r in runs]) / bound
         assert abs(z_score(measured, ratios[steps])) < 3
@@ -152,7 +143,7 @@ def test_worst_case_quadratic_approaches_half_of_the_bound():
 
 
 def test_same_run_constants_make_the_bound_an_identity():
-    plan = cv.SgdPlan(steps=400, step_size=0.2, batch_size=1, strata=16, gradient_batch=256, loss_batch=4096)
+    plan = cv.SgdPlan(steps=400, step_size=0.2, batch_size=2, strata=16, loss_batch=4096)
     runs = replicate(plan, 16, seed=5)
     lhs = np.mean([r.grad_norm_sq for r in runs])
     rhs = np.mean([cv.horizon_bound(400, 0.2, r.smoothness, r.grad_variance, r.loss_fall) for r in runs])
@@ -162,12 +153,10 @@ def test_same_run_constants_make_the_bound_an_identity():
 def test_plateau_level_is_the_stationary_noise_floor_and_linear_in_the_step():
     levels = []
     for eta in (0.05, 0.2):
-        plan = cv.SgdPlan(
-            steps=4000, step_size=eta, batch_size=1, strata=20, spacing="linear", gradient_batch=64, constants=False
-        )
+        plan = cv.SgdPlan(steps=4000, step_size=eta, batch_size=2, strata=20, spacing="linear", constants=False)
         lam, noise = np.array([1.0, 0.5]), np.array([1.0, 1.0])
         floors = [cv.plateau(r) for r in replicate(plan, 24, lam=lam, noise=noise, start=np.ones(2))]
-        exact = np.sum(lam**2 * eta * noise**2 / (lam * (2 - eta * lam)))
+        exact = np.sum(lam**2 * eta * noise**2 / 2 / (lam * (2 - eta * lam)))
         assert abs(z_score([f.level for f in floors], exact)) < 3
         stated = np.mean([f.standard_error**2 for f in floors])
         assert 0.5 < stated / np.var([f.level for f in floors], ddof=1) < 2.2
@@ -193,17 +182,19 @@ def test_projection_scales_the_constants_by_the_teachers_spectrum(kappa):
     values = s * np.geomspace(1, 1 / kappa, n)
     matrix = jnp.asarray((u * values) @ v.T, jnp.float32)
     loss, sample = Partial(through_projection, matrix), Partial(matrix_noise, jnp.zeros((n, r)))
-    plan = cv.SgdPlan(steps=200, step_size=0.1, batch_size=1, strata=8, gradient_batch=256, variance_batches=32)
+    plan = cv.SgdPlan(steps=200, step_size=0.1, batch_size=2, strata=8)
     run, _ = cv.measure_sgd_horizon(loss, sample, {"p": jnp.zeros((n, r))}, jax.random.key(0), plan)
     mu_sq, s_sq = (s / kappa) ** 2, s**2
     assert mu_sq * 0.999 <= run.smoothness <= s_sq * 1.001
     if kappa == 1:
         assert run.smoothness == pytest.approx(s_sq, rel=1e-3)
-    # sigma_F^2 = |A^T xi|^2 has expectation sum of squared singular values times r, inside [mu^2, s^2] sigma_f^2
-    exact = r * np.sum(values**2)
-    assert abs(run.grad_variance - exact) < 3 * run.grad_variance_se + 1e-6
-    assert mu_sq * n * r <= exact <= s_sq * n * r * (1 + 1e-12)
-    bound = cv.horizon_bound(200, 0.1, s_sq * 1.0, s_sq * n * r, run.loss_decrease)
+    # sigma_F^2 = E |A^T xi|^2 / B is r / B times the sum of squared singular values, inside [mu^2, s^2] sigma_f^2
+    exact = r * np.sum(values**2) / plan.batch_size
+    standard_error = math.sqrt(2 * r * np.sum(values**4) / plan.batch_size**2 / plan.steps)
+    assert abs(run.grad_variance - exact) < 3 * standard_error
+    sigma_f_sq = n * r / plan.batch_size
+    assert mu_sq * sigma_f_sq <= exact <= s_sq * sigma_f_sq * (1 + 1e-12)
+    bound = cv.horizon_bound(200, 0.1, s_sq * 1.0, s_sq * sigma_f_sq, run.loss_decrease)
     assert run.grad_norm_sq < bound
 
 
@@ -213,7 +204,7 @@ def growing(rate, params, batch):
 
 
 def test_iterates_that_grow_are_seen_and_bounded_ones_too():
-    plan = cv.SgdPlan(steps=400, step_size=0.1, batch_size=1, spacing="linear", gradient_batch=1, constants=False)
+    plan = cv.SgdPlan(steps=400, step_size=0.1, batch_size=2, spacing="linear", constants=False)
     start, sample = {"p": jnp.zeros((2, 2))}, Partial(matrix_noise, jnp.zeros((2, 2)))
     grown, _ = cv.measure_sgd_horizon(Partial(growing, jnp.ones(())), sample, start, jax.random.key(0), plan)
     assert cv.boundedness_slope(grown) == pytest.approx(1.0, abs=0.02)
@@ -260,13 +251,13 @@ def test_all_horizons_share_one_program():
     loss, sample, params = problem()
     before = cv._advance._cache_size(), cv._visit._cache_size()
     for steps in (64, 256, 1024):
-        plan = cv.SgdPlan(steps=steps, step_size=0.5 / math.sqrt(steps), batch_size=3, strata=6, constants=False)
+        plan = cv.SgdPlan(steps=steps, step_size=0.5 / math.sqrt(steps), batch_size=6, strata=6, constants=False)
         cv.measure_sgd_horizon(loss, sample, params, jax.random.key(0), plan)
     assert (cv._advance._cache_size(), cv._visit._cache_size()) == (before[0] + 1, before[1] + 1)
 
 
 def test_same_key_same_numbers_other_key_other_numbers():
-    plan = cv.SgdPlan(steps=64, step_size=0.1, batch_size=3, strata=6, constants=False)
+    plan = cv.SgdPlan(steps=64, step_size=0.1, batch_size=4, strata=6, constants=False)
     loss, sample, params = problem()
     a, b, c = (cv.measure_sgd_horizon(loss, sample, params, jax.random.key(k), plan)[0] for k in (0, 0, 1))
     assert a.row() == b.row()
@@ -276,11 +267,13 @@ def test_same_key_same_numbers_other_key_other_numbers():
 def test_divergence_is_an_error_and_bad_plans_too():
     loss, sample, params = problem()
     with pytest.raises(DivergedError, match="lower step_size"):
-        cv.measure_sgd_horizon(loss, sample, params, jax.random.key(0), cv.SgdPlan(400, 5.0, 1, constants=False))
+        cv.measure_sgd_horizon(loss, sample, params, jax.random.key(0), cv.SgdPlan(400, 5.0, 2, constants=False))
     with pytest.raises(ValueError, match="spacing"):
-        cv.SgdPlan(10, 0.1, 1, spacing="random")
+        cv.SgdPlan(10, 0.1, 2, spacing="random")
+    with pytest.raises(ValueError, match="not even"):
+        cv.SgdPlan(10, 0.1, 3)
     with pytest.raises(ValueError, match="steps"):
-        cv.SgdPlan(1, 0.1, 1)
+        cv.SgdPlan(1, 0.1, 2)
 
 
 @pytest.mark.parametrize("spacing", ["mixed", "linear"])
