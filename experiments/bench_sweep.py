@@ -1,6 +1,5 @@
-"""Runs per minute of a 60-run sweep: basic launcher, fused launcher, and one PyTorch process a run.
-
-    python -m experiments.bench_sweep [--threads n] [--json OUT]
+"""Runs per minute of a 60-run sweep: basic launcher, fused launcher, and one PyTorch process a run
+(`python -m experiments.bench --sweep`).
 
 5 ranks x 4 sample sizes x 3 seeds x 200 steps of the small preset. The launchers alternate in rounds with a folder each
 time new; teacher and compiled programs are cached by a first run of every rank, whose time is not counted, so that both
@@ -9,8 +8,7 @@ launchers start warm. The fused launcher's own programs are compiled in its firs
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
+import os
 import shutil
 import statistics
 import subprocess
@@ -20,27 +18,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.command import guarded
-from experiments.files import write_json
+from experiments.presets import PRESETS
+from experiments.rounds import ROOT
 from lrc_jax.errors import InputError
 
 RANKS, SAMPLES, SEEDS, STEPS = (8, 12, 16, 24, 32), (64, 128, 256, 512), (0, 1, 2), 200
 SMALL = [
-    "teacher.hidden_size=64",
-    "teacher.intermediate_size=172",
-    "teacher.layers=4",
-    "teacher.heads=4",
-    "teacher.kv_heads=4",
+    f"teacher.hidden_size={PRESETS['small'].hidden_size}",
+    f"teacher.intermediate_size={PRESETS['small'].intermediate_size}",
+    f"teacher.layers={PRESETS['small'].layers}",
+    f"teacher.heads={PRESETS['small'].heads}",
+    f"teacher.kv_heads={PRESETS['small'].heads}",
+    f"data.vocabulary={PRESETS['small'].vocabulary}",
+    f"sequence_length={PRESETS['small'].length}",
+    f"batch_size={PRESETS['small'].batch_size}",
+    f"steps={STEPS}",
     "teacher.steps=100",
     "teacher.pool=2048",
-    "data.vocabulary=256",
     "data.order=1",
-    "sequence_length=64",
-    "batch_size=16",
-    f"steps={STEPS}",
     "measure.test_samples=256",
 ]
-PEER = "experiments.peer"
 
 
 def _joined(values: Any) -> str:
@@ -64,19 +61,26 @@ def _sweep(cache: Path, launcher: str, grid: list[str], threads: int) -> float:
         return seconds / rows
 
 
-def _peer_process(threads: int) -> float | None:
-    """Seconds of one process that trains one run with the PyTorch peer, or None where it is not there."""
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec(PEER) is None:
-        return None
+def _peer_process(python: str, threads: int) -> float:
+    """Seconds of one process that trains one run with the PyTorch peer (no test loss, no files)."""
     began = time.monotonic()
     arguments = ["--preset", "small", "--steps", str(STEPS), "--threads", str(threads)]
-    done = subprocess.run([sys.executable, "-m", PEER, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [python, "-m", "experiments.peer", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     if done.returncode:
         raise InputError(f"bench: the PyTorch peer failed: {(done.stderr.strip() or '?').splitlines()[-1]}")
     return time.monotonic() - began
 
 
-def measure(*, threads: int = 1, rounds: int = 2, seeds: tuple[int, ...] = SEEDS) -> dict[str, Any]:
+def measure_sweep(
+    *, threads: int = 1, rounds: int = 2, seeds: tuple[int, ...] = SEEDS, peer: str | None = None
+) -> dict[str, Any]:
     """Runs per minute of each way, medians over rounds, and their ratios."""
     cache = Path(tempfile.mkdtemp(prefix="bench-sweep-"))
     grid = [f"rank={_joined(RANKS)}", f"samples={_joined(SAMPLES)}", f"seed={_joined(seeds)}"]
@@ -87,12 +91,12 @@ def measure(*, threads: int = 1, rounds: int = 2, seeds: tuple[int, ...] = SEEDS
         for _ in range(rounds):
             for launcher in ("basic", "fused"):
                 seconds[launcher].append(_sweep(cache, launcher, grid, threads))
-            if (peer := _peer_process(threads)) is not None:
-                seconds["peer"].append(peer)
+            if peer is not None:
+                seconds["peer"].append(_peer_process(peer, threads))
     finally:
         shutil.rmtree(cache, ignore_errors=True)
     per_minute = {name: 60 / statistics.median(s) if s else None for name, s in seconds.items()}
-    basic, fused, peer = per_minute["basic"], per_minute["fused"], per_minute["peer"]
+    basic, fused, torch = per_minute["basic"], per_minute["fused"], per_minute["peer"]
     assert basic is not None and fused is not None
     return {
         "runs": len(RANKS) * len(SAMPLES) * len(seeds),
@@ -101,25 +105,5 @@ def measure(*, threads: int = 1, rounds: int = 2, seeds: tuple[int, ...] = SEEDS
         "runs_per_minute": per_minute,
         "fused_cold_s_per_run": cold,
         "ratio_basic": fused / basic,
-        "ratio_peer": None if peer is None else fused / peer,
+        "ratio_peer": None if torch is None else fused / torch,
     }
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench_sweep", description=__doc__)
-    parser.add_argument("--threads", type=int, default=1, help="of every run")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the numbers")
-    args = parser.parse_args()
-    result = measure(threads=args.threads)
-    for name, value in result["runs_per_minute"].items():
-        print(f"{name:6} {'no PyTorch here' if value is None else f'{value:.1f} runs per minute'}")
-    print(f"fused / basic {result['ratio_basic']:.2f}")
-    if result["ratio_peer"] is not None:
-        print(f"fused / one PyTorch process a run {result['ratio_peer']:.2f}")
-    if args.json:
-        write_json(args.json, result)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(guarded(main))

@@ -77,7 +77,7 @@ class Stream:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shape:
+class Shape:
     """What members have in common that are one array program (static)."""
 
     student: Student
@@ -108,7 +108,7 @@ OnChunk = Callable[[list[History | None], Callable[[], list[TrainState]]], None]
     donate_argnames=("states",),
 )
 def fused_chunk(
-    shapes: tuple[_Shape, ...],
+    shapes: tuple[Shape, ...],
     teacher_config: DecoderConfig,
     vectorised: bool,
     uneven: bool,
@@ -141,7 +141,7 @@ def fused_chunk(
         out = []
         for shape, frozen, read, *members in zip(shapes, frozens, reads, states, hypers, scales, strict=True):
 
-            def member_step(ys: Any, shape: _Shape = shape, frozen: Frozen = frozen, read: bool = read) -> Any:
+            def member_step(ys: Any, shape: Shape = shape, frozen: Frozen = frozen, read: bool = read) -> Any:
                 state, hyper, scale = ys
 
                 def advance() -> tuple[TrainState, Array]:
@@ -176,11 +176,11 @@ def _without_start(frozen: Frozen) -> Frozen:
     return dataclasses.replace(frozen, basis_DS=None)
 
 
-def _shape_of(member: Member, widest: int | None) -> _Shape:
+def _shape_of(member: Member, widest: int | None) -> Shape:
     student = member.student
     if widest is not None and can_pad(member.objective):
         student = with_rank(student, widest)
-    return _Shape(student, member.objective, member.optimizer)
+    return Shape(student, member.objective, member.optimizer)
 
 
 def train_together(

@@ -1,0 +1,119 @@
+"""Timing several programs in alternating rounds: each is a process that trains when told to and sleeps otherwise.
+
+A process of its own, because allocator settings, thread counts and peak memory belong to a process; in turns, because
+the machine's speed drifts. A worker prints the losses of its first step and what it says of itself as JSON, then an
+answer to every number of steps on its standard input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lrc_jax.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def serve(run: Callable[[int], dict[str, float]], facts: Callable[[], dict[str, float]] = dict) -> None:
+    """The worker's side. `run` takes so many steps and returns the losses of the last; `facts` are asked for after the
+    first step."""
+
+    def say(message: dict[str, Any]) -> None:
+        print(json.dumps(message), flush=True)
+
+    say(run(1))
+    say(facts())
+    for line in sys.stdin:
+        steps = int(line)
+        began = time.perf_counter()
+        run(steps)
+        say({"seconds": time.perf_counter() - began, "peak_rss_mb": peak_rss_mb()})
+
+
+def pin(threads: int) -> None:
+    """Keep this process on so many cores, where the system can: a limit on threads alone leaves helper threads on
+    others. Has to come before threads are started."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of this process in MB."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+class Worker:
+    """A worker seen from outside.
+
+    Attributes:
+      start_s: from the process's start to the end of its first step.
+      losses, facts: what it said of that step and of itself.
+      peak_rss_mb: as of its last answer.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.name = " ".join(command[1:])
+        began = time.perf_counter()
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.losses: dict[str, float] = self._answer()
+        self.start_s = time.perf_counter() - began
+        self.facts: dict[str, float] = self._answer()
+        self.peak_rss_mb = 0.0
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise InputError(f"bench: {self.name} ended with exit code {self._process.wait()}; its message is above")
+        return json.loads(line)
+
+    def seconds(self, steps: int) -> float:
+        """Let it take some steps; seconds a step."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        self.peak_rss_mb = answer["peak_rss_mb"]
+        return answer["seconds"] / steps
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextlib.contextmanager
+def workers() -> Iterator[Callable[..., Worker]]:
+    """Starts workers; all of them end with the context."""
+    started: list[Worker] = []
+
+    def start(module: str, *arguments: str, python: str = sys.executable, **environment: str) -> Worker:
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        worker = Worker([python, "-m", module, *arguments], os.environ | {"PYTHONPATH": path} | environment)
+        started.append(worker)
+        return worker
+
+    try:
+        yield start
+    finally:
+        for worker in started:
+            worker.close()
