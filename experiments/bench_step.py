@@ -147,8 +147,8 @@ def naive_step(setup: Setup) -> Callable[..., Any]:
     from lrc_jax.train import train_step
 
     def attention(config: Any, q_BTQ: Any, k_BTK: Any, v_BTK: Any, batch: int) -> Any:
-        flat = (x.reshape(-1, x.shape[-1]) for x in (q_BTQ, k_BTK, v_BTK))
-        return model.causal_attention(config, *flat, batch).reshape(q_BTQ.shape)
+        q_NQ, k_NK, v_NK = (x.reshape(-1, x.shape[-1]) for x in (q_BTQ, k_BTK, v_BTK))
+        return model.causal_attention(config, q_NQ, k_NK, v_NK, batch).reshape(q_BTQ.shape)
 
     operations = model.Operations(attention, jnp.matmul, model.swiglu)
 

@@ -68,6 +68,7 @@ class Worker:
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        # Two lines, so that the time ends with the first step.
         self.losses: dict[str, float] = self._answer()
         self.start_s = time.perf_counter() - began
         self.facts: dict[str, float] = self._answer()
@@ -77,7 +78,10 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise InputError(f"bench: {self.name} ended with exit code {self._process.wait()}; its message is above")
+            self.close()
+            raise InputError(
+                f"bench: {self.name} ended with exit code {self._process.returncode}; its message is above"
+            )
         return json.loads(line)
 
     def seconds(self, steps: int) -> float:
@@ -106,9 +110,11 @@ def workers() -> Iterator[Callable[..., Worker]]:
     """Starts workers; all of them end with the context."""
     started: list[Worker] = []
 
-    def start(module: str, *arguments: str, python: str = sys.executable, **environment: str) -> Worker:
+    def start(module: str, *arguments: str, python: str = sys.executable) -> Worker:
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        worker = Worker([python, "-m", module, *arguments], os.environ | {"PYTHONPATH": path} | environment)
+        # A cache that the caller set would make the first start warm.
+        environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | {"PYTHONPATH": path}
+        worker = Worker([python, "-m", module, *arguments], environment)
         started.append(worker)
         return worker
 

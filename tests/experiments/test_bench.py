@@ -1,0 +1,107 @@
+"""The bench compares equals: every way to compute the step gives the same losses from the same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments import bench
+from experiments.bench_step import arithmetic, product_flops, set_up
+from experiments.presets import PRESETS
+from experiments.rounds import ROOT, workers
+from lrc_jax.errors import InputError
+from lrc_jax.train import student_loss
+
+TINY = PRESETS["test"]
+
+
+def peer_python() -> str:
+    """An interpreter with PyTorch: this one, or the one that LRC_TEST_PEER_PYTHON names."""
+    named = os.environ.get("LRC_TEST_PEER_PYTHON")
+    found = bench.peer_interpreter(None if named is None else Path(named))
+    if found is None:
+        pytest.skip("no PyTorch here, and LRC_TEST_PEER_PYTHON is not set")
+    return found
+
+
+def test_the_peer_computes_our_losses():
+    command = [peer_python(), "-m", "experiments.peer", "--preset", "test", "--losses"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    setup = set_up(TINY, "reference")
+    first = jax.tree.map(lambda x: x[0], setup.pool)
+
+    @jax.jit
+    def terms(params):
+        return student_loss(
+            setup.student, setup.objective, setup.config, params, setup.frozen, setup.hyper.loss, first
+        )[1]
+
+    ours = terms(setup.params)
+    for name, value in json.loads(done.stdout).items():
+        assert float(getattr(ours, name)) == pytest.approx(value, rel=1e-5), name
+
+
+def test_products_are_counted_inside_loops_of_functions():
+    def f(a, b):
+        inner = jax.jit(lambda x: x @ b)
+        return jnp.einsum("zij,zjk->zik", jnp.stack([inner(a)] * 3), jnp.ones((3, 5, 7)))
+
+    assert product_flops(f, jnp.ones((2, 4)), jnp.ones((4, 5))) == 2 * (2 * 4 * 5 + 3 * 2 * 5 * 7)
+
+
+def test_arithmetic_of_a_step_is_that_of_its_parts():
+    """The teacher's forward pass by hand: projections, two blocks of causal scores, head."""
+    counted, p = arithmetic(set_up(TINY, "fast")), TINY
+    D, F, T, half = p.hidden_size, p.intermediate_size, p.length, p.length // 2
+    products = p.layers * (4 * D * D + 3 * D * F) * p.tokens + D * p.vocabulary * p.tokens
+    scores = p.layers * p.batch_size * 2 * D * (half * half + (T - half) * T)
+    assert counted["teacher_flops"] == 2 * (products + scores)
+    assert 1.5 * counted["teacher_flops"] < counted["step_flops"] < 6 * counted["teacher_flops"]
+
+
+def test_a_worker_that_dies_is_named():
+    with workers() as start, pytest.raises(InputError, match=r"-m experiments.bench_step --variant no.* exit code 2"):
+        start("experiments.bench_step", "--variant", "no")
+
+
+def test_an_interpreter_without_pytorch_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot import torch"):
+        bench.peer_interpreter(tmp_path / "python")
+
+
+def test_losses_that_differ_end_the_bench():
+    class Way:
+        def __init__(self, ce: float) -> None:
+            self.losses = {"ce": ce}
+
+    bench.check_losses({"ours": Way(1.0), "plain": Way(1.00001)})
+    with pytest.raises(InputError, match="plain has ce"):
+        bench.check_losses({"ours": Way(1.0), "plain": Way(1.001)})
+
+
+@pytest.mark.slow
+def test_bench_of_a_tiny_step(tmp_path, capsys, monkeypatch):
+    """All ways run, agree (check_losses), and the JSON has what users read."""
+    monkeypatch.setattr(bench, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(
+        sys, "argv", ["bench", "--rounds", "1", "--students", "2", "--json", str(tmp_path / "out.json")]
+    )
+    real = bench.measure_step
+    monkeypatch.setattr(bench, "measure_step", lambda name, **how: real("test", **how))
+    assert bench.main() == 0
+    result = json.loads((tmp_path / "out.json").read_text())
+    keys = "preset threads rounds ours_s plain_s peer_s limit_s ratio_peer ratio_plain share_of_limit peak_rss_mb"
+    assert result.keys() >= {*keys.split(), "cold_start_s", "warm_start_s", "together_s", "compile_s"}
+    assert result["ratio_plain"] == pytest.approx(result["plain_s"] / result["ours_s"])
+    assert 0 < result["share_of_limit"] < 1 and result["warm_start_s"] < result["cold_start_s"]
+    assert (result["peer_s"] is None) == (bench.peer_interpreter(None) is None)
+    assert "share of limit" in capsys.readouterr().out
