@@ -72,7 +72,7 @@ def convergence_columns(config: RunConfig, materials: Materials, student: Studen
     row["bound"] = right_hand_side(
         plan.steps, plan.step_size, constants["smoothness"], constants["grad_variance"], measured.loss_decrease
     )
-    row["norm_growth"] = boundedness_slope(measured)
+    row |= {"decay": plan.decay, "norm_growth": boundedness_slope(measured)}
     if plan.spacing == "linear":
         level = plateau(measured)
         row |= {"plateau": level.level, "plateau_se": level.standard_error}

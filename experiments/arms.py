@@ -1,0 +1,141 @@
+"""A study's controls and other protocols beside its primary design: each arm judged as if it were the whole study.
+
+    python -m experiments.arms study=NAME
+
+Writes arms.csv: a line a claim, arm and coordinate with exponent, interval, verdict and worst measured/bound. Two arms
+are derived: `best_step`, at each horizon the step size with the smallest mean squared gradient norm (a minimum over
+noisy means, so biased low), and `plateau`, whose exponent is that of the noise floor of long runs in their step size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.command import guarded, study_arguments
+from experiments.files import write_csv
+from experiments.store import Study
+from lrc_jax.errors import InputError
+from theory.check import check_table
+from theory.intervals import mean_interval
+from theory.ledger import all_claims
+from theory.report import ClaimReport
+from theory.tables import InputError as TableError
+
+FILE = "arms.csv"
+PRIMARY = "primary"
+STEP_ARMS = "step_"  # arms of claim 1 that differ from its primary design in nothing but the step size
+COLUMNS = (
+    "claim", "arm", "verdict", "coordinate", "estimate", "low", "high", "claimed", "worst_ratio", "runs", "reason",
+)  # fmt: skip
+
+
+def arm_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every arm of every claim, judged; empty where the study has no arms."""
+    lines: list[dict[str, Any]] = []
+    if "arm" not in frame or frame["arm"].isna().all():
+        return pd.DataFrame(lines, columns=list(COLUMNS))
+    names = frame["claim"].dropna().unique() if "claim" in frame else []
+    for claim in (c for c in all_claims() if c in set(names)):
+        rows = frame[frame["claim"].isna() | (frame["claim"] == claim)]
+        if not rows.loc[rows["claim"] == claim, "arm"].notna().any():
+            continue
+        for arm, part in _parts(claim, rows):
+            lines += _judged(claim, arm, part)
+    return pd.DataFrame(lines, columns=list(COLUMNS))
+
+
+def _parts(claim: str, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    primary = rows[rows["arm"].isna()]
+    if len(primary):
+        yield PRIMARY, primary
+    of_claim = rows[rows["arm"].notna() & (rows["claim"] == claim)]
+    for arm, part in of_claim.groupby("arm"):
+        yield str(arm), part
+    steps = rows["arm"].fillna(PRIMARY)
+    steps = rows[(steps == PRIMARY) | steps.str.startswith(STEP_ARMS)]
+    if claim == "convergence" and steps["arm"].notna().any():
+        yield "best_step", _envelope(steps)
+
+
+def _envelope(rows: pd.DataFrame) -> pd.DataFrame:
+    """At every horizon that all step sizes were run at, the rows of the one with the smallest mean."""
+    arm = rows["arm"].fillna(PRIMARY)
+    means = rows.groupby([rows["steps"], arm])["grad_norm_sq"].mean().unstack().dropna()
+    best = means.idxmin(axis=1)
+    return rows[rows["steps"].map(best).eq(arm) & rows["steps"].isin(best.index)]
+
+
+def _judged(claim: str, arm: str, part: pd.DataFrame) -> list[dict[str, Any]]:
+    line: dict[str, Any] = {"claim": claim, "arm": arm, "runs": len(part)}
+    if "plateau" in part and part["plateau"].notna().any():
+        return [line | _floor(part)]
+    own = {}
+    if claim == "convergence" and "bound" in part and part["bound"].notna().all():
+        means = part.groupby("steps")[["grad_norm_sq", "bound"]].mean()
+        own["worst_ratio"] = float((means["grad_norm_sq"] / means["bound"]).max())
+        if (part["decay"] > 0).any():
+            # The judge's bound is that of a constant step; the decaying step has its own, in the column `bound`.
+            part = part.drop(columns=["smoothness", "grad_variance"])
+    try:
+        report = check_table(part.drop(columns="arm"), claims=[claim]).claims[claim]
+    except (TableError, KeyError) as wrong:
+        return [line | {"verdict": "not judged", "reason": str(wrong)}]
+    line |= {"verdict": report.verdict, "reason": report.reasons[0] if report.reasons else ""}
+    line["worst_ratio"] = report.bound.worst_ratio
+    return [line | own | numbers for numbers in _numbers(report)] or [line | own]
+
+
+def _numbers(report: ClaimReport) -> Iterator[dict[str, Any]]:
+    for name, e in report.exponents.items():
+        yield {
+            "coordinate": name, "estimate": e.estimate, "low": e.ci95.low, "high": e.ci95.high, "claimed": e.claimed,
+        }  # fmt: skip
+    ratio = report.fields.get("ceiling_ratio")
+    if isinstance(ratio, dict) and "estimate" in ratio:
+        low, high = ratio.get("ci95", (np.nan, np.nan))
+        yield {"coordinate": "ceiling_ratio", "estimate": ratio["estimate"], "low": low, "high": high, "claimed": 1.0}
+
+
+def _floor(part: pd.DataFrame) -> dict[str, Any]:
+    """The exponent of the noise floor in the step size: one slope a seed, t interval over seeds (theory: at most 1)."""
+    slopes = [
+        np.polyfit(np.log(one["step_size"]), np.log(one["plateau"]), 1)[0]
+        for _, one in part.groupby("seed")
+        if (one["plateau"] > 0).all() and one["step_size"].nunique() > 1
+    ]
+    if len(slopes) < 2:
+        return {"verdict": "not judged", "reason": "a plateau needs two seeds and two step sizes"}
+    interval = mean_interval(np.asarray(slopes), 0.95)
+    worst = float((part["plateau"] / (part["smoothness"] * part["step_size"] * part["grad_variance"])).max())
+    return {
+        "verdict": "",
+        "reason": "noise floor of long runs at a constant step against L eta sigma^2",
+        "coordinate": "step_size",
+        "estimate": float(np.mean(slopes)),
+        "low": interval.low,
+        "high": interval.high,
+        "claimed": 1.0,
+        "worst_ratio": worst,
+    }
+
+
+def main() -> int:
+    arguments = study_arguments(__doc__)
+    study = Study.of(arguments["results_dir"], arguments["study"]).require()
+    path = study.path / "measurements.csv"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run `python -m experiments.collect study={arguments['study']}` first")
+    table = arm_table(pd.read_csv(path))
+    if table.empty:
+        raise InputError(f"{path}: no row has an arm; nothing to compare with the primary design")
+    write_csv(study.path / FILE, table, digits=6)
+    print(table.drop(columns="reason").to_string(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(guarded(main))
