@@ -13,6 +13,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from experiments import tensorboard
 from lrc_jax.errors import InputError
 
 
@@ -207,11 +208,12 @@ class RunConfig:
     matmul_precision: str = "highest"  # on GPU: highest (no TF32) | tensorfloat32 | bfloat16; CPU is always float32
     allocator: bool = False  # keep freed memory instead of returning it (Linux/glibc): faster, holds the peak RSS
     force: bool = False  # run again what is done
+    tensorboard: bool = False  # training curves for TensorBoard too (experiments.tensorboard)
 
 
 MACHINE_KEYS = (
     "results_dir", "cache_dir", "threads", "platform", "matmul_precision", "mesh", "accumulate", "remat",
-    "allocator", "force", "study",
+    "allocator", "force", "tensorboard", "study",
 )  # fmt: skip
 CHOICES = {
     "labels": ("data", "teacher"),
@@ -305,6 +307,8 @@ def check(config: RunConfig) -> None:
         if _get(config, key) not in choices:
             known = ", ".join(str(c) for c in choices if c is not None)
             raise InputError(f"{key}: {_get(config, key)!r} is unknown; choose one of {known}")
+    if config.tensorboard:
+        tensorboard.require()
     if config.clone_weight == config.loss.kl_weight == config.loss.ce_weight == 0:
         raise InputError("clone_weight: every loss weight is 0, nothing would be trained; raise one of them")
     if config.measure.convergence and config.optimizer.name != "sgd":

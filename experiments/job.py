@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from experiments import command, config, materials
+from experiments import command, config, materials, tensorboard
 from experiments.artifacts import fingerprint
 from experiments.files import unwritable, write_json, write_text
 from experiments.store import RunFolder, Study
@@ -59,15 +59,23 @@ class Job:
         path = self.folder.path / "metrics.jsonl"
         going_on = self.folder.checkpoints_path.is_dir()
         try:
-            with path.open("a" if going_on else "w") as file:
+            with path.open("a" if going_on else "w") as file, self._tensorboard() as show:
 
                 def write(line: dict[str, Any]) -> None:
                     file.write(json.dumps(line) + "\n")
                     file.flush()
+                    show(line)
 
                 yield write
         except OSError as wrong:
             raise unwritable(path, wrong) from None
+
+    def _tensorboard(self) -> contextlib.AbstractContextManager[Callable[[dict[str, Any]], None]]:
+        """Where lines of metrics go besides metrics.jsonl: to TensorBoard if the run asks for it, else nowhere."""
+        if not self.config.tensorboard:
+            return contextlib.nullcontext(lambda line: None)
+        name = self.name.replace(" ", "-").replace("=", "")
+        return tensorboard.scalars(self.folder.path.parent.parent / "tensorboard" / f"{name}-{self.run_id[:8]}")
 
     def finish(self, columns: dict[str, Any], seconds: float, phases: dict[str, float]) -> dict[str, Any]:
         """Write the run's row, which makes it done; `phases` are the parts of its seconds (lrc_jax.clock)."""
