@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.complete
 STUDY  ?= demo
 
-.PHONY: env check test reproduce figures clean
+.PHONY: env check test reproduce figures docs clean
 
 env: $(STAMP)
 
@@ -31,6 +31,10 @@ reproduce: env
 # Every figure, table and verdict of the studies kept in results/reference/, without running a model.
 figures: env
 	$(BIN)/python -m experiments.reference study=all
+
+# The documentation site, in build/docs; a warning is an error.
+docs: env
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info

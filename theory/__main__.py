@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         help="print the ledger of claims",
         description="Print every claim: statement, symbols, assumptions, columns, rule, known problems, sources.",
     )
+    claims.add_argument("--markdown", action="store_true", help="as a page, as in the documentation")
     claims.set_defaults(run=_claims)
 
     check = commands.add_parser(
@@ -192,7 +193,10 @@ def _positive(text: str) -> int:
     return value
 
 
-def _claims(_: argparse.Namespace) -> int:
+def _claims(options: argparse.Namespace) -> int:
+    if options.markdown:
+        print(render.claims_markdown(all_claims().values()), end="")
+        return 0
     render.print_claims(all_claims().values(), render.console())
     return 0
 

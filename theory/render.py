@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -103,6 +104,52 @@ def print_claims(claims: Iterable[Claim], out: Console) -> None:
         out.print(f"  claimed      {', '.join(f'{k}: {v:g}' for k, v in claim.exponents.items()) or 'no exponent'}")
         out.print(f"  bound        {escape(claim.bound)}", soft_wrap=True)
         out.print(f"  rule         {escape(claim.rule)}", soft_wrap=True)
+
+
+def claims_markdown(claims: Iterable[Claim]) -> str:
+    """The ledger as a page: the register of problems with the wording, then each claim."""
+    claims = list(claims)
+    register: dict[str, dict[str, str]] = {}  # label -> claim -> the problem in that claim's words
+    for claim in claims:
+        for problem in claim.problems:
+            label, _, text = problem.partition(": ")
+            register.setdefault(label, {})[claim.name] = text
+    lines = [
+        "# The claims, and what is wrong with their wording",
+        "",
+        "Made from the ledger (`python -m theory claims` prints the same). The claims are those of the abstract of "
+        "arXiv 2603.22355; only the abstract was at hand, so a theorem in the paper may say more than is tested here. "
+        "The statements below are the closest ones that can be tested.",
+        "",
+        "Letters: N is the number of samples, T the number of optimiser steps, r the rank; matrix shapes are d_in and "
+        "d_out.",
+        "",
+        "## Register of problems with the abstract as worded",
+        "",
+        "| | problem | claims |",
+        "|---|---|---|",
+    ]
+    for label, problems in sorted(register.items(), key=lambda item: int(item[0][1:])):
+        texts = "; ".join(_markdown(text) for text in dict.fromkeys(problems.values()))
+        lines.append(f"| {label} | {texts} | {', '.join(problems)} |")
+    for claim in claims:
+        exponents = ", ".join(f"`{name}` {value:g}" for name, value in claim.exponents.items()) or "none"
+        labels = ", ".join(problem.partition(": ")[0] for problem in claim.problems)
+        columns = [", ".join(f"`{c}`" for c in names) or "none" for names in (claim.columns, claim.optional)]
+        lines += ["", f"## {claim.name}: {_markdown(claim.title)}", "", _markdown(claim.statement), ""]
+        lines += ["| symbol | meaning |", "|---|---|"]
+        lines += [f"| {_markdown(symbol)} | {_markdown(meaning)} |" for symbol, meaning in claim.symbols.items()]
+        lines += ["", "**Assumptions**", "", *(f"* {_markdown(text)}" for text in claim.assumptions)]
+        lines += ["", f"**Columns** {columns[0]}; used if present: {columns[1]}"]
+        lines += ["", f"**Claimed exponents** {exponents}", "", f"**Bound** {_markdown(claim.bound)}"]
+        lines += ["", f"**Rule** {_markdown(claim.rule)}", "", f"**Problems** {labels} of the register"]
+        lines += ["", "**Sources**", "", *(f"* {_markdown(text)}" for text in claim.sources)]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown(text: str) -> str:
+    """Plain text with its signs kept: none of them is markup."""
+    return re.sub(r"([\\`*_|<>\[\]^$~])", r"\\\1", text)
 
 
 def print_fit(result: FitResult, out: Console) -> None:
