@@ -63,15 +63,15 @@ def blocks(page: Path) -> Iterator[Block]:
     lines = page.read_text().splitlines()
     marker, start, body, language = None, 0, [], None
     for number, line in enumerate(lines, 1):
-        fence = re.match(r"```(\w*)", line)
+        fence = re.match(r"\s*```(\w*)", line)
         if language is None and fence:
             language, start, body = fence[1], number, []
-        elif language is not None and line.startswith("```"):
+        elif language is not None and line.strip() == "```":
             if language in ("bash", "console"):
                 yield _block(page, start, body, language, marker)
             language = marker = None
         elif language is not None:
-            body.append(line)
+            body.append(line.removeprefix("  ") if lines[start - 1].startswith("  ") else line)
         elif line.strip():
             marker = MARKER.search(line)
 
