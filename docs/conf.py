@@ -22,10 +22,9 @@ html_show_copyright = False
 html_copy_source = False
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["examples"]
-suppress_warnings = ["toc.empty_glob"]  # pages of findings come with their numbers
 if tags.has("quick"):  # without the API reference, which takes most of the time
     exclude_patterns.append("api")
-    suppress_warnings.append("toc.not_readable")
+    suppress_warnings = ["toc.not_readable"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 
