@@ -11,6 +11,8 @@ from sphinx.application import Sphinx
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from experiments.reference import REFERENCE, verdicts_markdown  # noqa: E402
+from experiments.store import Study  # noqa: E402
 from theory.ledger import all_claims  # noqa: E402
 from theory.render import claims_markdown  # noqa: E402
 
@@ -21,7 +23,7 @@ html_theme = "furo"
 html_show_copyright = False
 html_copy_source = False
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["examples"]
+exclude_patterns = ["examples", "_verdicts.md"]
 if tags.has("quick"):  # without the API reference, which takes most of the time
     exclude_patterns.append("api")
     suppress_warnings = ["toc.not_readable"]
@@ -37,12 +39,16 @@ python_use_unqualified_type_names = True
 default_role = "code"
 
 
-def write_theory_page(app: Sphinx) -> None:
-    """The theory page is the ledger, written anew at every build, so that the two cannot differ."""
-    page = HERE / "theory.md"
-    text = claims_markdown(all_claims().values())
-    if not page.is_file() or page.read_text() != text:
-        page.write_text(text)
+def write_pages(app: Sphinx) -> None:
+    """What is read off the program and the kept studies, written anew at every build so that it cannot differ."""
+    made = {
+        "theory.md": claims_markdown(all_claims().values()),
+        "_verdicts.md": verdicts_markdown(Study.of(str(HERE.parent / "results"), REFERENCE)),
+    }
+    for name, text in made.items():
+        page = HERE / name
+        if not page.is_file() or page.read_text() != text:
+            page.write_text(text)
 
 
 def as_plain_text(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
@@ -63,6 +69,6 @@ def name_errors(app: Sphinx, what: str, name: str, obj: object, options: object,
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("builder-inited", write_theory_page)
+    app.connect("builder-inited", write_pages)
     app.connect("autodoc-process-docstring", as_plain_text, priority=100)
     app.connect("autodoc-process-docstring", name_errors, priority=900)  # after napoleon

@@ -15,7 +15,7 @@ import sys
 
 from experiments.command import guarded, study_arguments
 from experiments.figures import TRAINING_POINTS, training_points
-from experiments.files import write_bytes, write_csv, write_json
+from experiments.files import read_json, write_bytes, write_csv, write_json
 from experiments.power import FILE as POWER
 from experiments.provenance import ENVIRONMENT, environment
 from experiments.report import parts_of
@@ -50,6 +50,28 @@ def keep(study: Study, target: Study) -> list[Study]:
     if (study.path / "validation.json").is_file():
         shutil.copyfile(study.path / "validation.json", target.path / "validation.json")
     return kept
+
+
+def verdicts_markdown(reference: Study) -> str:
+    """The verdicts of every kept study as a Markdown table, each line with the folder that `theory check` judges."""
+    lines = [
+        "| study | claim | verdict | coordinate | exponent, 95 % interval | claimed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted(reference.path.rglob("verdicts.json")):
+        folder = path.parent.relative_to(reference.path)
+        for name, claim in read_json(path)["claims"].items():
+            head = [f"`{folder}`", name, claim["verdict"]]
+            for coordinate, e in claim["exponents"].items():
+                measured = (
+                    "none" if e["estimate"] is None else "{:.2f} [{:.2f}, {:.2f}]".format(e["estimate"], *e["ci95"])
+                )
+                lines.append(f"| {' | '.join([*head, coordinate, measured, format(e['claimed'], 'g')])} |")
+            if not claim["exponents"]:
+                lines.append(f"| {' | '.join(head)} | | | |")
+    if len(lines) == 2:
+        return "No study is kept in `results/reference/` yet.\n"
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from experiments import power, reference
+from experiments.store import Study
+from theory.check import check_table
 from theory.planted.surfaces import Design, gap_table
+from theory.report import to_json
 
 
 def test_drawn_again_byte_by_byte(tmp_path, monkeypatch):
@@ -42,6 +45,20 @@ def test_drawn_again_byte_by_byte(tmp_path, monkeypatch):
     after = {p.relative_to(kept): p.read_bytes() for p in kept.rglob("*") if p.is_file()}
     assert after.keys() == before.keys()
     assert [str(p) for p in before if after[p] != before[p]] == []
+
+
+def test_verdicts_become_a_table(tmp_path):
+    reference_study = Study(tmp_path / "reference")
+    assert reference.verdicts_markdown(reference_study) == "No study is kept in `results/reference/` yet.\n"
+    part = tmp_path / "reference" / "full" / "synthetic"
+    part.mkdir(parents=True)
+    gap = check_table(gap_table(1, 1, Design(), np.random.default_rng(0)))
+    (part / "verdicts.json").write_text(to_json(gap.to_dict()))
+    head, _, rank, samples = reference.verdicts_markdown(reference_study).splitlines()
+    assert head.count("|") == rank.count("|") == samples.count("|")
+    e = gap.claims["generalization"].exponents["samples"]
+    measured = f"{e.estimate:.2f} [{e.ci95.low:.2f}, {e.ci95.high:.2f}]"
+    assert samples == f"| `full/synthetic` | generalization | LOOSE | samples | {measured} | -0.5 |"
 
 
 def test_nothing_kept_is_said(tmp_path, monkeypatch, capsys):
