@@ -38,8 +38,8 @@ def arm_table(frame: pd.DataFrame) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     if "arm" not in frame or frame["arm"].isna().all():
         return pd.DataFrame(lines, columns=list(COLUMNS))
-    names = frame["claim"].dropna().unique() if "claim" in frame else []
-    for claim in (c for c in all_claims() if c in set(names)):
+    names = set(frame["claim"].dropna()) if "claim" in frame else set()
+    for claim in (c for c in all_claims() if c in names):
         rows = frame[frame["claim"].isna() | (frame["claim"] == claim)]
         if not rows.loc[rows["claim"] == claim, "arm"].notna().any():
             continue
@@ -55,10 +55,10 @@ def _parts(claim: str, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]
     of_claim = rows[rows["arm"].notna() & (rows["claim"] == claim)]
     for arm, part in of_claim.groupby("arm"):
         yield str(arm), part
-    steps = rows["arm"].fillna(PRIMARY)
-    steps = rows[(steps == PRIMARY) | steps.str.startswith(STEP_ARMS)]
-    if claim == "convergence" and steps["arm"].notna().any():
-        yield "best_step", _envelope(steps)
+    named = rows["arm"].fillna(PRIMARY)
+    by_step = rows[(named == PRIMARY) | named.str.startswith(STEP_ARMS)]
+    if claim == "convergence" and by_step["arm"].notna().any():
+        yield "best_step", _envelope(by_step)
 
 
 def _envelope(rows: pd.DataFrame) -> pd.DataFrame:

@@ -16,9 +16,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from experiments.claim_figures import Drawn
 from experiments.collect import collect
 from experiments.command import guarded, study_arguments
-from experiments.figures import Drawn, save
+from experiments.figures import save
 from experiments.files import write_csv
 from experiments.store import Study
 from experiments.theme import COLUMN, series_style, theme

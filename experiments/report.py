@@ -27,9 +27,11 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from experiments.arms import arm_table
+from experiments.claim_figures import CLAIM_FIGURES, Drawn, interval_text
 from experiments.command import guarded, study_arguments
 from experiments.compare import side_by_side
-from experiments.figures import CLAIM_FIGURES, Drawn, draw, interval_text, judge
+from experiments.figures import draw, judge, rows_of
 from experiments.files import read_json, write_text
 from experiments.power import power
 from experiments.provenance import environment
@@ -40,7 +42,6 @@ from theory.claims.dynamics import PRESERVED
 from theory.claims.information import REACHES
 from theory.ledger import all_claims
 from theory.report import ClaimReport, Report
-from theory.tables import primary_frame
 
 TEMPLATES = Path(__file__).parent / "templates"
 FIRST_ROWS = 15  # of a table, before "show more"
@@ -230,15 +231,6 @@ def _details(claim: ClaimReport) -> dict[str, Any] | None:
     return data_table(pd.DataFrame(rows, columns=list(columns)), "exponents") if rows else None
 
 
-def rows_of(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that speak about a claim."""
-    measured = all_claims()[name].measured
-    frame = primary_frame(frame)
-    if "claim" in frame:
-        frame = frame[frame["claim"].isna() | (frame["claim"] == name)]
-    return frame[frame[measured].notna()] if measured in frame else frame.iloc[:0]
-
-
 def _claim(claim: ClaimReport, part: Part, figures: list[dict[str, Any]]) -> dict[str, Any]:
     ledger = all_claims()[claim.name]
     rows = rows_of(claim.name, part.frame)
@@ -265,9 +257,17 @@ def _claim(claim: ClaimReport, part: Part, figures: list[dict[str, Any]]) -> dic
         "details": _details(claim),
         "points": data_table(claim.points, f"{claim.name}_cells") if len(claim.points) else None,
         "rows": data_table(rows, f"{claim.name}_rows", first=first) if len(rows) else None,
+        "arms": _arms(part, claim.name),
         "power": _power(part, claim.name, rows),
         "command": f"python -m theory check {part.study.path} --claim {claim.name}",
     }
+
+
+def _arms(part: Part, name: str) -> dict[str, Any] | None:
+    """Controls and other protocols of a claim beside its primary design."""
+    table = arm_table(part.frame)
+    table = table[table["claim"] == name].drop(columns="claim")
+    return data_table(table, f"{name}_arms") if len(table) else None
 
 
 def _power(part: Part, name: str, rows: pd.DataFrame) -> dict[str, Any] | None:

@@ -29,9 +29,10 @@ from typing import Any
 import yaml
 from rich.table import Table
 
+from experiments.claim_figures import interval_text
 from experiments.collect import collect
 from experiments.command import guarded, study_arguments
-from experiments.figures import interval_text, save
+from experiments.figures import save
 from experiments.files import write_json, write_text
 from experiments.progress import duration
 from experiments.report import load_parts, parts_of, render, validation_of

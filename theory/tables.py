@@ -278,6 +278,9 @@ def claim_rows(
     empty = frame[measured].isna()
     if empty.any():
         complete = frame[[c for c in required if c != measured]].notna().all(axis=1)
+        # A row that names no claim and lacks the column belongs to another experiment of the same table.
+        if "claim" in frame:
+            complete &= frame["claim"].notna()
         left_out = int((empty & complete).sum())
         if left_out:
             remarks.append(

@@ -37,7 +37,19 @@ def planted(folder: Path) -> Study:
         pd.DataFrame({"claim": "cost", "student": ["lrc", "<svd>"], "flops_per_token": [1e6, 2e6], **losses, **others})
     )
     frames.append(
-        pd.DataFrame({"claim": "bound", "rank": [8], "certificate": [3.5], "train_bits": [3.0], "non_vacuous": [True]})
+        pd.DataFrame(
+            {
+                "claim": "bound",
+                "rank": 8,
+                "samples": 1000,
+                "certificate": [3.5, 3.9],
+                "train_bits": [3.0, 2.9],
+                "test_bits": [3.1, 3.05],
+                "message_bits": [500, 900],
+                "unigram": 4.2,
+                "non_vacuous": True,
+            }
+        )  # fmt: skip
     )
     study = Study(folder / "results" / "planted")
     study.path.mkdir(parents=True)

@@ -132,10 +132,19 @@ def check_bound(frame: pd.DataFrame, group: list[str]) -> tuple[Bound, list[str]
     tightness = "loose" if ratio[worst] < LOOSE_RATIO else "informative"
     reasons.append(
         f"the bound holds at every horizon and is {tightness}: LHS/RHS between {ratio.min():.3g} and "
-        f"{ratio.max():.3g}. With L, "
-        "sigma^2 and Delta from the same run this is the telescoped descent lemma, a unit test rather than evidence"
+        f"{ratio.max():.3g}. {_origin(frame)}"
     )
     return Bound(HOLDS, float(ratio[worst]), details), reasons
+
+
+def _origin(frame: pd.DataFrame) -> str:
+    """What the bound's constants are worth, by the run that they come from (column pilot_seed)."""
+    if "pilot_seed" in frame and frame["pilot_seed"].notna().all() and (frame["pilot_seed"] != frame["seed"]).all():
+        return "L and sigma^2 were frozen on pilot runs with another seed: evidence, not an identity"
+    return (
+        "With L, sigma^2 and Delta from the same run this is the telescoped descent lemma, a unit test rather than "
+        "evidence (a column pilot_seed says that they are from another)"
+    )
 
 
 def _tuple(key: Any) -> tuple[float, ...]:
@@ -255,7 +264,7 @@ CLAIM = Claim(
     ),
     columns=("steps", "seed", "grad_norm_sq"),
     measured="grad_norm_sq",
-    optional=("rank", "samples", *CONSTANTS),
+    optional=("rank", "samples", *CONSTANTS, "pilot_seed"),
     exponents={"steps": CLAIMED},
     bound="(1/T) sum_t E||grad f||^2 <= 2 Delta/(eta T) + L eta sigma^2 for eta <= 1/L",
     rule=(
