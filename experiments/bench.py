@@ -215,7 +215,7 @@ def show_sweep(r: dict[str, Any]) -> None:
         print(f"  fused / one PyTorch process a run {r['ratio_peer']:.2f}")
 
 
-def main() -> int:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -227,7 +227,11 @@ def main() -> int:
     parser.add_argument("--sweep", action="store_true", help="a sweep instead")
     parser.add_argument("--peer-python", type=Path, metavar="PATH", help="an interpreter that has PyTorch")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the numbers")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = parser().parse_args()
     for option in ("threads", "students", "rounds"):
         if (value := getattr(args, option)) is not None and value < 1:
             raise InputError(f"--{option}: {value} is too small; give at least 1")

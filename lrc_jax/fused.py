@@ -241,7 +241,7 @@ def train_together(
     scales: tuple[Any, ...] = (None,) * len(shapes)
     if vectorised:
         scale = [
-            np.float32(width_scale(m.student, rank_of(shapes[shape_of[i % width]].student)))
+            np.asarray(width_scale(m.student, rank_of(shapes[shape_of[i % width]].student)), jnp.result_type(float))
             for i, m in enumerate(everyone)
         ]
         scales = tuple(stacked(scale, k) for k in range(len(shapes)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 
@@ -50,7 +51,7 @@ def stream(members, pool=POOL, seed=0):
 def alone(m, pool=POOL, seed=0):
     return training.train(
         m.student, m.objective, m.optimizer, CONFIG, m.frozen, pool, m.hyper,
-        batch_size=8, init_key=m.init_key, order_key=key_for(seed, "order"),
+        batch_size=8, init_key=m.init_key, order_key=key_for(seed, "order"), state=m.state,
     )  # fmt: skip
 
 
@@ -93,22 +94,54 @@ KINDS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("vectorised", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_after_200_steps(frozen, kind, vectorised):
-    """Three ranks of which two are equal, 200 steps, two streams: losses within 1e-5 of the runs alone."""
+def two_streams(frozen, kind, steps=200, slower=1.0):
+    """Three ranks of which two are equal, on each of two streams."""
     how = KINDS[kind]
-    rows = [[member(frozen, rank=r, seed=s, steps=200, **how) for r, s in ((3, 0), (6, 1), (6, 2))] for _ in range(2)]
-    streams = [stream(row, seed=seed) for seed, row in enumerate(rows)]
+    rate = how.get("rate", 1e-2) / slower
+    ranks_and_seeds = ((3, 0), (6, 1), (6, 2))
+    rows = [
+        [member(frozen, rank=r, seed=s, steps=steps, **(how | {"rate": rate})) for r, s in ranks_and_seeds]
+        for _ in range(2)
+    ]
+    return [stream(row, seed=seed) for seed, row in enumerate(rows)]
+
+
+def in_double(s):
+    """The stream with its members' start values in float64 (random ones are drawn in float32)."""
+    starts = [training.init_state(m.student, m.optimizer, m.init_key, m.frozen) for m in s.members]
+    states = [training.cast_floats(start, jnp.float64) for start in starts]
+    members = [dataclasses.replace(m, state=state) for m, state in zip(s.members, states, strict=True)]
+    return dataclasses.replace(s, members=tuple(members))
+
+
+def end_where_they_end_alone(streams, vectorised, rounding):
     if vectorised:
         together = train_together(CONFIG, streams, batch_size=8, vectorised=True)
     else:
         together = [train_together(CONFIG, [s], batch_size=8, vectorised=False)[0] for s in streams]
-    for seed, (row, outcomes) in enumerate(zip(rows, together, strict=True)):
-        for m, outcome in zip(row, outcomes, strict=True):
+    for seed, (row, outcomes) in enumerate(zip(streams, together, strict=True)):
+        for m, outcome in zip(row.members, outcomes, strict=True):
             state, _ = alone(m, seed=seed)
-            np.testing.assert_allclose(losses(m, outcome), losses(m, state), rtol=1e-5)
+            np.testing.assert_allclose(losses(m, outcome), losses(m, state), rtol=rounding)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vectorised", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_after_200_steps(frozen, kind, vectorised):
+    """Losses within 1e-5 of the runs alone, where training is calm enough to keep float32's rounding small: at 30 times
+    the rate it grows to as much as 0.04, whatever is fused. The next test is about that rate."""
+    end_where_they_end_alone(two_streams(frozen, kind, slower=30), vectorised, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vectorised", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_after_200_steps_at_a_study_s_rate(frozen, kind, vectorised):
+    """The same mathematics: in double precision the difference that float32 shows at this rate is gone."""
+    with jax.enable_x64(True):
+        streams = two_streams(training.cast_floats(frozen, jnp.float64), kind)
+        end_where_they_end_alone([in_double(s) for s in streams], vectorised, 1e-6)
 
 
 @pytest.mark.slow

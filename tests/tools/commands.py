@@ -108,6 +108,10 @@ def check_arguments(words: list[str]) -> None:
             from lrc_jax.__main__ import _parser as parser
 
             parser().parse_args(arguments)
+        case ["python", "-m", "experiments.bench", *arguments]:
+            from experiments.bench import parser as bench_parser
+
+            bench_parser().parse_args(arguments)
         case ["python", "-m", "experiments.run", *arguments]:
             if "--help" not in arguments:
                 compose([a for a in arguments if a != "-m"])
