@@ -49,7 +49,7 @@ def planted(folder: Path) -> Study:
                 "unigram": 4.2,
                 "non_vacuous": True,
             }
-        )  # fmt: skip
+        )
     )
     study = Study(folder / "results" / "planted")
     study.path.mkdir(parents=True)
