@@ -223,8 +223,8 @@ def shrink(words: list[str]) -> list[str]:
     assert isinstance(config, RunConfig)
     steps = 64 if config.measure.convergence else 20
     tiny = {"rank": "2,4" if many else "4", "samples": "64", "seed": "0", "steps": str(steps), "batch_size": "8"}
-    tiny |= {"measure.test_samples": "64", "measure.reference_samples": "64", "measure.pool": "64"}
-    tiny |= {"measure.gradient_batch": "16", "measure.information_samples": "64"}
+    sizes = ("test_samples", "reference_samples", "information_samples", "pool")
+    tiny |= {f"measure.{name}": "64" for name in sizes}
     if isinstance(config.teacher, TinyTeacher):
         tiny |= {"teacher.hidden_size": "16", "teacher.intermediate_size": "16", "teacher.steps": "40"}
         tiny |= {"teacher.check_every": "20", "teacher.pool": "512", "sequence_length": "6"}
