@@ -38,6 +38,7 @@ from lrc_jax.train import History, Hyper, OptimizerSpec, StepOptions, TrainState
 MOMENT_SEQUENCES = 64  # for principal components of the teacher's residual stream
 EVALUATED = 32  # held-out sequences
 LOGITS_AT_ONCE = 1 << 26  # numbers in the logits of one evaluation batch (256 MB)
+DWARFED = 100.0  # clone losses, weighted, above this many times the other losses are told about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +182,19 @@ class _Report:
         self.say(f"step {done}/{steps}  loss {loss:.4f}{rate}")
 
 
+def _dwarfed(settings: DistillSettings, history: History) -> str | None:
+    """A warning where the clone losses leave nothing of the others, as raw ones of pretrained teachers do: a few
+    channels of their residual stream are hundreds of times larger than the rest."""
+    row = history.row()
+    clone, rest = settings.clone_weight * row["clone"], settings.kl_weight * row["kl"] + settings.ce_weight * row["ce"]
+    if not rest or clone <= DWARFED * rest:
+        return None
+    return (
+        f"warning: the clone losses, weighted, are {clone / rest:,.0f} times the other losses together, which then "
+        "hardly train; use --clone-distance normalised or lower --clone-weight"
+    )
+
+
 def _append_losses(path: Path, last: int, history: History) -> None:
     count = len(history.grad_norm)
     with path.open("a") as file:
@@ -283,7 +297,12 @@ def distill(
             machine.activation_cache, student, objective, teacher.config, frozen, teacher.digest, pool
         )
 
+    warnings: list[str] = []
+
     def on_chunk(state: TrainState, part: History) -> None:
+        if not warnings and (warning := _dwarfed(settings, part)):
+            warnings.append(warning)
+            say(warning)
         if first_process:
             _append_losses(losses, int(state.step), part)
             checkpoint.save(work, int(state.step), to_host(state), {"settings": identity})

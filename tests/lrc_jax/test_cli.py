@@ -95,6 +95,16 @@ def test_distill_and_generate(
     assert more["loss_before"] == pytest.approx(note["loss_after"], abs=1e-6)
 
 
+def test_clone_losses_that_dwarf_the_others_are_told_about(
+    teacher_folder: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As raw ones of a pretrained teacher do; the default does not."""
+    raw = {"clone_distance": "mseloss", "clone_weight": 1e6}
+    for name, changes, warnings in (("raw", raw, 1), ("default", {}, 0)):
+        distill(settings(teacher_folder, text_file, steps=4, **changes), tmp_path / name)
+        assert capsys.readouterr().err.count("use --clone-distance normalised") == warnings
+
+
 def test_a_killed_run_goes_on_bit_for_bit(teacher_folder: Path, text_file: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     chosen = settings(teacher_folder, text_file)
