@@ -28,6 +28,7 @@ from theory.tables import InputError as TableError
 FILE = "arms.csv"
 PRIMARY = "primary"
 STEP_ARMS = "step_"  # arms of claim 1 that differ from its primary design in nothing but the step size
+NOISELESS = 1e-6  # minibatch variance of a run whose minibatch is the whole pool
 COLUMNS = (
     "claim", "arm", "verdict", "coordinate", "estimate", "low", "high", "claimed", "worst_ratio", "runs", "reason",
 )  # fmt: skip
@@ -41,6 +42,7 @@ def arm_table(frame: pd.DataFrame) -> pd.DataFrame:
     names = set(frame["claim"].dropna()) if "claim" in frame else set()
     for claim in (c for c in all_claims() if c in names):
         rows = frame[frame["claim"].isna() | (frame["claim"] == claim)]
+        rows = rows[rows[all_claims()[claim].measured].notna()]
         if not rows.loc[rows["claim"] == claim, "arm"].notna().any():
             continue
         for arm, part in _parts(claim, rows):
@@ -62,7 +64,9 @@ def _parts(claim: str, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]
 
 
 def _envelope(rows: pd.DataFrame) -> pd.DataFrame:
-    """At every horizon that all step sizes were run at, the rows of the one with the smallest mean."""
+    """At every horizon that all step sizes were run at, the rows of the one with the smallest mean over their seeds."""
+    seeds = set.intersection(*(set(part["seed"]) for _, part in rows.groupby("arm", dropna=False)))
+    rows = rows[rows["seed"].isin(seeds)]
     arm = rows["arm"].fillna(PRIMARY)
     means = rows.groupby([rows["steps"], arm])["grad_norm_sq"].mean().unstack().dropna()
     best = means.idxmin(axis=1)
@@ -77,8 +81,9 @@ def _judged(claim: str, arm: str, part: pd.DataFrame) -> list[dict[str, Any]]:
     if claim == "convergence" and "bound" in part and part["bound"].notna().all():
         means = part.groupby("steps")[["grad_norm_sq", "bound"]].mean()
         own["worst_ratio"] = float((means["grad_norm_sq"] / means["bound"]).max())
-        if (part["decay"] > 0).any():
-            # The judge's bound is that of a constant step; the decaying step has its own, in the column `bound`.
+        if (part["decay"] > 0).any() or part["own_grad_variance"].max() < NOISELESS:
+            # The judge's bound is that of a constant step with noise; other steps have their own in the column `bound`,
+            # and without noise no horizon would lie beyond the crossover.
             part = part.drop(columns=["smoothness", "grad_variance"])
     try:
         report = check_table(part.drop(columns="arm"), claims=[claim]).claims[claim]

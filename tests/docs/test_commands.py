@@ -12,12 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import PAGES, ROOT, Block, Command, blocks, check_arguments, shrink
+from commands import PAGES, ROOT, Block, Command, blocks, check_arguments, compose, shrink
 
 from theory.__main__ import main as theory
 
 ALL = [block for page in PAGES for block in blocks(page)]
-EXAMPLES = ROOT / "docs" / "examples"
 
 
 def pages(*hows: str):
@@ -34,12 +33,6 @@ def test_arguments_are_known(page):
                 check_arguments(command.words)
             except BaseException as wrong:
                 pytest.fail(f"{block.where}: {command.text}: {type(wrong).__name__}: {wrong}")
-
-
-def workplace(folder: Path, page: Path) -> None:
-    """What a reader has beside the page: the examples of the documentation."""
-    (folder / "docs").mkdir()
-    (folder / "docs" / "examples").symlink_to(EXAMPLES)
 
 
 def run_judge(arguments: list[str]) -> tuple[int, str]:
@@ -85,16 +78,22 @@ def run(page: Path, hows: tuple[str, ...]) -> None:
 
 @pages("fast")
 def test_commands_print_what_the_page_says(page, tmp_path, monkeypatch):
-    workplace(tmp_path, page)
     monkeypatch.chdir(tmp_path)
     run(page, ("fast",))
+
+
+def test_tiny_sizes_are_configurations_too():
+    runs = [c.words for b in ALL if b.how == "slow" for c in b.commands if c.words[2:3] == ["experiments.run"]]
+    assert runs
+    for words in runs:
+        jobs = compose([word for word in shrink(words)[3:] if word != "-m"])
+        assert all(job.samples == 64 and job.rank in (2, 4) for job in jobs)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pages("slow")
 def test_slow_commands_run_at_a_tiny_size(page, tmp_path, monkeypatch):
-    workplace(tmp_path, page)
     monkeypatch.chdir(tmp_path)
     run(page, ("fast", "slow"))
 

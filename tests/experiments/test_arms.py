@@ -19,7 +19,7 @@ def frame():
     # Better than the primary step at the two long horizons only.
     double = primary.assign(arm="step_double")
     double["grad_norm_sq"] *= np.where(double["steps"] > 2000, 0.5, 2.0)
-    decaying = primary.assign(arm="decaying", decay=0.5, bound=primary["grad_norm_sq"] / 0.8)
+    decaying = primary.assign(arm="decaying", decay=0.5, bound=primary["grad_norm_sq"] / 0.8, own_grad_variance=1.0)
     long = pd.DataFrame(
         [
             {"arm": "plateau", "steps": 4096, "seed": s, "step_size": eta, "grad_norm_sq": eta, "smoothness": 2.0,
