@@ -99,10 +99,11 @@ def _numbers(report: ClaimReport) -> Iterator[dict[str, Any]]:
         yield {
             "coordinate": name, "estimate": e.estimate, "low": e.ci95.low, "high": e.ci95.high, "claimed": e.claimed,
         }  # fmt: skip
-    ratio = report.fields.get("ceiling_ratio")
-    if isinstance(ratio, dict) and "estimate" in ratio:
-        low, high = ratio.get("ci95", (np.nan, np.nan))
-        yield {"coordinate": "ceiling_ratio", "estimate": ratio["estimate"], "low": low, "high": high, "claimed": 1.0}
+    for name in ("ceiling_ratio", "divergence_ratio"):
+        ratio = report.fields.get(name)
+        if isinstance(ratio, dict) and ratio.get("estimate") is not None:
+            low, high = ratio["ci95"]
+            yield {"coordinate": name, "estimate": ratio["estimate"], "low": low, "high": high, "claimed": 1.0}
 
 
 def _floor(part: pd.DataFrame) -> dict[str, Any]:

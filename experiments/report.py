@@ -92,6 +92,11 @@ class Part:
     figures: list[Drawn]
     frame: pd.DataFrame
 
+    @functools.cached_property
+    def arms(self) -> pd.DataFrame:
+        """Controls and other protocols, judged."""
+        return arm_table(self.frame)
+
 
 def parts_of(study: Study) -> dict[str, Study]:
     """Label -> folder with a table: the study itself, or its subfolders, or both."""
@@ -265,8 +270,7 @@ def _claim(claim: ClaimReport, part: Part, figures: list[dict[str, Any]]) -> dic
 
 def _arms(part: Part, name: str) -> dict[str, Any] | None:
     """Controls and other protocols of a claim beside its primary design."""
-    table = arm_table(part.frame)
-    table = table[table["claim"] == name].drop(columns="claim")
+    table = part.arms[part.arms["claim"] == name].drop(columns="claim")
     return data_table(table, f"{name}_arms") if len(table) else None
 
 

@@ -167,7 +167,7 @@ def read_table(path: str | Path) -> Table:
     for name in frame.columns:
         if name in NUMERIC:
             frame[name] = numeric_column(frame[name], name, given)
-    return Table(frame, given, digest)
+    return Table(frame.copy(), given, digest)  # a copy is in one block again
 
 
 def table_from_frame(frame: pd.DataFrame, path: str = "<memory>") -> Table:
