@@ -82,7 +82,7 @@ def rows_of(name: str, frame: pd.DataFrame, *, arms: bool = False) -> pd.DataFra
 
 def draw(study: Study, report: Report) -> list[Drawn]:
     """All figures that the study's table allows."""
-    frame = pd.read_csv(study.path / "measurements.csv")
+    frame = pd.read_csv(study.path / "measurements.csv", low_memory=False).copy()
     drawn: list[Drawn | None] = []
     with theme():
         for name, makers in CLAIM_FIGURES.items():

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import shutil
 import sys
+from typing import Any
 
 from experiments.command import guarded, study_arguments
 from experiments.figures import TRAINING_POINTS, training_points
-from experiments.files import read_json, write_bytes, write_csv, write_json
+from experiments.files import read_json, write_bytes, write_csv, write_json, write_text
 from experiments.power import FILE as POWER
 from experiments.provenance import ENVIRONMENT, environment
 from experiments.report import parts_of
@@ -24,6 +25,7 @@ from experiments.store import Study
 from lrc_jax.errors import InputError
 
 REFERENCE = "reference"
+VERDICTS = "verdicts.md"  # what README shows of it
 
 
 def keep(study: Study, target: Study) -> list[Study]:
@@ -55,23 +57,39 @@ def keep(study: Study, target: Study) -> list[Study]:
 def verdicts_markdown(reference: Study) -> str:
     """The verdicts of every kept study as a Markdown table, each line with the folder that `theory check` judges."""
     lines = [
-        "| study | claim | verdict | coordinate | exponent, 95 % interval | claimed |",
-        "|---|---|---|---|---|---|",
+        "| table | claim | verdict | quantity | measured, 95 % interval | claimed | bound |",
+        "|---|---|---|---|---|---|---|",
     ]
     for path in sorted(reference.path.rglob("verdicts.json")):
         folder = path.parent.relative_to(reference.path)
         for name, claim in read_json(path)["claims"].items():
             head = [f"`{folder}`", name, claim["verdict"]]
-            for coordinate, e in claim["exponents"].items():
-                measured = (
-                    "none" if e["estimate"] is None else "{:.2f} [{:.2f}, {:.2f}]".format(e["estimate"], *e["ci95"])
-                )
-                lines.append(f"| {' | '.join([*head, coordinate, measured, format(e['claimed'], 'g')])} |")
-            if not claim["exponents"]:
-                lines.append(f"| {' | '.join(head)} | | | |")
+            bound, ratio = claim["bound"]["verdict"], claim["bound"]["worst_ratio"]
+            held = "" if bound == "NOT_EVALUATED" else bound + (f", at most {ratio:.2f} of it" if ratio else "")
+            found = _measured(claim) or [["", "", ""]]
+            lines += [f"| {' | '.join([*head, *quantity, held])} |" for quantity in found]
     if len(lines) == 2:
         return "No study is kept in `results/reference/` yet.\n"
     return "\n".join(lines) + "\n"
+
+
+def _measured(claim: dict[str, Any]) -> list[list[str]]:
+    """Lines (quantity, measured, claimed) of a claim's verdict."""
+    lines = []
+    for coordinate, e in claim["exponents"].items():
+        word = "trend in" if coordinate == "clone_weight" else "exponent in"
+        lines.append([f"{word} {coordinate}", _interval(e), format(e["claimed"], "g")])
+    for name, what, claimed in (("ceiling_ratio", "I / I*", "1"), ("divergence_ratio", "D / D_0", "at most 1.5")):
+        if name in claim and claim[name].get("estimate") is not None:
+            lines.append([what, _interval(claim[name]), claimed])
+    return lines
+
+
+def _interval(e: dict[str, Any]) -> str:
+    if e["estimate"] is None:
+        return "not estimable"
+    known = e["ci95"][0] is not None
+    return f"{e['estimate']:.2f}" + (" [{:.2f}, {:.2f}]".format(*e["ci95"]) if known else "")
 
 
 def main() -> int:
@@ -90,6 +108,7 @@ def main() -> int:
     for study in studies:
         tell(study)
         print(study.path)
+    write_text(reference.path / VERDICTS, verdicts_markdown(reference))
     return 0
 
 

@@ -110,7 +110,15 @@ def load_parts(study: Study) -> list[Part]:
     found = []
     for label, part in parts_of(study).items():
         report = judge(part)
-        found.append(Part(label, part, report, draw(part, report), pd.read_csv(part.path / "measurements.csv")))
+        found.append(
+            Part(
+                label,
+                part,
+                report,
+                draw(part, report),
+                pd.read_csv(part.path / "measurements.csv", low_memory=False).copy(),
+            )
+        )
     if not found:
         path = study.path / "measurements.csv"
         raise InputError(f"{path}: no such file; run `python -m experiments.collect study={study.path.name}` first")

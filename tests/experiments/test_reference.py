@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,7 +59,17 @@ def test_verdicts_become_a_table(tmp_path):
     assert head.count("|") == rank.count("|") == samples.count("|")
     e = gap.claims["generalization"].exponents["samples"]
     measured = f"{e.estimate:.2f} [{e.ci95.low:.2f}, {e.ci95.high:.2f}]"
-    assert samples == f"| `full/synthetic` | generalization | LOOSE | samples | {measured} | -0.5 |"
+    assert samples == f"| `full/synthetic` | generalization | LOOSE | exponent in samples | {measured} | -0.5 |  |"
+
+
+def test_the_readme_shows_the_kept_verdicts():
+    root = Path(reference.__file__).parent.parent
+    kept = root / "results" / "reference"
+    if not (kept / reference.VERDICTS).is_file():
+        pytest.skip("no study is kept")
+    table = (kept / reference.VERDICTS).read_text()
+    assert table == reference.verdicts_markdown(Study(kept)), "stale: run make figures"
+    assert table in (root / "README.md").read_text(), "put results/reference/verdicts.md into README.md"
 
 
 def test_nothing_kept_is_said(tmp_path, monkeypatch, capsys):
