@@ -18,6 +18,7 @@ import pandas as pd
 from experiments.command import guarded, study_arguments
 from experiments.files import write_csv
 from experiments.store import Study
+from experiments.tables import measurements, rows_of
 from lrc_jax.errors import InputError
 from theory.check import check_table
 from theory.intervals import mean_interval
@@ -41,8 +42,7 @@ def arm_table(frame: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(lines, columns=list(COLUMNS))
     names = set(frame["claim"].dropna()) if "claim" in frame else set()
     for claim in (c for c in all_claims() if c in names):
-        rows = frame[frame["claim"].isna() | (frame["claim"] == claim)]
-        rows = rows[rows[all_claims()[claim].measured].notna()]
+        rows = rows_of(claim, frame, arms=True)
         if not rows.loc[rows["claim"] == claim, "arm"].notna().any():
             continue
         for arm, part in _parts(claim, rows):
@@ -132,12 +132,9 @@ def _floor(part: pd.DataFrame) -> dict[str, Any]:
 def main() -> int:
     arguments = study_arguments(__doc__)
     study = Study.of(arguments["results_dir"], arguments["study"]).require()
-    path = study.path / "measurements.csv"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; run `python -m experiments.collect study={arguments['study']}` first")
-    table = arm_table(pd.read_csv(path))
+    table = arm_table(measurements(study))
     if table.empty:
-        raise InputError(f"{path}: no row has an arm; nothing to compare with the primary design")
+        raise InputError(f"{study.path}: no row has an arm; nothing to compare with the primary design")
     write_csv(study.path / FILE, table, digits=6)
     print(table.drop(columns="reason").to_string(index=False))
     return 0

@@ -16,7 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from experiments.tables import rows_of
 from experiments.theme import CLAIMED, COLUMN, FITTED, series_style
+from theory.claims.convergence import CONSTANTS, right_hand_side
 from theory.claims.dynamics import NOT_PRESERVED, PRESERVED, ratio_interval
 from theory.intervals import mean_interval
 from theory.report import ClaimReport, Exponent
@@ -63,6 +65,16 @@ def _errorbars(axes: Axes, x: np.ndarray, frame: pd.DataFrame, label: str, i: in
     axes.errorbar(
         x, frame["mean"], yerr=np.maximum(spread, 0), linestyle="none", label=label, elinewidth=0.8, **series_style(i)
     )
+
+
+def _cell_means(frame: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
+    """Mean of a column over the rows of each cell, with its 95 % t interval: columns *by, mean, low, high."""
+    lines = []
+    for key, cell in frame.groupby(by):
+        values = cell[value].to_numpy(np.float64)
+        interval = mean_interval(values, 0.95)
+        lines.append((*key, values.mean(), interval.low, interval.high))
+    return pd.DataFrame(lines, columns=[*by, "mean", "low", "high"])
 
 
 def _legend_above(figure: Figure, axes: Axes, columns: int) -> None:
@@ -201,11 +213,9 @@ def gradient_against_steps(claim: ClaimReport, frame: pd.DataFrame) -> Drawn:
     figure = Figure(figsize=(COLUMN, 2.7))
     axes = figure.add_subplot()
     points = claim.points.sort_values("steps")
-    known = {"step_size", "smoothness", "grad_variance", "loss_decrease"} <= set(frame.columns)
-    if known:
-        first, noise = 2 * frame["loss_decrease"] / (frame["step_size"] * frame["steps"]), frame["step_size"]
-        bound = frame.assign(bound=first + frame["smoothness"] * noise * frame["grad_variance"])
-        means = bound.groupby("steps")["bound"].mean()
+    if set(CONSTANTS) <= set(frame):
+        bound = right_hand_side(*(frame[c].to_numpy() for c in ("steps", *CONSTANTS)))
+        means = frame.assign(bound=bound).groupby("steps")["bound"].mean()
         axes.plot(
             means.index, means.to_numpy(), color="#D55E00", marker="_", linestyle=":", label="bound, pilot's constants"
         )
@@ -317,16 +327,12 @@ def dynamics_alignment(claim: ClaimReport, frame: pd.DataFrame) -> Drawn | None:
 
 def convergence_arms(frame: pd.DataFrame) -> Drawn | None:
     """Mean squared gradient norm against T for claim 1's primary design and its controls."""
-    rows = frame[frame["grad_norm_sq"].notna()] if "grad_norm_sq" in frame else frame.iloc[:0]
-    if rows.empty or "arm" not in rows or rows["arm"].isna().all() or rows["arm"].notna().sum() == 0:
+    rows = rows_of("convergence", frame, arms=True)
+    if rows.empty or "arm" not in rows or rows["arm"].isna().all():
         return None
     rows = rows.assign(arm=rows["arm"].fillna("primary"))
     rows = rows[rows.groupby("arm")["steps"].transform("nunique") > 1]
-    lines = []
-    for (arm, steps), cell in rows.groupby(["arm", "steps"]):
-        interval = mean_interval(cell["grad_norm_sq"].to_numpy(), 0.95)
-        lines.append((arm, steps, cell["grad_norm_sq"].mean(), interval.low, interval.high))
-    points = pd.DataFrame(lines, columns=["arm", "steps", "mean", "low", "high"])
+    points = _cell_means(rows, ["arm", "steps"], "grad_norm_sq")
     figure = Figure(figsize=(COLUMN, 2.9))
     axes = figure.add_subplot()
     names = sorted(points["arm"].unique(), key=lambda name: name != "primary")
@@ -350,22 +356,18 @@ def convergence_arms(frame: pd.DataFrame) -> Drawn | None:
 
 def generalization_arms(frame: pd.DataFrame) -> Drawn | None:
     """Gap times tokens over parameters against N, for claim 2's primary design and its other protocols."""
-    rows = frame[frame["gap"].notna()] if "gap" in frame else frame.iloc[:0]
-    if "claim" in rows:
-        rows = rows[rows["claim"].isna() | (rows["claim"] == "generalization")]
+    rows = rows_of("generalization", frame, arms=True)
     if rows.empty or "arm" not in rows:
         return None
-    others = rows[rows["arm"].notna() & (rows["claim"] == "generalization")]
+    others = rows[rows["arm"].notna()]
     if others.empty:
         return None
     primary = rows[rows["arm"].isna() & rows["rank"].isin(others["rank"].unique())]
     rows = pd.concat([primary.assign(arm="primary"), others])
     per_parameter = rows["gap"] * rows["samples"] * rows["sequence_length"] / rows["params"]
-    lines = []
-    for (arm, samples), cell in rows.assign(scaled=per_parameter).groupby(["arm", "samples"]):
-        interval = mean_interval(cell["scaled"].to_numpy(), 0.95)
-        lines.append((arm, samples, cell["scaled"].mean(), interval.low, interval.high, cell["gap"].mean()))
-    points = pd.DataFrame(lines, columns=["arm", "samples", "mean", "low", "high", "gap"])
+    by = ["arm", "samples"]
+    points = _cell_means(rows.assign(scaled=per_parameter), by, "scaled")
+    points = points.merge(rows.groupby(by)["gap"].mean().reset_index(), on=by)
     figure = Figure(figsize=(COLUMN, 2.9))
     axes = figure.add_subplot()
     names = sorted(points["arm"].unique(), key=lambda name: name != "primary")

@@ -17,13 +17,12 @@ from experiments.claim_figures import CLAIM_FIGURES, TABLE_FIGURES, Drawn
 from experiments.command import guarded, study_arguments
 from experiments.files import write_bytes, write_csv
 from experiments.store import Study
+from experiments.tables import FILE, measurements, rows_of
 from experiments.theme import COLUMN, series_style, theme
 from lrc_jax.errors import InputError
 from theory.check import check_file
-from theory.ledger import all_claims
 from theory.report import Report
 from theory.tables import InputError as TableError
-from theory.tables import primary_frame
 
 TRAINING_POINTS = "training.csv"
 WITH_ARMS = ("dynamics",)  # claims whose figure shows the arms beside the primary rows
@@ -70,19 +69,8 @@ def training_curves(study: Study) -> Drawn | None:
     return Drawn("training_curves", caption, figure, points)
 
 
-def rows_of(name: str, frame: pd.DataFrame, *, arms: bool = False) -> pd.DataFrame:
-    """The rows that speak about a claim: of its primary design, with `arms` of its controls too."""
-    measured = all_claims()[name].measured
-    if "claim" in frame:
-        mine = frame["claim"] == name
-        frame = frame[mine | (frame["claim"].isna() & (frame["arm"].isna() if "arm" in frame else True))]
-    frame = frame if arms else primary_frame(frame)
-    return frame[frame[measured].notna()] if measured in frame else frame.iloc[:0]
-
-
-def draw(study: Study, report: Report) -> list[Drawn]:
-    """All figures that the study's table allows."""
-    frame = pd.read_csv(study.path / "measurements.csv", low_memory=False).copy()
+def draw(study: Study, report: Report, frame: pd.DataFrame) -> list[Drawn]:
+    """All figures that the study's table, `frame`, allows."""
     drawn: list[Drawn | None] = []
     with theme():
         for name, makers in CLAIM_FIGURES.items():
@@ -106,11 +94,8 @@ def save(drawn: Drawn, folder: Path) -> None:
 
 def judge(study: Study) -> Report:
     """Verdicts of a study's table. Raises InputError where there is none or it cannot be judged."""
-    path = study.path / "measurements.csv"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; run `python -m experiments.collect study={study.path.name}` first")
     try:
-        return check_file(path)
+        return check_file(study.path / FILE)
     except TableError as wrong:
         raise InputError(str(wrong)) from None
 
@@ -118,7 +103,8 @@ def judge(study: Study) -> Report:
 def main() -> int:
     arguments = study_arguments(__doc__)
     study = Study.of(arguments["results_dir"], arguments["study"]).require()
-    for drawn in draw(study, judge(study)):
+    frame = measurements(study)
+    for drawn in draw(study, judge(study), frame):
         save(drawn, study.path / "figures")
         print(f"{study.path / 'figures' / drawn.name}.pdf .png .csv")
     return 0

@@ -31,12 +31,13 @@ from experiments.arms import arm_table
 from experiments.claim_figures import CLAIM_FIGURES, Drawn, interval_text
 from experiments.command import guarded, study_arguments
 from experiments.compare import side_by_side
-from experiments.figures import draw, judge, rows_of
+from experiments.figures import draw, judge
 from experiments.files import read_json, write_text
 from experiments.power import power
 from experiments.provenance import environment
 from experiments.store import Study
 from experiments.svg import DARK_GROUND, dark_variables, inline_svg
+from experiments.tables import measurements, rows_of
 from lrc_jax.errors import InputError
 from theory.claims.dynamics import PRESERVED
 from theory.claims.information import REACHES
@@ -108,20 +109,9 @@ def parts_of(study: Study) -> dict[str, Study]:
 def load_parts(study: Study) -> list[Part]:
     """Every part judged and drawn. Raises InputError where there is no table, or one cannot be judged."""
     found = []
-    for label, part in parts_of(study).items():
-        report = judge(part)
-        found.append(
-            Part(
-                label,
-                part,
-                report,
-                draw(part, report),
-                pd.read_csv(part.path / "measurements.csv", low_memory=False).copy(),
-            )
-        )
-    if not found:
-        path = study.path / "measurements.csv"
-        raise InputError(f"{path}: no such file; run `python -m experiments.collect study={study.path.name}` first")
+    for label, part in (parts_of(study) or {"": study}).items():
+        frame, report = measurements(part), judge(part)
+        found.append(Part(label, part, report, draw(part, report, frame), frame))
     return found
 
 

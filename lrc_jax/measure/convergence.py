@@ -39,6 +39,7 @@ from lrc_jax import clock
 from lrc_jax.errors import DivergedError
 from lrc_jax.measure.gradients import (
     Batch,
+    BlockMoments,
     Loss,
     Params,
     SampleBatch,
@@ -215,14 +216,13 @@ def _advance(
     def body(t: Array, carry: tuple[Params, _Sums]) -> tuple[Params, _Sums]:
         params, sums = carry
         halves = _halves(loss, sample, params, jax.random.fold_in(key, t), batch_size)
-        mean = jax.tree.map(lambda g: (g[0] + g[1]) / 2, halves)
-        half_difference = jax.tree.map(lambda g: (g[0] - g[1]) / 2, halves)
-        # <g_A, g_B> = |mean|^2 - |half difference|^2
-        spread = tree_dot(half_difference, half_difference)
+        total = jax.tree.map(lambda g: g[0] + g[1], halves)
+        moments = BlockMoments(tree_dot(total, total), tree_dot(halves, halves), HALVES)
         eta = _step_size(rate, t)
-        seen = eta * (tree_dot(mean, mean) - spread)
-        sums = _Sums(sums.norm_sq + seen, sums.norm_sq_sq + seen**2, sums.variance + eta**2 * spread)
-        return tree_axpy(-eta, mean, params), sums
+        seen = eta * moments.mean_norm_sq()
+        # The variance of a half is HALVES times that of the whole minibatch.
+        spread = sums.variance + eta**2 * moments.variance() / HALVES
+        return tree_axpy(-eta / HALVES, total, params), _Sums(sums.norm_sq + seen, sums.norm_sq_sq + seen**2, spread)
 
     zero = jnp.zeros_like(rate[0])
     return jax.lax.fori_loop(start, stop, body, (params, _Sums(zero, zero, zero)))
