@@ -46,11 +46,16 @@ def plain_log(axis: mpl.axis.Axis, values: np.ndarray) -> None:
 
 def interval_text(exponent: Exponent) -> str:
     """'-1.21 [-1.29, -1.13]'."""
-    if not np.isfinite(exponent.estimate):
+    return interval_words(exponent.estimate, exponent.ci95.low, exponent.ci95.high)
+
+
+def interval_words(estimate: float | None, low: float | None, high: float | None) -> str:
+    """An estimate with its interval in words; None (as in a verdict's JSON) and NaN are not known."""
+    if estimate is None or not np.isfinite(estimate):
         return "not estimable"
-    if not np.isfinite(exponent.ci95.low):
-        return f"{exponent.estimate:.2f} (no interval)"
-    return f"{exponent.estimate:.2f} [{exponent.ci95.low:.2f}, {exponent.ci95.high:.2f}]"
+    if low is None or high is None or not np.isfinite(low):
+        return f"{estimate:.2f} (no interval)"
+    return f"{estimate:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _errorbars(axes: Axes, x: np.ndarray, frame: pd.DataFrame, label: str, i: int) -> None:

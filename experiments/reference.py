@@ -14,6 +14,7 @@ import shutil
 import sys
 from typing import Any
 
+from experiments.claim_figures import interval_words
 from experiments.command import guarded, study_arguments
 from experiments.figures import TRAINING_POINTS, training_points
 from experiments.files import read_json, write_bytes, write_csv, write_json, write_text
@@ -78,18 +79,12 @@ def _measured(claim: dict[str, Any]) -> list[list[str]]:
     lines = []
     for coordinate, e in claim["exponents"].items():
         word = "trend in" if coordinate == "clone_weight" else "exponent in"
-        lines.append([f"{word} {coordinate}", _interval(e), format(e["claimed"], "g")])
+        lines.append([f"{word} {coordinate}", interval_words(e["estimate"], *e["ci95"]), format(e["claimed"], "g")])
     for name, what, claimed in (("ceiling_ratio", "I / I*", "1"), ("divergence_ratio", "D / D_0", "at most 1.5")):
-        if name in claim and claim[name].get("estimate") is not None:
-            lines.append([what, _interval(claim[name]), claimed])
+        ratio = claim.get(name)
+        if ratio is not None and ratio.get("estimate") is not None:
+            lines.append([what, interval_words(ratio["estimate"], *ratio["ci95"]), claimed])
     return lines
-
-
-def _interval(e: dict[str, Any]) -> str:
-    if e["estimate"] is None:
-        return "not estimable"
-    known = e["ci95"][0] is not None
-    return f"{e['estimate']:.2f}" + (" [{:.2f}, {:.2f}]".format(*e["ci95"]) if known else "")
 
 
 def main() -> int:
