@@ -409,7 +409,7 @@ def cost_against_quality(frame: pd.DataFrame) -> Drawn | None:
     points = rows.groupby(["student", "rank"])[["size", "speed", "loss"]].mean().reset_index()
     figure = Figure(figsize=(COLUMN, 2.3))
     panels = figure.subplots(1, 2, sharey=True)
-    labels = ("weights / teacher's", "decoding speed / teacher's")
+    labels = ("weights / teacher's", "speed / teacher's")
     for axes, cost, label in zip(panels, ("size", "speed"), labels, strict=True):
         for i, (student, part) in enumerate(points.groupby("student")):
             part = part.sort_values("rank")
@@ -418,7 +418,9 @@ def cost_against_quality(frame: pd.DataFrame) -> Drawn | None:
                 for rank, x, y in part[["rank", cost, "loss"]].to_numpy():
                     axes.annotate(f"{rank:g}", (x, y), fontsize=5.5, xytext=(2, 3), textcoords="offset points")
         axes.axvline(1, **CLAIMED)
-        axes.set(xlabel=label, yscale="log")
+        axes.set(xlabel=label)
+        axes.set_yscale("symlog", linthresh=0.01)  # a student can be better than its teacher
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         axes.set_xlim(left=0)
     panels[0].set_ylabel("loss - teacher's (nats/token)")
     figure.legend(*panels[0].get_legend_handles_labels(), ncols=3, loc="outside upper center", fontsize=6)
@@ -451,7 +453,7 @@ def certificate_against_bits(frame: pd.DataFrame) -> Drawn | None:
         axes.axhline(float(points["uniform"].iloc[0]), color="#444444", linewidth=0.6, label="log2 V")
     axes.set(xscale="log", xlabel="bits of the compressed student", ylabel="bits a token")
     plain_log(axes.xaxis, points["message_bits"].to_numpy())
-    _legend_above(figure, axes, 3)
+    _legend_above(figure, axes, 2)
     best, best_samples = points.sort_values("certificate")[["certificate", "samples"]].to_numpy()[0]
     caption = (
         "Train-only guarantee on the loss of quantised students against the bits that describe them, with the loss on "
