@@ -7,6 +7,7 @@ Arguments:
     study=NAME      a design in conf/reproduce/NAME.yaml
     data=...        for designs that leave the data open: synthetic, wikitext2 (from the hub, or data.path=FOLDER) or
                     text (data.path=FILE or FOLDER); left out: wikitext2 if the hub answers, else synthetic
+    parts=A,B       only these parts of the design (all)
     launcher=NAME   Hydra launcher of the sweeps (basic)
     jobs=N          sweeps at once, one core each (2)
     results_dir=results  cache_dir=.cache
@@ -94,8 +95,15 @@ def arms(design: dict[str, Any], arguments: dict[str, Any]) -> list[Arm]:
     launcher = [] if arguments["launcher"] == "basic" else [f"hydra/launcher={arguments['launcher']}"]
     inputs: dict[str, dict[str, Any]] = design.get("inputs") or {}
     data: list[str] | None = None
+    wanted = set(arguments["parts"].split(",")) if arguments["parts"] else set()
+    parts = {arm["part"] for arm in design["arms"] if "part" in arm}
+    if wanted - parts:
+        unknown = ", ".join(sorted(wanted - parts))
+        raise InputError(f"parts: the design has no {unknown}; it has {', '.join(sorted(parts)) or 'none'}")
     found = []
     for arm in design["arms"]:
+        if wanted and arm.get("part") not in wanted:
+            continue
         if "overrides" in arm:
             chosen, missing = _filled(arm["overrides"], inputs, arguments)
             if missing:
@@ -128,6 +136,16 @@ def _filled(
         if not absent:
             out.append(PLACEHOLDER.sub(lambda match: str(arguments[match.group(1)]), override))
     return out, None
+
+
+def recorded(arm: Arm, given: dict[str, Any]) -> str:
+    """An arm's command as a study records it: inputs by name, since their paths are this machine's own."""
+    names = {str(value): name for name, value in given.items() if value}
+    words = []
+    for word in arm.arguments:
+        key, _, value = word.partition("=")
+        words.append(f"{key}={{{names[value]}}}" if key.endswith(".path") and value in names else word)
+    return "python -m experiments.run " + " ".join(words)
 
 
 def sweep(logs: Path, jobs: list[Arm], at_once: int) -> list[str]:
@@ -195,7 +213,7 @@ def main() -> int:
     name = next((a.partition("=")[2] for a in sys.argv[1:] if a.startswith("study=")), "")
     design = read_design(name) if name else {}
     inputs = dict.fromkeys(design.get("inputs") or {})
-    arguments = study_arguments(__doc__, **DATA, launcher="basic", jobs="2", cache_dir=".cache", **inputs)
+    arguments = study_arguments(__doc__, **DATA, parts=None, launcher="basic", jobs="2", cache_dir=".cache", **inputs)
     if not str(arguments["jobs"]).isdigit() or int(arguments["jobs"]) < 1:
         raise InputError(f"jobs: {arguments['jobs']!r} is not a number of at least 1")
     started = time.monotonic()
@@ -205,11 +223,10 @@ def main() -> int:
     jobs = arms(design, arguments)
     if not jobs:
         raise InputError("study: no arm can be run with the data and inputs given; see above")
+    given = {name: arguments[name] for name in (*inputs, "data.path")}
     failed = sweep(study.path / "logs", jobs, int(arguments["jobs"]))
     for path in {arm.study.path for arm in jobs}:
-        lines = {
-            arm.name: "python -m experiments.run " + " ".join(arm.arguments) for arm in jobs if arm.study.path == path
-        }
+        lines = {arm.name: recorded(arm, given) for arm in jobs if arm.study.path == path}
         write_json(path / "study.json", {"schema": 1, "description": description, "commands": lines})
         collect(Study(path))
     tell(study)

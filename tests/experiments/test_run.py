@@ -387,6 +387,7 @@ def test_bad_arguments_are_one_line(tmp_path, arguments):
         ("experiments.reproduce", ["study=none"], "choose one of"),
         ("experiments.reproduce", ["study=demo", "jobs=0"], "jobs"),
         ("experiments.reproduce", ["study=demo", "data.path=x"], "data.path needs"),
+        ("experiments.reproduce", ["study=full", "parts=planted,wiki"], "the design has no wiki"),
     ],
 )
 def test_bad_study_arguments_are_one_line(tmp_path, module, arguments, message):
