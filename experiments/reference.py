@@ -61,9 +61,12 @@ def verdicts_markdown(reference: Study) -> str:
         "| table | claim | verdict | quantity | measured, 95 % interval | claimed | bound |",
         "|---|---|---|---|---|---|---|",
     ]
-    for path in sorted(reference.path.rglob("verdicts.json")):
-        folder = path.parent.relative_to(reference.path)
-        for name, claim in read_json(path)["claims"].items():
+    found = {
+        path.parent.relative_to(reference.path): read_json(path)["claims"]
+        for path in reference.path.rglob("verdicts.json")
+    }
+    for folder, claims in sorted(found.items(), key=lambda item: (item[0].parts[0], -len(item[1]), item[0])):
+        for name, claim in claims.items():
             head = [f"`{folder}`", name, claim["verdict"]]
             bound, ratio = claim["bound"]["verdict"], claim["bound"]["worst_ratio"]
             held = "" if bound == "NOT_EVALUATED" else bound + (f", at most {ratio:.2f} of it" if ratio else "")

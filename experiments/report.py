@@ -107,12 +107,15 @@ def parts_of(study: Study) -> dict[str, Study]:
 
 
 def load_parts(study: Study) -> list[Part]:
-    """Every part judged and drawn. Raises InputError where there is no table, or one cannot be judged."""
+    """Every part judged and drawn, those with most claims first, since a reader begins with the main one.
+
+    Raises InputError where there is no table, or one cannot be judged.
+    """
     found = []
     for label, part in (parts_of(study) or {"": study}).items():
         frame, report = measurements(part), judge(part)
         found.append(Part(label, part, report, draw(part, report, frame), frame))
-    return found
+    return sorted(found, key=lambda part: (-len(part.report.claims), part.label))
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
-def grid(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Grid:
+def grid(title: str | None, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Grid:
     """A table whose cells are plain text."""
     table = Grid(title=title, title_justify="left", header_style="bold")
     for name in header:
@@ -164,7 +164,9 @@ def print_fit(result: FitResult, out: Console) -> None:
         for name in result.law.parameters
     ]
     header = ("parameter", "estimate", "95 % low", "high")
-    out.print(grid(f"{result.target} = {result.law.text}  ({result.rows} rows)", header, rows))
+    # Above the table and not its title, which would wrap at the table's width.
+    out.print(escape(f"{result.target} = {result.law.text}  ({result.rows} rows)"), soft_wrap=True, highlight=False)
+    out.print(grid(None, header, rows))
     out.print(
         f"objective {result.objective:.6g}, {result.starts_agreeing} starts agree, "
         f"log error on the held-out half-decade {number(result.holdout_log_rmse, 4)}"
