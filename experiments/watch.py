@@ -72,8 +72,8 @@ class Watch:
         self.studies = studies
         self.console = console or render.console(120)
         self.live: Live | None = None
-        self.started = self.last = time.monotonic()
-        self.first: dict[str, int] = {}  # done when this watch began
+        self.last = time.monotonic()
+        self.first: dict[str, tuple[int, float]] = {}  # runs done, and when, as a sweep was first seen at work
         self.seen: set[Path] = set()
         self.best: Best | None = None
 
@@ -93,14 +93,17 @@ class Watch:
 
     def look(self) -> list[Line]:
         """The sweeps as they are now."""
-        spent = time.monotonic() - self.started
+        now = time.monotonic()
         lines = []
         for study in self.studies:
             counts, _ = summary(study)
             for name, counter in counts:
                 label = name if len(self.studies) == 1 else f"{study.path.name}/{name}"
                 done = counter["done"]
-                fresh = done - self.first.setdefault(label, done)
+                if counter["running"]:
+                    self.first.setdefault(label, (done, now))
+                before, since = self.first.get(label, (done, now))
+                fresh, spent = done - before, now - since
                 left = sum(counter.values()) - done - counter["failed"]
                 lines.append(Line(label, counter, spent / fresh * left if fresh and left else math.nan))
             self._find_best(study)
