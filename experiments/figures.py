@@ -10,8 +10,10 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 
 from experiments.claim_figures import CLAIM_FIGURES, TABLE_FIGURES, Drawn
 from experiments.command import guarded, study_arguments
@@ -82,13 +84,28 @@ def draw(study: Study, report: Report, frame: pd.DataFrame) -> list[Drawn]:
     return [d for d in drawn if d is not None]
 
 
+def looks_the_same(before: bytes, after: bytes) -> bool:
+    """Whether two PNG files differ by no more than rounding: one level of 255 in any channel of any pixel."""
+    try:
+        old, new = (imread(io.BytesIO(image), format="png") for image in (before, after))
+    except (OSError, SyntaxError):  # what is there is no PNG
+        return False
+    return old.shape == new.shape and bool(np.abs(old - new).max(initial=0.0) < 1.5 / 255)
+
+
 def save(drawn: Drawn, folder: Path) -> None:
-    """Write NAME.pdf, NAME.png and NAME.csv; the CSV is byte-identical for equal points."""
+    """Write NAME.pdf, NAME.png and NAME.csv; the CSV is byte-identical for equal points.
+
+    A PNG that is there and looks the same is left alone, so that drawing a kept figure on another machine does not
+    change it.
+    """
     with theme():
         for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
             buffer = io.BytesIO()
             drawn.figure.savefig(buffer, format=kind, metadata=metadata)
-            write_bytes(folder / f"{drawn.name}.{kind}", buffer.getvalue())
+            path = folder / f"{drawn.name}.{kind}"
+            if not (kind == "png" and path.is_file() and looks_the_same(path.read_bytes(), buffer.getvalue())):
+                write_bytes(path, buffer.getvalue())
     write_csv(folder / f"{drawn.name}.csv", drawn.points)
 
 

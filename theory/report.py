@@ -145,7 +145,11 @@ def undefined_exponent(claimed: float, **details: Any) -> Exponent:
 
 
 def to_json(value: Any) -> str:
-    """Deterministic JSON; NaN and infinities become null."""
+    """Deterministic JSON: floats at six significant digits, NaN and infinities as null.
+
+    Other processors round the last bits otherwise, and an end of an interval that a root finder has found differs in
+    the tenth digit: a file that is kept must not change with the machine that wrote it again.
+    """
     return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -156,7 +160,7 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
         return value
-    number = float(value)
+    number = float(f"{float(value):.6g}")
     return number if math.isfinite(number) else None
 
 

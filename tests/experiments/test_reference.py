@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread, imsave
 
 from experiments import power, reference
 from experiments.store import Study
@@ -83,3 +86,27 @@ def test_a_study_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys, ar
     monkeypatch.setattr(sys, "argv", ["reference", argument, f"results_dir={tmp_path}"])
     assert reference.guarded(reference.main) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_figure_that_looks_the_same_is_left_alone(tmp_path):
+    from experiments.claim_figures import Drawn
+    from experiments.figures import save
+
+    def draw(height):
+        figure = Figure()
+        figure.subplots().plot([0, 1], [0, height])
+        return Drawn("line", "a line", figure, pd.DataFrame({"y": [0, height]}))
+
+    save(draw(1.0), tmp_path)
+    image = imread(tmp_path / "line.png")
+    imsave(tmp_path / "line.png", np.clip(image + (image < 0.5) / 255, 0, 1))  # as another processor might round
+    before = (tmp_path / "line.png").read_bytes()
+    save(draw(1.0), tmp_path)
+    assert (tmp_path / "line.png").read_bytes() == before
+    save(draw(2.0), tmp_path)
+    assert (tmp_path / "line.png").read_bytes() != before
+
+
+def test_verdicts_do_not_show_the_last_bits():
+    assert to_json({"x": 0.98887258404, "y": [float("nan")]}) == to_json({"x": 0.98887258405, "y": [None]})
+    assert to_json({"x": 0.98887}) != to_json({"x": 0.98888})
