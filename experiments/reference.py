@@ -70,8 +70,8 @@ def verdicts_markdown(reference: Study) -> str:
             head = [f"`{folder}`", name, claim["verdict"]]
             bound, ratio = claim["bound"]["verdict"], claim["bound"]["worst_ratio"]
             held = "" if bound == "NOT_EVALUATED" else bound + (f", at most {ratio:.2f} of it" if ratio else "")
-            found = _measured(claim) or [["", "", ""]]
-            lines += [f"| {' | '.join([*head, *quantity, held])} |" for quantity in found]
+            quantities = _measured(claim) or [["", "", ""]]
+            lines += [f"| {' | '.join([*head, *quantity, held])} |" for quantity in quantities]
     if len(lines) == 2:
         return "No study is kept in `results/reference/` yet.\n"
     return "\n".join(lines) + "\n"
