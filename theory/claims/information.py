@@ -159,7 +159,8 @@ def judge(table: Table, margin: float) -> ClaimReport:
     else:
         groups = [(f"site={frame['site'].iloc[0]}" if "site" in arms else "all rows", frame)]
     sites = [judge_site(name, rows) for name, rows in groups]
-    worst = min(sites, key=lambda s: (PRECEDENCE.index(s.verdict), s.ratio))
+    sites = sorted(sites, key=lambda s: (PRECEDENCE.index(s.verdict), s.ratio))  # the reason that decides comes first
+    worst = sites[0]
     bounds = [s.bound for s in sites]
     bound = next(word for word in (VIOLATED, INCONCLUSIVE, HOLDS) if word in bounds)
     ci90, ci95 = mean_interval(worst.spearman, 0.90), mean_interval(worst.spearman, 0.95)
