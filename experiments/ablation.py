@@ -19,7 +19,7 @@ from lrc_jax.measure.flops import forward_flops, parameter_count
 from lrc_jax.seeds import rng_for
 from lrc_jax.students import Frozen, Student
 
-VALIDATION = 1024  # sequences of the probe pool that settings are chosen on
+VALIDATION = 1024  # most sequences of the probe pool that settings are chosen on; no more than test sequences
 RESAMPLES = 2000
 PACE_STEPS, PACE_ROUNDS = 40, 5  # steps timed at once; rounds, of which the first compiles
 
@@ -38,7 +38,8 @@ def ablation_columns(
 ) -> Columns:
     """Columns by which arms are compared. Settings are to be chosen by `valid_loss`, never by `test_loss`."""
     have = materials.source.available("probe")
-    probe = materials.pool("probe", VALIDATION if have is None else min(have, VALIDATION), config.labels)
+    size = min(VALIDATION, config.measure.test_samples)
+    probe = materials.pool("probe", size if have is None else min(have, size), config.labels)
     documents = materials.source.documents("test", len(on_test.student))
     rng = rng_for(0, "ablation", "bootstrap")  # the same documents for every run: arms are compared on equal terms
     low, high = document_interval(on_test.student, documents, rng)
