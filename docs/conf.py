@@ -11,6 +11,7 @@ from sphinx.application import Sphinx
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from experiments.compare_arms import arms_markdown, kept_tables  # noqa: E402
 from experiments.reference import REFERENCE, verdicts_markdown  # noqa: E402
 from experiments.store import Study  # noqa: E402
 from theory.ledger import all_claims  # noqa: E402
@@ -23,7 +24,7 @@ html_theme = "furo"
 html_show_copyright = False
 html_copy_source = False
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["examples", "_verdicts.md"]
+exclude_patterns = ["examples", "_*.md"]
 if tags.has("quick"):  # without the API reference, which takes most of the time
     exclude_patterns.append("api")
     suppress_warnings = ["toc.not_readable"]
@@ -45,6 +46,8 @@ def write_pages(app: Sphinx) -> None:
         "theory.md": claims_markdown(all_claims().values()),
         "_verdicts.md": verdicts_markdown(Study.of(str(HERE.parent / "results"), REFERENCE)),
     }
+    kept = kept_tables(Study.of(str(HERE.parent / "results"), REFERENCE))
+    made |= {f"_ablation_{name}.md": arms_markdown(table) for name, table in kept.items()}
     for name, text in made.items():
         page = HERE / name
         if not page.is_file() or page.read_text() != text:

@@ -1,14 +1,16 @@
 """The table and the figure of an ablation.
 
-    python -m experiments.compare_arms study=NAME
+    python -m experiments.compare_arms study=NAME [keep=TEACHER]
 
-Writes results/<study>/ablation.csv and figures/ablation.pdf, .png and .csv, from the study's runs alone. An arm's
-learning rate is the one with the lowest mean validation loss among those swept; the test loss is then reported with
-two intervals: over test documents (bootstrap, mean over seeds of its ends) and over seeds (range).
+Writes results/<study>/ablation.csv and figures/ablation.pdf, .png and .csv, from the study's runs alone; with `keep`
+also the table as results/reference/ablation/TEACHER.csv, from which the documentation and `make figures` show it.
+An arm's learning rate is the one with the lowest mean validation loss among those swept; the test loss is then
+reported with two intervals: over test documents (bootstrap, mean over seeds of its ends) and over seeds (range).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -26,6 +28,7 @@ from experiments.theme import COLUMN, series_style, theme
 from lrc_jax.errors import InputError
 from theory.render import console
 
+KEPT = "ablation"  # the folder under results/reference
 SHOWN = ["match", "arm", "seeds", "learning_rate", "tokens", "perplexity", "low", "high", "least", "most", "params"]
 
 
@@ -100,13 +103,59 @@ def arms_figure(table: pd.DataFrame) -> Drawn:
     return Drawn("ablation", caption, figure, table)
 
 
+def arms_markdown(table: pd.DataFrame) -> str:
+    """The table for the documentation: one for each kind of match, best arm first."""
+    parts = []
+    for match, part in table.groupby("match", sort=False):
+        lines = [f"At equal {'trained tokens' if match == 'tokens' else 'wall-clock'}:", ""]
+        lines += ["| arm | perplexity | 95 %, documents | seeds | rate | steps | trained | kFLOP a token |"]
+        lines += ["|---|---|---|---|---|---|---|---|"]
+        for _, row in part.iterrows():
+            cells = [
+                str(row["arm"]).replace("_", " "),
+                f"{row['perplexity']:.1f}",
+                f"{row['low']:.1f} - {row['high']:.1f}",
+                f"{row['least']:.1f} - {row['most']:.1f}" if row["seeds"] > 1 else "one",
+                f"{row['learning_rate']:g}",
+                f"{row['steps']:,}",
+                f"{row['params']:,}",
+                f"{row['flops_per_token'] / 1e3:,.0f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    first = table.iloc[0]
+    note = (
+        f"The teacher's perplexity is {first['teacher_perplexity']:.1f} at "
+        f"{first['teacher_flops_per_token'] / 1e3:,.0f} kFLOP a token; intervals over {first['documents']} documents."
+    )
+    return "\n\n".join([*parts, note]) + "\n"
+
+
+def kept_tables(reference: Study) -> dict[str, pd.DataFrame]:
+    """Teacher -> table, of the ablations that are kept in results/reference/ablation."""
+    return {path.stem: pd.read_csv(path) for path in sorted((reference.path / KEPT).glob("*.csv"))}
+
+
+def draw_kept(reference: Study) -> None:
+    """Table and figure of every ablation that is kept, from the table alone."""
+    for name, table in kept_tables(reference).items():
+        with theme():
+            drawn = arms_figure(table)
+        save(dataclasses.replace(drawn, name=name), reference.path / KEPT)
+
+
 def main() -> int:
-    study = Study.of(*(study_arguments(__doc__)[key] for key in ("results_dir", "study")))
+    arguments = study_arguments(__doc__, keep=None)
+    study = Study.of(arguments["results_dir"], arguments["study"])
     table = arm_table(collect(study))
     write_csv(study.path / "ablation.csv", table)
     with theme():
         drawn = arms_figure(table)
     save(drawn, study.path / "figures")
+    if arguments["keep"]:
+        reference = Study.of(arguments["results_dir"], "reference")
+        write_csv(reference.path / KEPT / f"{arguments['keep']}.csv", table)
+        draw_kept(reference)
     grid = Table(*SHOWN)
     for _, row in table.iterrows():
         cells = (row[k] for k in SHOWN)

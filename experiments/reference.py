@@ -16,6 +16,7 @@ from typing import Any
 
 from experiments.claim_figures import interval_words
 from experiments.command import guarded, study_arguments
+from experiments.compare_arms import draw_kept
 from experiments.figures import TRAINING_POINTS, training_points
 from experiments.files import read_json, write_bytes, write_csv, write_json, write_text
 from experiments.power import FILE as POWER
@@ -106,6 +107,7 @@ def main() -> int:
     for study in studies:
         tell(study)
         print(study.path)
+    draw_kept(reference)
     write_text(reference.path / VERDICTS, verdicts_markdown(reference))
     return 0
 
