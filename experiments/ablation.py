@@ -71,12 +71,14 @@ def matched_steps(config: RunConfig, materials: Materials, student: Student, fro
         del made_of[key]
 
     def make() -> dict[str, Any]:
-        arms = {"this": (config, student, frozen), "plain": (plain, *build(plain, materials))}
+        # The plain clone reads the teacher's layers: an arm's pool may carry the features that its own losses need.
+        layers = dataclasses.replace(pool, final_NTD=None)
+        arms = {"this": (config, student, frozen, pool), "plain": (plain, *build(plain, materials), layers)}
         seconds: dict[str, list[float]] = {name: [] for name in arms}
         for _ in range(PACE_ROUNDS):
-            for name, (settings, one, fz) in arms.items():
+            for name, (settings, one, fz, own) in arms.items():
                 start = time.perf_counter()
-                fit(settings, materials, one, fz, pool, 20 * PACE_STEPS, until=PACE_STEPS)
+                fit(settings, materials, one, fz, own, 20 * PACE_STEPS, until=PACE_STEPS)
                 seconds[name].append(time.perf_counter() - start)
         return {name: float(np.median(times[1:])) / PACE_STEPS for name, times in seconds.items()}
 

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from lrc_jax.data.pools import Pool
+from lrc_jax.errors import InputError
 from lrc_jax.evaluate import batches
 from lrc_jax.fast import forward
 from lrc_jax.measure.contrastive import infonce
@@ -106,6 +107,9 @@ def site_information(
         function of the teacher tells no more about the student than the teacher: the estimate errs downwards.
       negatives: K of InfoNCE.
 
+    Raises:
+      InputError: fewer than 20 tokens a dimension.
+
     Returns:
       mutual_information  Gaussian/CCA with bias correction; exact for Gaussian activations, no bound for others
       mi_se               of it, by a jackknife over documents
@@ -129,7 +133,11 @@ def site_information(
     clean_NY = unit_power(principal_components(student_NY, rank), rank)
     (count, d_x), d_y = x_NX.shape, clean_NY.shape[1]
     if count < 20 * (d_x + d_y):
-        raise ValueError(f"{count} tokens are too few for {d_x} + {d_y} dimensions; give at least {20 * (d_x + d_y)}")
+        least = 20 * (d_x + d_y)
+        raise InputError(
+            f"measure.information_samples: {count} tokens are too few for {d_x} + {d_y} dimensions; "
+            f"give samples of at least {least} tokens in all"
+        )
     noisy_NY = clean_NY + tau * rng.standard_normal(clean_NY.shape)
     gaussian = gaussian_information(x_NX, clean_NY, documents_N, tau)
     calibration = calibrate_gaussian(gaussian.canonical_correlations, d_x, d_y, count, rng)

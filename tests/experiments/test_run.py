@@ -413,14 +413,14 @@ def test_one_thread_is_the_default(workplace):
 def test_an_ablation_becomes_a_table(workplace):
     folder, _ = workplace
     sizes = [*SMALL, "measure.test_samples=32", "study=ablation"]
-    sweep = ["+experiment=ablation", "ablation=lrc,direct,svd", "optimizer.learning_rate=1e-2,3e-2", "seed=0,1"]
+    sweep = ["+experiment=ablation", "ablation=lrc,direct,no_clone,svd", "optimizer.learning_rate=1e-2,3e-2", "seed=0,1"]
     code, _, err = call("experiments.run", "-m", *sweep, *sizes, cwd=folder)
     assert code == 0, err
     code, _, err = call("experiments.compare_arms", "study=ablation", cwd=folder)
     assert code == 0, err
     table = pd.read_csv(folder / "results" / "ablation" / "ablation.csv")
     assert sorted(zip(table["match"], table["arm"], strict=True)) == sorted(
-        (match, arm) for match in ("tokens", "time") for arm in ("lrc", "direct", "svd")
+        (match, arm) for match in ("tokens", "time") for arm in ("lrc", "direct", "no_clone", "svd")
     )
     assert (table["seeds"] == 2).all() and (table["rates"] == 2).all()
     assert (table["low"] < table["perplexity"]).all() and (table["perplexity"] < table["high"]).all()

@@ -223,8 +223,8 @@ def shrink(words: list[str]) -> list[str]:
     assert isinstance(config, RunConfig)
     steps = 64 if config.measure.convergence else 20
     tiny = {"rank": "2,4" if many else "4", "samples": "64", "seed": "0", "steps": str(steps), "batch_size": "8"}
-    sizes = ("test_samples", "reference_samples", "information_samples", "pool")
-    tiny |= {f"measure.{name}": "64" for name in sizes}
+    sizes = {"test_samples": 64, "reference_samples": 64, "information_samples": 128, "pool": 64}
+    tiny |= {f"measure.{name}": str(size) for name, size in sizes.items()}
     if isinstance(config.teacher, TinyTeacher):
         tiny |= {"teacher.hidden_size": "16", "teacher.intermediate_size": "16", "teacher.steps": "40"}
         tiny |= {"teacher.check_every": "20", "teacher.pool": "512", "sequence_length": "6"}

@@ -4,10 +4,12 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from lrc_jax.clone import CloneFlags
 from lrc_jax.data.pools import Pool
-from lrc_jax.measure.sites import information_rows
+from lrc_jax.errors import InputError
+from lrc_jax.measure.sites import information_rows, site_information
 from lrc_jax.model import DecoderConfig, init_weights
 from lrc_jax.statistics import residual_basis
 from lrc_jax.students import Frozen, StudentOptions, make_student
@@ -39,3 +41,9 @@ def test_a_student_that_is_the_teacher_tells_most():
     assert exact[0]["fvu"] < 1e-3 + 0.1  # what is left is the smoothing noise
     assert exact[0]["fvu"] < narrow[0]["fvu"]
     assert exact[0]["mutual_information"] > narrow[0]["mutual_information"] + 3 * narrow[0]["mi_se"]
+
+
+def test_too_few_tokens_are_named():
+    rng = np.random.default_rng(0)
+    with pytest.raises(InputError, match=r"^measure\.information_samples: 32 tokens are too few for 16 \+ 4"):
+        site_information(rng.normal(size=(32, 16)), rng.normal(size=(32, 4)), np.arange(32), 4, rng)
