@@ -413,7 +413,12 @@ def test_one_thread_is_the_default(workplace):
 def test_an_ablation_becomes_a_table(workplace):
     folder, _ = workplace
     sizes = [*SMALL, "measure.test_samples=32", "study=ablation"]
-    sweep = ["+experiment=ablation", "ablation=lrc,direct,no_clone,svd", "optimizer.learning_rate=1e-2,3e-2", "seed=0,1"]
+    sweep = [
+        "+experiment=ablation",
+        "ablation=lrc,direct,no_clone,svd",
+        "optimizer.learning_rate=1e-2,3e-2",
+        "seed=0,1",
+    ]
     code, _, err = call("experiments.run", "-m", *sweep, *sizes, cwd=folder)
     assert code == 0, err
     code, _, err = call("experiments.compare_arms", "study=ablation", cwd=folder)
