@@ -45,6 +45,7 @@ from theory.ledger import all_claims
 from theory.report import ClaimReport, Report
 
 TEMPLATES = Path(__file__).parent / "templates"
+SENTENCE = 40  # characters from which a column is text to read
 FIRST_ROWS = 15  # of a table, before "show more"
 MOST_ROWS = 4000  # of a table that the page carries; more are in measurements.csv
 HEAVY_FIGURE = 400_000  # bytes of SVG beyond which a figure is embedded as PNG
@@ -325,12 +326,19 @@ def data_table(frame: pd.DataFrame, name: str, *, first: Iterable[str] = ()) -> 
         "name": name,
         "columns": columns,
         "places": places,
-        "shown": [{"name": c, "numeric": pd.api.types.is_numeric_dtype(frame[c])} for c in shown],
+        "shown": [{"name": c, "style": _column_style(frame[c])} for c in shown],
         "rows": rows,
         "first": [[_shown(row[k]) for k in places] for row in rows[:FIRST_ROWS]],
         "total": len(frame),
         "note": note.strip(),
     }
+
+
+def _column_style(values: pd.Series) -> str:
+    """CSS class of a column: numbers to the right; sentences wide enough to be read on a phone."""
+    if pd.api.types.is_numeric_dtype(values):
+        return "n"
+    return "sentence" if values.map(lambda v: len(str(v))).max() > SENTENCE else ""
 
 
 def _shown(value: Any) -> str:
@@ -465,12 +473,13 @@ def render(study: Study, parts: list[Part], validation: Path | None = None) -> s
             table = TABLES[name](part.frame) if name in TABLES else None
             if placed.get(name) or table is not None:
                 heading = f"{title}: {part.label}" if part.label else title
-                extras.append(
-                    {"id": f"{prefix}{name}", "title": heading, "figures": placed.get(name, []), "table": table}
-                )
+                link = title.partition(":")[0].lower() + (f" ({part.label})" if part.label else "")
+                found = {"id": f"{prefix}{name}", "title": heading, "link": link}
+                extras.append(found | {"figures": placed.get(name, []), "table": table})
         leftover = [f for name in all_claims() for f in placed.get(name, [])]
         if leftover:
-            extras.append({"id": f"{prefix}more", "title": "More figures", "figures": leftover, "table": None})
+            found = {"id": f"{prefix}more", "title": "More figures", "link": f"more figures ({part.label})"}
+            extras.append(found | {"figures": leftover, "table": None})
     information = next((t for p in parts if (t := _information_calibration(p.frame)) is not None), None)
     return _templates().get_template("report.html.j2").render(
         title=f"Study {study.path.name}",
