@@ -6,18 +6,21 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from theory.advise import Advice
-from theory.fit import FitResult
-from theory.ledger import Claim
-from theory.plan import Plan
-from theory.report import Exponent, Report
-from theory.validate import Validation
 from theory.verdicts import CONSISTENT, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
+
+if TYPE_CHECKING:  # they bring SciPy, and commands that only print a table start without it
+    from theory.advise import Advice
+    from theory.fit import FitResult
+    from theory.ledger import Claim
+    from theory.plan import Plan
+    from theory.report import Exponent, Report
+    from theory.validate import Validation
 
 COLOURS = {CONSISTENT: "green", LOOSE: "cyan", REFUTED: "red", INCONCLUSIVE: "yellow", UNTESTABLE: "magenta"}
 

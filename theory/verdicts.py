@@ -8,8 +8,10 @@ r* ~ N^rho has rho), so one comparison serves all.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from theory.intervals import Interval
+if TYPE_CHECKING:  # it brings SciPy
+    from theory.intervals import Interval
 
 CONSISTENT = "CONSISTENT"
 LOOSE = "LOOSE"
