@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.tables import rows_of
 from experiments.theme import CLAIMED, COLUMN, FITTED, series_style
@@ -41,6 +41,13 @@ def plain_log(axis: mpl.axis.Axis, values: np.ndarray) -> None:
         values = values[:: -(-len(values) // 7)]
     axis.set_ticks(values)
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1000:.3g}k" if v >= 10_000 else f"{v:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def plain_decades(axis: mpl.axis.Axis) -> None:
+    """Label a logarithmic axis of few decades at 1, 2 and 5, in plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -236,6 +243,7 @@ def gradient_against_steps(claim: ClaimReport, frame: pd.DataFrame) -> Drawn:
     axes.plot(points["steps"], points["claimed"], label="claimed: T^-0.5 (free constant)", **CLAIMED)
     axes.set(xscale="log", yscale="log", xlabel="steps T (one run each)", ylabel="mean squared gradient norm")
     plain_log(axes.xaxis, frame["steps"].to_numpy())
+    plain_decades(axes.yaxis)
     _legend_above(figure, axes, 2)
     caption = (
         f"Mean squared gradient norm of separate SGD runs against their number of steps T, {claim.seeds} seeds; fitted "
@@ -351,6 +359,7 @@ def convergence_arms(frame: pd.DataFrame) -> Drawn | None:
     axes.plot(first["steps"], claimed, label="claimed: T^-0.5", **CLAIMED)
     axes.set(xscale="log", yscale="log", xlabel="steps T (one run each)", ylabel="mean squared gradient norm")
     plain_log(axes.xaxis, points["steps"].to_numpy())
+    plain_decades(axes.yaxis)
     _legend_above(figure, axes, 3)
     caption = (
         "Claim 1 and its controls: the primary design, other step sizes, a decaying step, the whole pool at every "

@@ -16,10 +16,9 @@ import math
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.table import Table
 
-from experiments.claim_figures import Drawn
+from experiments.claim_figures import Drawn, plain_decades
 from experiments.collect import collect
 from experiments.command import guarded, study_arguments
 from experiments.figures import save
@@ -95,9 +94,7 @@ def arms_figure(table: pd.DataFrame) -> Drawn:
     teacher = float(table["teacher_perplexity"].iloc[0])
     axes.axvline(teacher, color="#444444", linewidth=0.8, linestyle=":", label=f"teacher ({teacher:.1f})")
     axes.set(xscale="log", xlabel="test perplexity (95 % over documents)")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    plain_decades(axes.xaxis)
     axes.set_yticks(list(place.values()), [str(arm).replace("_", " ") for arm in place])
     figure.legend(*axes.get_legend_handles_labels(), ncols=3, loc="outside upper center", fontsize=6)
     caption = (
