@@ -12,8 +12,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from experiments.compare_arms import arms_markdown, kept_tables  # noqa: E402
-from experiments.reference import REFERENCE, verdicts_markdown  # noqa: E402
-from experiments.store import Study  # noqa: E402
+from experiments.reference import verdicts_markdown  # noqa: E402
+from experiments.store import REFERENCE, Study  # noqa: E402
 from theory.ledger import all_claims  # noqa: E402
 from theory.render import claims_markdown  # noqa: E402
 
@@ -42,12 +42,12 @@ default_role = "code"
 
 def write_pages(app: Sphinx) -> None:
     """What is read off the program and the kept studies, written anew at every build so that it cannot differ."""
+    reference = Study.of(str(HERE.parent / "results"), REFERENCE)
     made = {
         "theory.md": claims_markdown(all_claims().values()),
-        "_verdicts.md": verdicts_markdown(Study.of(str(HERE.parent / "results"), REFERENCE)),
+        "_verdicts.md": verdicts_markdown(reference),
     }
-    kept = kept_tables(Study.of(str(HERE.parent / "results"), REFERENCE))
-    made |= {f"_ablation_{name}.md": arms_markdown(table) for name, table in kept.items()}
+    made |= {f"_ablation_{name}.md": arms_markdown(table) for name, table in kept_tables(reference).items()}
     for name, text in made.items():
         page = HERE / name
         if not page.is_file() or page.read_text() != text:

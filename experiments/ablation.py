@@ -12,7 +12,7 @@ import numpy as np
 from experiments.artifacts import cached_numbers
 from experiments.building import Columns, build, evaluator, fit
 from experiments.config import Loss, RunConfig, identity
-from experiments.materials import Materials
+from experiments.materials import Materials, at_most
 from lrc_jax.data.pools import Pool
 from lrc_jax.evaluate import SequenceLosses
 from lrc_jax.measure.flops import forward_flops, parameter_count
@@ -37,9 +37,8 @@ def ablation_columns(
     config: RunConfig, materials: Materials, student: Student, frozen: Frozen, params: Any, on_test: SequenceLosses
 ) -> Columns:
     """Columns by which arms are compared. Settings are to be chosen by `valid_loss`, never by `test_loss`."""
-    have = materials.source.available("probe")
-    size = min(VALIDATION, config.measure.test_samples)
-    probe = materials.pool("probe", size if have is None else min(have, size), config.labels)
+    size = at_most(materials.source, "probe", min(VALIDATION, config.measure.test_samples))
+    probe = materials.pool("probe", size, config.labels)
     documents = materials.source.documents("test", len(on_test.student))
     rng = rng_for(0, "ablation", "bootstrap")  # the same documents for every run: arms are compared on equal terms
     low, high = document_interval(on_test.student, documents, rng)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from experiments.config import RunConfig
-from experiments.materials import Materials
+from experiments.materials import Materials, at_most
 from lrc_jax import clock
 from lrc_jax.activation_cache import with_teacher_pass
 from lrc_jax.clone import CloneFlags
@@ -195,5 +195,4 @@ def evaluator(materials: Materials, student: Student, frozen: Frozen) -> Callabl
 
 
 def test_size(config: RunConfig, materials: Materials) -> int:
-    have = materials.source.available("test")
-    return config.measure.test_samples if have is None else min(have, config.measure.test_samples)
+    return at_most(materials.source, "test", config.measure.test_samples)

@@ -23,7 +23,7 @@ from experiments.collect import collect
 from experiments.command import guarded, study_arguments
 from experiments.figures import save
 from experiments.files import write_csv
-from experiments.store import Study
+from experiments.store import REFERENCE, Study
 from experiments.theme import COLUMN, series_style, theme
 from lrc_jax.errors import InputError
 from theory.render import console
@@ -154,7 +154,7 @@ def main() -> int:
         drawn = arms_figure(table)
     save(drawn, study.path / "figures")
     if arguments["keep"]:
-        reference = Study.of(arguments["results_dir"], "reference")
+        reference = Study.of(arguments["results_dir"], REFERENCE)
         write_csv(reference.path / KEPT / f"{arguments['keep']}.csv", table)
         draw_kept(reference)
     grid = Table(*SHOWN)

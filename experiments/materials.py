@@ -75,7 +75,7 @@ class Materials:
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Second moments of the residual stream and of the final features, on the reference pool."""
         teacher = self.network()
-        n = _at_most(self.source, "reference", MOMENT_SEQUENCES)
+        n = at_most(self.source, "reference", MOMENT_SEQUENCES)
         return second_moments(
             teacher.config, teacher.weights, pool_from_sequences(self.source.sequences("reference", n))
         )
@@ -175,7 +175,8 @@ def sampled_labels(config: DecoderConfig, weights: Weights, pool: Pool, key: jax
     return dataclasses.replace(pool, labels_NT=np.concatenate(drawn)[:n])
 
 
-def _at_most(source: DataSource, purpose: str, n: int) -> int:
+def at_most(source: DataSource, purpose: str, n: int) -> int:
+    """n, or as many sequences as there are for this purpose."""
     have = source.available(purpose)
     return n if have is None else min(n, have)
 
@@ -257,7 +258,7 @@ def _made(config: RunConfig) -> Materials:
 def _tiny(teacher: TinyTeacher, source: DataSource, cache: Path) -> Teacher:
     """Train, or fetch from the cache, a teacher of this data."""
     fields = dataclasses.asdict(teacher)
-    pool_size = _at_most(source, "teacher", fields.pop("pool"))
+    pool_size = at_most(source, "teacher", fields.pop("pool"))
     del fields["name"]
     power = fields.pop("planted_spectrum")
     if pool_size == 0:
@@ -273,7 +274,7 @@ def _tiny(teacher: TinyTeacher, source: DataSource, cache: Path) -> Teacher:
         from experiments.progress import Progress
 
         pool = pool_from_sequences(source.sequences("teacher", pool_size))
-        held_out = pool_from_sequences(source.sequences("probe", _at_most(source, "probe", HELD_OUT)))
+        held_out = pool_from_sequences(source.sequences("probe", at_most(source, "probe", HELD_OUT)))
         init_key, order_key = key_for(spec.seed, "teacher", "init"), key_for(spec.seed, "teacher", "order")
         with Progress("training the teacher", spec.steps) as progress:
             weights, curve = train_teacher(spec, decoder, pool, held_out, init_key, order_key, progress.update)

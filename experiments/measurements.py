@@ -13,7 +13,7 @@ import numpy as np
 from experiments.artifacts import cached_tree, fingerprint
 from experiments.building import Columns, build, evaluator, fit, learning_rate, optimizer, start
 from experiments.config import RunConfig, identity
-from experiments.materials import Materials
+from experiments.materials import Materials, at_most
 from lrc_jax import clock
 from lrc_jax.data.pools import Pool
 from lrc_jax.errors import InputError
@@ -115,8 +115,7 @@ def reference_student(config: RunConfig, materials: Materials, student: Student,
     """A student of the same kind and rank, distilled by KL alone on the reference pool: fixed before any sample of
     the study is seen, and as close to the trained students as such a model can be. Returns it with its name."""
     measure = config.measure
-    have = materials.source.available("reference")
-    samples = measure.reference_samples if have is None else min(have, measure.reference_samples)
+    samples = at_most(materials.source, "reference", measure.reference_samples)
     steps = measure.reference_steps or config.steps
     plain = dataclasses.replace(
         config, clone_weight=0.0, temperature=1.0, loss=dataclasses.replace(config.loss, kl_weight=1.0, ce_weight=0.0)
@@ -166,8 +165,7 @@ def information_columns(
 ) -> Columns:
     """Information between teacher and student activations, a line a site; other noise levels beside the first."""
     teacher, measure = materials.network(), config.measure
-    have = materials.source.available("probe")
-    n = measure.information_samples if have is None else min(have, measure.information_samples)
+    n = at_most(materials.source, "probe", measure.information_samples)
     pool = materials.pool("probe", n, "data")
     documents = materials.source.documents("probe", n)
     rows: list[dict[str, Any]] = []

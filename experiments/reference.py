@@ -23,10 +23,9 @@ from experiments.power import FILE as POWER
 from experiments.provenance import ENVIRONMENT, environment
 from experiments.report import parts_of
 from experiments.reproduce import tell
-from experiments.store import Study
+from experiments.store import REFERENCE, Study
 from lrc_jax.errors import InputError
 
-REFERENCE = "reference"
 VERDICTS = "verdicts.md"  # what README shows of it
 
 

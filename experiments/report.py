@@ -465,6 +465,7 @@ def render(study: Study, parts: list[Part], validation: Path | None = None) -> s
     claims, extras = [], []
     for part in parts:
         prefix = f"{part.label}-" if part.label else ""
+        of_part = f" ({part.label})" if part.label else ""
         placed: dict[str, list[dict[str, Any]]] = {}
         for drawn in part.figures:
             placed.setdefault(_section(drawn), []).append(makers.element(drawn, prefix))
@@ -473,12 +474,12 @@ def render(study: Study, parts: list[Part], validation: Path | None = None) -> s
             table = TABLES[name](part.frame) if name in TABLES else None
             if placed.get(name) or table is not None:
                 heading = f"{title}: {part.label}" if part.label else title
-                link = title.partition(":")[0].lower() + (f" ({part.label})" if part.label else "")
+                link = title.partition(":")[0].lower() + of_part
                 found = {"id": f"{prefix}{name}", "title": heading, "link": link}
                 extras.append(found | {"figures": placed.get(name, []), "table": table})
         leftover = [f for name in all_claims() for f in placed.get(name, [])]
         if leftover:
-            found = {"id": f"{prefix}more", "title": "More figures", "link": f"more figures ({part.label})"}
+            found = {"id": f"{prefix}more", "title": "More figures", "link": f"more figures{of_part}"}
             extras.append(found | {"figures": leftover, "table": None})
     information = next((t for p in parts if (t := _information_calibration(p.frame)) is not None), None)
     return _templates().get_template("report.html.j2").render(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from experiments.artifacts import cached_numbers
 from experiments.building import Columns, evaluator, learning_rate, loss_weights, objective, start
 from experiments.config import RunConfig, identity
-from experiments.materials import Materials, labels_from_uniform
+from experiments.materials import Materials, at_most, labels_from_uniform
 from lrc_jax import clock
 from lrc_jax.data.pools import Pool
 from lrc_jax.fast import forward
@@ -91,9 +91,7 @@ def _sgd(
     With labels from the teacher, each visit to a sequence draws them afresh: f is then exact in the labels, and
     ce_weight times the teacher's entropy is a lower bound of it. With the text's labels the lower bound is 0.
     """
-    have = materials.source.available("student")
-    size = config.measure.pool if have is None else min(have, config.measure.pool)
-    pool = materials.pool("student", size, "data")
+    pool = materials.pool("student", at_most(materials.source, "student", config.measure.pool), "data")
     fresh = config.labels == "teacher"
     loss = jax.tree_util.Partial(
         _PoolLoss(student, objective(config), materials.network().config, fresh), frozen, loss_weights(config)

@@ -31,6 +31,7 @@ from filelock import FileLock
 from experiments.files import unwritable, write_json
 from lrc_jax.errors import InputError
 
+REFERENCE = "reference"  # the folder under results/ of studies that are kept in compact form
 ROW_SCHEMA = 1
 HEARTBEAT = 10.0
 STALE_AFTER = 120.0

@@ -73,9 +73,4 @@ def main(kills: int = 100, launcher: str = "basic", longest: float = 8.0) -> Non
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    main(
-        int(words[0]) if words else 100,
-        words[1] if len(words) > 1 else "basic",
-        float(words[2]) if len(words) > 2 else 8.0,
-    )
+    main(*(kind(a) for kind, a in zip((int, str, float), sys.argv[1:], strict=False)))

@@ -13,7 +13,6 @@ sacctmgr -i add cluster local >/dev/null 2>&1 || true
 WORK=${WORK:-$(mktemp -d)}; cd "$WORK"
 SMALL="teacher.hidden_size=16 teacher.intermediate_size=16 teacher.steps=40 teacher.check_every=20 teacher.pool=512 data.vocabulary=8 sequence_length=6 batch_size=8 samples=64 rank=4 measure.test_samples=64 measure.reference_samples=64"
 COMMON="+engine=${ENGINE:-slurm} study=engine results_dir=$WORK/results cache_dir=$WORK/cache"
-"$PYTHON" -m experiments.run $SMALL steps=20 study=warm results_dir="$WORK/results" cache_dir="$WORK/cache"
 sweep() {
   "$PYTHON" -m experiments.run -m $SMALL steps="${STEPS:-400000}" seed=0,1,2 $COMMON hydra.launcher.partition=debug hydra.launcher.mem_gb=1
 }
