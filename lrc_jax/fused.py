@@ -102,13 +102,6 @@ Outcome = TrainState | DivergedError
 OnChunk = Callable[[list[History | None], Callable[[], list[TrainState]]], None]
 
 
-def one_after_the_other(f: Callable[[Any], Any], xs: Any) -> Any:
-    """`lax.map`, but without a loop where there is one entry: what a loop's body reads is copied into it."""
-    if jax.tree.leaves(xs)[0].shape[0] > 1:
-        return jax.lax.map(f, xs)
-    return jax.tree.map(lambda y: y[None], f(jax.tree.map(lambda x: x[0], xs)))
-
-
 @functools.partial(
     jax.jit,
     static_argnames=("shapes", "teacher_config", "vectorised", "uneven"),
@@ -137,7 +130,7 @@ def fused_chunk(
     Returns:
       The states, and per shape the losses and gradient norms [S, members, CHUNK, 5].
     """
-    each = (lambda f, xs: jax.vmap(f)(xs)) if vectorised else one_after_the_other
+    each = (lambda f, xs: jax.vmap(f)(xs)) if vectorised else jax.lax.map
     reads = [reads_teacher(s.student, s.objective) for s in shapes]
 
     def stream_step(xs: Any) -> Any:
