@@ -21,7 +21,7 @@ from lrc_jax.students import Frozen, Student
 
 VALIDATION = 1024  # most sequences of the probe pool that settings are chosen on; no more than test sequences
 RESAMPLES = 2000
-PACE_STEPS, PACE_ROUNDS = 40, 5  # steps timed at once; rounds, of which the first compiles
+PACE_STEPS, PACE_SECONDS, PACE_ROUNDS = 40, 2.0, 4  # steps timed at once (fewer where a step is slow), times over
 
 
 def document_interval(losses_N: np.ndarray, documents_N: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
@@ -73,13 +73,28 @@ def matched_steps(config: RunConfig, materials: Materials, student: Student, fro
         # The plain clone reads the teacher's layers: an arm's pool may carry the features that its own losses need.
         layers = dataclasses.replace(pool, final_NTD=None)
         arms = {"this": (config, student, frozen, pool), "plain": (plain, *build(plain, materials), layers)}
+        states: dict[str, Any] = dict.fromkeys(arms)
+        done = 0
+
+        def advance(name: str, steps: int) -> float:
+            """Seconds a step of an arm's next steps."""
+            settings, one, fz, own = arms[name]
+            start = time.perf_counter()
+            horizon = 20 * PACE_STEPS
+            states[name], _ = fit(settings, materials, one, fz, own, horizon, until=done + steps, state=states[name])
+            return (time.perf_counter() - start) / steps
+
+        slowest = 0.0
+        for _ in range(2):  # the first compiles
+            slowest = max([advance(name, 1) for name in arms])
+            done += 1
+        steps = min(PACE_STEPS, max(1, round(PACE_SECONDS / slowest)))
         seconds: dict[str, list[float]] = {name: [] for name in arms}
         for _ in range(PACE_ROUNDS):
-            for name, (settings, one, fz, own) in arms.items():
-                start = time.perf_counter()
-                fit(settings, materials, one, fz, own, 20 * PACE_STEPS, until=PACE_STEPS)
-                seconds[name].append(time.perf_counter() - start)
-        return {name: float(np.median(times[1:])) / PACE_STEPS for name, times in seconds.items()}
+            for name in arms:
+                seconds[name].append(advance(name, steps))
+            done += steps
+        return {name: float(np.median(times)) for name, times in seconds.items()}
 
     pace = cached_numbers(Path(config.cache_dir), "pace", made_of, make)
     return max(1, round(config.steps * pace["plain"] / pace["this"]))

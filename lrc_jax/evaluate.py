@@ -39,12 +39,20 @@ class SequenceLosses:
     entropy: np.ndarray
 
 
+@functools.partial(jax.jit, static_argnames=("student",))
+def _merged(student: Student, params: Params, frozen: Frozen) -> Weights:
+    return student.weights(params, frozen)
+
+
 @functools.partial(jax.jit, static_argnames=("student", "teacher_config"))
 def _losses(
-    student: Student, teacher_config: DecoderConfig, params: Params, frozen: Frozen, batch: Pool
+    student: Student | DecoderConfig, teacher_config: DecoderConfig, params: Params, frozen: Frozen, batch: Pool
 ) -> tuple[Array, ...]:
     teacher_acts = teacher_activations(teacher_config, frozen.teacher, batch.tokens_NT, batch.final_NTD)
-    student_acts = student.forward(params, frozen, batch.tokens_NT, teacher_acts)
+    if isinstance(student, DecoderConfig):
+        student_acts = forward(student, params, batch.tokens_NT)
+    else:
+        student_acts = student.forward(params, frozen, batch.tokens_NT, teacher_acts)
     return _per_sequence(student_acts.logits_NV, teacher_acts.logits_NV, batch.labels_NT)
 
 
@@ -82,7 +90,10 @@ def sequence_losses(
 ) -> SequenceLosses:
     """Student, teacher and KL losses of the first `samples` sequences of a pool."""
     parts, n = batches(pool, teacher_config.vocab_size, samples)
-    rows = [_losses(student, teacher_config, params, frozen, part) for part in parts]
+    kind: Student | DecoderConfig = student
+    if not student.reads_only_final:  # its weights are put together once, not once a batch
+        kind, params = student.config, _merged(student, params, frozen)
+    rows = [_losses(kind, teacher_config, params, frozen, part) for part in parts]
     joined = [np.concatenate([np.asarray(row[i], np.float64) for row in rows])[:n] for i in range(4)]
     return SequenceLosses(*joined)
 
