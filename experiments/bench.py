@@ -2,7 +2,7 @@
 
     python -m experiments.bench --preset big|small [--threads n] [--students K] [--json OUT]
     python -m experiments.bench --base                     # tokens a second of the studies' base model, whole runs
-    python -m experiments.bench --sweep                    # runs a minute of a 60-run sweep
+    python -m experiments.bench --sweep --threads 2        # runs a minute of a 60-run sweep on two cores
 
 One step is the teacher's forward pass, the student's forward and backward pass with KL, cross-entropy and clone losses,
 and AdamW. Every way to compute it is a process of its own, pinned to as many cores as threads; they take turns:
@@ -207,12 +207,12 @@ def show_base(r: dict[str, Any]) -> None:
 
 
 def show_sweep(r: dict[str, Any]) -> None:
-    print(f"sweep of {r['runs']} runs, {r['threads']} thread{'s' * (r['threads'] > 1)}")
+    print(f"sweep of {r['runs']} runs, {r['threads']} core{'s' * (r['threads'] > 1)}, runs a minute")
     for name, value in r["runs_per_minute"].items():
-        print(f"  {name:6} {'no PyTorch here' if value is None else f'{value:.1f} runs per minute'}")
-    print(f"  fused / basic {r['ratio_basic']:.2f}")
-    if r["ratio_peer"] is not None:
-        print(f"  fused / one PyTorch process a run {r['ratio_peer']:.2f}")
+        ratio = r["fused_over"].get(name)
+        print(f"  {name:6} {value:6.1f}" + ("" if ratio is None else f"   fused is {ratio:.2f} times as fast"))
+    if "peer" not in r["runs_per_minute"]:
+        print("  no PyTorch here (--peer-python PATH)")
 
 
 def parser() -> argparse.ArgumentParser:

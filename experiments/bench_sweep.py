@@ -1,9 +1,9 @@
-"""Runs per minute of a 60-run sweep: basic launcher, fused launcher, and one PyTorch process a run
-(`python -m experiments.bench --sweep`).
+"""Runs per minute of a 60-run sweep by our launchers, and by one PyTorch process a run
+(`python -m experiments.bench --sweep --threads CORES`).
 
-5 ranks x 4 sample sizes x 3 seeds x 200 steps of the small preset. The launchers alternate in rounds with a folder each
-time new; teacher and compiled programs are cached by a first run of every rank, whose time is not counted, so that both
-launchers start warm. The fused launcher's own programs are compiled in its first round, which is reported apart.
+5 ranks x 4 sample sizes x 3 seeds x 200 steps of the small preset. Every way has the same cores: the basic launcher and
+the PyTorch peer as threads of one process, the fused launcher and joblib as one process a core. The ways alternate in
+rounds with a folder each time new. Teacher and compiled programs are cached by first runs whose time is not counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.presets import PRESETS
-from experiments.rounds import ROOT
+from experiments.rounds import ROOT, pin
 from lrc_jax.errors import InputError
 
 RANKS, SAMPLES, SEEDS, STEPS = (8, 12, 16, 24, 32), (64, 128, 256, 512), (0, 1, 2), 200
@@ -44,20 +44,29 @@ def _joined(values: Any) -> str:
     return ",".join(map(str, values))
 
 
-def _sweep(cache: Path, launcher: str, grid: list[str], threads: int) -> float:
-    """Seconds of one multirun in a folder of its own."""
+def ways(cores: int) -> dict[str, list[str]]:
+    """Name -> overrides of each way of ours to run a sweep on so many cores."""
+    if cores == 1:
+        return {"basic": ["threads=1"], "fused": ["hydra/launcher=fused", "threads=1"]}
+    return {
+        "basic": [f"threads={cores}"],
+        "joblib": ["+engine=joblib", f"hydra.launcher.n_jobs={cores}"],
+        "fused": ["+engine=fused", f"hydra.launcher.inner.n_jobs={cores}"],
+    }
+
+
+def _sweep(cache: Path, way: str, grid: list[str], cores: int) -> float:
+    """Seconds a run of one multirun in a folder of its own."""
     with tempfile.TemporaryDirectory() as results:
-        arguments = [*SMALL, *grid, f"results_dir={results}", f"cache_dir={cache}", f"threads={threads}"]
-        arguments += [f"hydra/launcher={launcher}", "allocator=true"]
+        arguments = [*SMALL, *grid, f"results_dir={results}", f"cache_dir={cache}", "allocator=true"]
+        command = [sys.executable, "-m", "experiments.run", "-m", *arguments, *ways(cores)[way]]
         began = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-m", "experiments.run", "-m", *arguments], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds = time.monotonic() - began
         if done.returncode:
-            raise InputError(f"bench: the {launcher} sweep failed: {done.stderr.strip().splitlines()[-1]}")
+            raise InputError(f"bench: the {way} sweep failed: {done.stderr.strip().splitlines()[-1]}")
         rows = len(list(Path(results).glob("*/runs/*/row.json")))
-        print(f"  {launcher}: {rows} runs in {seconds:.1f} s", file=sys.stderr, flush=True)
+        print(f"  {way}: {rows} runs in {seconds:.1f} s", file=sys.stderr, flush=True)
         return seconds / rows
 
 
@@ -81,29 +90,37 @@ def _peer_process(python: str, threads: int) -> float:
 def measure_sweep(
     *, threads: int = 1, rounds: int = 2, seeds: tuple[int, ...] = SEEDS, peer: str | None = None
 ) -> dict[str, Any]:
-    """Runs per minute of each way, medians over rounds, and their ratios."""
+    """Runs per minute of each way, medians over rounds, and the fused launcher's ratio to the others.
+
+    Args:
+      threads: cores that every way has.
+      peer: an interpreter that has PyTorch; None leaves the peer out.
+
+    Raises:
+      InputError: a sweep failed.
+    """
+    pin(threads)
     cache = Path(tempfile.mkdtemp(prefix="bench-sweep-"))
     grid = [f"rank={_joined(RANKS)}", f"samples={_joined(SAMPLES)}", f"seed={_joined(seeds)}"]
+    first = [f"rank={_joined(RANKS)}", f"samples={_joined(SAMPLES)}", "seed=0"]
     try:
-        _sweep(cache, "basic", [f"rank={_joined(RANKS)}", "samples=64", "seed=0"], threads)
-        cold = _sweep(cache, "fused", [f"rank={_joined(RANKS)}", "samples=64", "seed=0"], threads)
-        seconds: dict[str, list[float]] = {"basic": [], "fused": [], "peer": []}
+        cold = {way: _sweep(cache, way, first, threads) for way in ways(threads)}
+        seconds: dict[str, list[float]] = {way: [] for way in ways(threads)}
+        if peer is not None:
+            seconds["peer"] = []
         for _ in range(rounds):
-            for launcher in ("basic", "fused"):
-                seconds[launcher].append(_sweep(cache, launcher, grid, threads))
-            if peer is not None:
-                seconds["peer"].append(_peer_process(peer, threads))
+            for way, found in seconds.items():
+                found.append(
+                    _peer_process(peer, threads) if peer and way == "peer" else _sweep(cache, way, grid, threads)
+                )
     finally:
         shutil.rmtree(cache, ignore_errors=True)
-    per_minute = {name: 60 / statistics.median(s) if s else None for name, s in seconds.items()}
-    basic, fused, torch = per_minute["basic"], per_minute["fused"], per_minute["peer"]
-    assert basic is not None and fused is not None
+    per_minute = {name: 60 / statistics.median(s) for name, s in seconds.items()}
     return {
         "runs": len(RANKS) * len(SAMPLES) * len(seeds),
         "rounds": rounds,
         "threads": threads,
         "runs_per_minute": per_minute,
-        "fused_cold_s_per_run": cold,
-        "ratio_basic": fused / basic,
-        "ratio_peer": None if torch is None else fused / torch,
+        "first_s_per_run": cold,
+        "fused_over": {name: per_minute["fused"] / value for name, value in per_minute.items() if name != "fused"},
     }

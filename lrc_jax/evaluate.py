@@ -17,7 +17,7 @@ from lrc_jax.model import DecoderConfig, Weights
 from lrc_jax.students.base import Frozen, Params, Student
 from lrc_jax.train import teacher_activations
 
-EVAL_TOKENS = 16384  # most tokens in one evaluation batch
+EVAL_TOKENS = 4096  # most tokens in one evaluation batch: fits caches, and pools of different sizes share a shape
 EVAL_LOGITS = 2**25  # most logits in one evaluation batch (128 MiB of float32): binds at a real model's vocabulary
 
 

@@ -10,6 +10,7 @@ Nothing heavy is imported here: Hydra imports every plugin at each start.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -39,7 +40,8 @@ class FusedLauncherConf:
       entry: "package.module.function": (configs, overrides) -> iterator of (index, outcome).
       batchable: config keys in which the jobs of a group may differ.
       together: keys by which a group is sorted before it is cut: jobs that are equal in them share most.
-      max_group_size: most jobs in a group; None does not cut. With `inner`, this sets the grain of the work.
+      max_group_size: most jobs in a group; None does not cut. With `inner`, this sets the grain of the work. Cuts
+        fall between jobs that differ in `together` where they can.
       inner: a launcher that carries groups.
     """
 
@@ -116,6 +118,19 @@ def _at(tree: Any, key: str) -> Any:
     for part in key.split("."):
         tree = tree[part]
     return tree
+
+
+def cut(ordered: Sequence[tuple[str, Job]], size: int) -> list[list[Job]]:
+    """Groups of at most `size` jobs. Jobs of one order, which share most, are kept in one group where they fit."""
+    bundles = [[job for _, job in same] for _, same in itertools.groupby(ordered, key=lambda pair: pair[0])]
+    pieces = [bundle[i : i + size] for bundle in bundles for i in range(0, len(bundle), size)]
+    groups: list[list[Job]] = []
+    for piece in pieces:
+        if groups and len(groups[-1]) + len(piece) <= size:
+            groups[-1] += piece
+        else:
+            groups.append(piece)
+    return groups
 
 
 class GroupRunner:
@@ -222,10 +237,7 @@ class FusedLauncher(Launcher):
             key, order = group_key(composed[job[0]], self.batchable, self.together)
             by_key.setdefault(key, []).append((order, job))
         size = self.max_group_size or len(jobs)
-        groups = []
-        for same in by_key.values():
-            ordered = [job for _, job in sorted(same)]
-            groups += [ordered[i : i + size] for i in range(0, len(ordered), size)]
+        groups = [group for same in by_key.values() for group in cut(sorted(same), size)]
         log.info("Launching %d jobs in %d fused groups", len(jobs), len(groups))
         for k, group in enumerate(groups):
             for number, overrides in group:

@@ -118,15 +118,26 @@ def test_killed_and_started_again_gives_the_same_table(workplace):
     assert whole.read_bytes() == killed.read_bytes()
 
 
-def test_fused_sweep_has_the_rows_of_the_basic_one(workplace):
-    """Same ids, same columns, losses within 1e-5; Hydra's folders are there; a second start computes nothing; a run
-    that no fusing can train goes through the plain task."""
+IN_PROCESSES = ["+engine=fused", "hydra.launcher.inner.n_jobs=2", "hydra.launcher.max_group_size=3"]
+
+
+@pytest.mark.parametrize(
+    ("study", "engine", "logged"),
+    [
+        ("fused", ["hydra/launcher=fused"], ["4 runs in 2 bundles of 2 to 2"]),
+        pytest.param("fused2", IN_PROCESSES, ["2 runs in 1 bundles of 2 to 2"] * 2, marks=pytest.mark.slow),
+    ],
+)
+def test_fused_sweep_has_the_rows_of_the_basic_one(workplace, study, engine, logged):
+    """Same ids, same columns, losses within 1e-5; Hydra's folders are there; a second start computes nothing."""
+    if engine is IN_PROCESSES:
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra joblib")
     folder, sweep = workplace
-    again = [*sweep[:-1], "study=fused", "hydra/launcher=fused"]
+    again = [*sweep[:-1], f"study={study}", *engine]
     code, out, err = call(*again, cwd=folder)
     assert code == 0, err
-    assert "4 runs in 2 bundles of 2 to 2" in out
-    for alone, fused in zip(rows(folder), rows(folder, "fused"), strict=True):
+    assert [out.count(line) for line in set(logged)] == [logged.count(line) for line in set(logged)]
+    for alone, fused in zip(rows(folder), rows(folder, study), strict=True):
         assert alone["run_id"] == fused["run_id"]
         assert alone["columns"].keys() == fused["columns"].keys()
         scale = alone["columns"]["test_loss"]
@@ -134,7 +145,7 @@ def test_fused_sweep_has_the_rows_of_the_basic_one(workplace):
             if isinstance(value, float):
                 close = pytest.approx(value, rel=1e-5, abs=1e-5 * scale)
                 assert fused["columns"][name] == close, name
-    (multirun,) = (folder / "results/fused/hydra").iterdir()
+    (multirun,) = (folder / "results" / study / "hydra").iterdir()
     assert len(list(multirun.glob("*/.hydra/config.yaml"))) == 4
     assert all("test_loss=" in p.read_text() for p in multirun.glob("*/run.log"))
     code, out, _ = call(*again, cwd=folder)
