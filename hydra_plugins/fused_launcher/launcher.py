@@ -22,6 +22,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, configure_log, filter_overrides, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -97,27 +98,29 @@ def _as_hydra_config(config: DictConfig) -> Iterator[None]:
         instance.cfg = before
 
 
-def group_key(config: DictConfig, batchable: Sequence[str], together: Sequence[str]) -> tuple[str, str]:
-    """(the resolved configuration less the batchable keys, the values of `together`)."""
-    with _as_hydra_config(config):
-        task: Any = OmegaConf.to_container(_task_config(config), resolve=True)
-        environment = OmegaConf.to_container(config.hydra.job.env_set, resolve=True)
-    order = json.dumps([_at(task, key) for key in together], default=str)
-    for key in batchable:
-        *parents, leaf = key.split(".")
-        node = task
-        for parent in parents:
-            node = node[parent]
-        if leaf not in node:
-            raise ValueError(f"hydra.launcher.batchable: {key} is no key of the configuration")
-        del node[leaf]
-    return json.dumps([task, environment], sort_keys=True, default=str), order
+def group_key(overrides: Sequence[str], batchable: Sequence[str], together: Sequence[str]) -> tuple[str, str]:
+    """(a job's overrides less those of the batchable keys, its overrides of the `together` keys).
+
+    Jobs of one multirun differ in their overrides alone, so that nothing has to be composed to group them.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+
+    def concerns(key: str, keys: Sequence[str]) -> bool:
+        return any(key == k or key.startswith(f"{k}.") for k in keys)
+
+    rest = [o.input_line for o in parsed if not concerns(o.key_or_group, batchable)]
+    order = [o.input_line for o in parsed if concerns(o.key_or_group, together)]
+    return json.dumps(rest), json.dumps(order)
 
 
-def _at(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        tree = tree[part]
-    return tree
+def check_keys(config: DictConfig, keys: Sequence[str]) -> None:
+    """Raise ValueError for a key that the configuration does not have."""
+    for key in keys:
+        node: Any = config
+        for part in key.split("."):
+            if not OmegaConf.is_dict(node) or part not in node:
+                raise ValueError(f"hydra.launcher.batchable: {key} is no key of the configuration")
+            node = node[part]
 
 
 def cut(ordered: Sequence[tuple[str, Job]], size: int) -> list[list[Job]]:
@@ -150,11 +153,11 @@ class GroupRunner:
 
     def __call__(self, config: DictConfig) -> list[JobReturn]:
         """Task function of a carrier job: its number says which group."""
-        group = self.groups[HydraConfig.get().job.num - self.first]
-        # Composed again: job.id and what is interpolated from the machine have to be this process's.
-        return self.run(group, [_compose(self.context, self.config, job) for job in group])
+        return self.run(self.groups[HydraConfig.get().job.num - self.first])
 
-    def run(self, group: list[Job], configs: list[DictConfig]) -> list[JobReturn]:
+    def run(self, group: list[Job]) -> list[JobReturn]:
+        # Composed here: job.id and what is interpolated from the machine have to be this process's.
+        configs = [_compose(self.context, self.config, job) for job in group]
         results: dict[int, JobReturn] = {}
         try:
             with _as_hydra_config(configs[0]):
@@ -231,10 +234,10 @@ class FusedLauncher(Launcher):
         Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
 
         jobs: list[Job] = [(initial_job_idx + i, list(o)) for i, o in enumerate(job_overrides)]
-        composed = {job[0]: _compose(context, config, job) for job in jobs}
+        check_keys(_compose(context, config, jobs[0]), self.batchable)
         by_key: dict[str, list[tuple[str, Job]]] = {}
         for job in jobs:
-            key, order = group_key(composed[job[0]], self.batchable, self.together)
+            key, order = group_key(job[1], self.batchable, self.together)
             by_key.setdefault(key, []).append((order, job))
         size = self.max_group_size or len(jobs)
         groups = [group for same in by_key.values() for group in cut(sorted(same), size)]
@@ -245,7 +248,7 @@ class FusedLauncher(Launcher):
 
         runner = GroupRunner(context, config, task, self.entry, groups, initial_job_idx)
         if self.inner is None:
-            returned = [runner.run(group, [composed.pop(number) for number, _ in group]) for group in groups]
+            returned = [runner.run(group) for group in groups]
         else:
             # A carrier job a group; its folder lies beside the jobs' own, under .fused.
             self.inner.setup(hydra_context=context, task_function=runner, config=config)

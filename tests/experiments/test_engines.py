@@ -8,9 +8,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
 
 from experiments import config
-from hydra_plugins.fused_launcher.launcher import cut
+from hydra_plugins.fused_launcher.launcher import check_keys, cut, group_key
 
 CONF = Path(__file__).parents[2] / "conf"
 CARRIES = {
@@ -63,3 +64,22 @@ def test_groups_are_cut_between_streams(size, groups):
     found = cut(ordered, size)
     assert ["".join(overrides[0] for _, overrides in group) for group in found] == groups
     assert [number for group in found for number, _ in group] == list(range(11))
+
+
+def test_jobs_are_grouped_by_the_overrides_that_cannot_be_batched():
+    batchable, together = ["rank", "seed", "optimizer"], ["seed"]
+
+    def key(*overrides):
+        return group_key(overrides, batchable, together)
+
+    assert key("rank=4", "seed=1", "data=text")[0] == key("rank=8", "seed=2", "data=text")[0]
+    assert key("optimizer.learning_rate=0.1")[0] == key("optimizer=sgd")[0] == key()[0]
+    assert key("ranks=4")[0] != key("ranks=8")[0]  # another key that begins alike
+    assert key("+measure.norms=true")[0] != key("+measure.norms=false")[0]
+    assert key("rank=4", "seed=1")[1] == key("rank=8", "seed=1")[1] != key("rank=4", "seed=2")[1]
+
+
+def test_a_batchable_key_has_to_exist():
+    check_keys(OmegaConf.create({"optimizer": {"clip": 1.0}}), ["optimizer", "optimizer.clip"])
+    with pytest.raises(ValueError, match=r"batchable: optimizer\.clop is no key"):
+        check_keys(OmegaConf.create({"optimizer": {"clip": 1.0}}), ["optimizer.clop"])
