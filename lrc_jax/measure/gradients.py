@@ -56,42 +56,6 @@ class BlockMoments(NamedTuple):
         return (self.sum_of_norms_sq - self.norm_sq_of_sum / self.blocks) / (self.blocks - 1)
 
 
-def block_moments(
-    loss: Loss, sample_batch: SampleBatch, params: Params, key: Array, batch_size: int, blocks: int
-) -> BlockMoments:
-    """Gradients of `blocks` independent batches, reduced as they come (one gradient in memory, not K)."""
-    if blocks < 2:
-        raise ValueError(f"blocks: {blocks} is too few; an unbiased second moment needs at least 2")
-
-    def add(carry: tuple[Params, Array], block_key: Array) -> tuple[tuple[Params, Array], None]:
-        total, squares = carry
-        grad = jax.grad(loss)(params, sample_batch(block_key, batch_size))
-        return (jax.tree.map(jnp.add, total, grad), squares + tree_dot(grad, grad)), None
-
-    zero = jax.tree.map(jnp.zeros_like, params)
-    dtype = jnp.result_type(*jax.tree.leaves(params))
-    (total, squares), _ = jax.lax.scan(add, (zero, jnp.zeros((), dtype)), jax.random.split(key, blocks))
-    return BlockMoments(tree_dot(total, total), squares, blocks)
-
-
-def grad_norm_sq(
-    loss: Loss, sample_batch: SampleBatch, params: Params, key: Array, batch_size: int, blocks: int = 2
-) -> Float[Array, ""]:
-    """Unbiased squared norm of the population gradient, from independent batches of `batch_size` units.
-
-    Returns:
-      mean over pairs of blocks of <g_j, g_k>; for two blocks <g_A, g_B>. May be negative.
-    """
-    return block_moments(loss, sample_batch, params, key, batch_size, blocks).mean_norm_sq()
-
-
-def minibatch_variance(
-    loss: Loss, sample_batch: SampleBatch, params: Params, key: Array, batch_size: int, blocks: int = 16
-) -> Float[Array, ""]:
-    """sigma^2 = E |g_batch - grad f|^2 of a minibatch of `batch_size` units (not of one unit), unbiased."""
-    return block_moments(loss, sample_batch, params, key, batch_size, blocks).variance()
-
-
 class LossMoments(NamedTuple):
     """Mean of a loss over independent batches and the standard error of that mean (nats)."""
 

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 from lrc_jax.errors import DivergedError
 from lrc_jax.measure import convergence as cv
-from lrc_jax.measure.gradients import grad_norm_sq, minibatch_variance, tree_dot
+from lrc_jax.measure.gradients import BlockMoments, tree_dot
 
 LAM = np.geomspace(0.02, 1.0, 12)  # curvatures; L = 1
 NOISE = np.geomspace(1.5, 0.4, 12)  # standard deviation of one unit's gradient noise
@@ -61,13 +61,13 @@ def test_gradient_moments_are_unbiased_and_the_naive_norm_is_caught():
     @jax.jit
     @jax.vmap
     def estimates(k):
-        grad = jax.grad(loss)(params, sample(k, batch))
-        return (
-            grad_norm_sq(loss, sample, params, k, batch),
-            grad_norm_sq(loss, sample, params, k, batch, blocks=4),
-            minibatch_variance(loss, sample, params, k, batch, blocks=5),
-            tree_dot(grad, grad),
-        )
+        def of_blocks(blocks):
+            grads = [jax.grad(loss)(params, sample(key, batch)) for key in jax.random.split(k, blocks)]
+            total = jax.tree.map(lambda *leaves: sum(leaves), *grads)
+            return BlockMoments(tree_dot(total, total), sum(tree_dot(g, g) for g in grads), blocks), grads[0]
+
+        (two, grad), (four, _) = of_blocks(2), of_blocks(4)
+        return two.mean_norm_sq(), four.mean_norm_sq(), four.variance(), tree_dot(grad, grad)
 
     norm, norm_4, variance, naive = estimates(keys)
     true_norm, true_variance = np.sum((LAM * START) ** 2), np.sum(NOISE**2) / batch
