@@ -8,6 +8,7 @@ rounds with a folder each time new. Teacher and compiled programs are cached by 
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import statistics
@@ -105,14 +106,13 @@ def measure_sweep(
     first = [f"rank={_joined(RANKS)}", f"samples={SAMPLES[0]}", "seed=0"]  # all programs: one a rank, whatever the pool
     try:
         cold = {way: _sweep(cache, way, first, threads) for way in ways(threads)}
-        seconds: dict[str, list[float]] = {way: [] for way in ways(threads)}
+        measure = {way: functools.partial(_sweep, cache, way, grid, threads) for way in ways(threads)}
         if peer is not None:
-            seconds["peer"] = []
+            measure["peer"] = functools.partial(_peer_process, peer, threads)
+        seconds: dict[str, list[float]] = {way: [] for way in measure}
         for _ in range(rounds):
-            for way, found in seconds.items():
-                found.append(
-                    _peer_process(peer, threads) if peer and way == "peer" else _sweep(cache, way, grid, threads)
-                )
+            for way, seconds_a_run in measure.items():
+                seconds[way].append(seconds_a_run())
     finally:
         shutil.rmtree(cache, ignore_errors=True)
     per_minute = {name: 60 / statistics.median(s) for name, s in seconds.items()}

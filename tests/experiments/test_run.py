@@ -122,13 +122,13 @@ IN_PROCESSES = ["+engine=fused", "hydra.launcher.inner.n_jobs=2", "hydra.launche
 
 
 @pytest.mark.parametrize(
-    ("study", "engine", "logged"),
+    ("study", "engine", "logged", "times"),
     [
-        ("fused", ["hydra/launcher=fused"], ["4 runs in 2 bundles of 2 to 2"]),
-        pytest.param("fused2", IN_PROCESSES, ["2 runs in 1 bundles of 2 to 2"] * 2, marks=pytest.mark.slow),
+        ("fused", ["hydra/launcher=fused"], "4 runs in 2 bundles of 2 to 2", 1),
+        pytest.param("fused2", IN_PROCESSES, "2 runs in 1 bundles of 2 to 2", 2, marks=pytest.mark.slow),
     ],
 )
-def test_fused_sweep_has_the_rows_of_the_basic_one(workplace, study, engine, logged):
+def test_fused_sweep_has_the_rows_of_the_basic_one(workplace, study, engine, logged, times):
     """Same ids, same columns, losses within 1e-5; Hydra's folders are there; a second start computes nothing."""
     if engine is IN_PROCESSES:
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra joblib")
@@ -136,7 +136,7 @@ def test_fused_sweep_has_the_rows_of_the_basic_one(workplace, study, engine, log
     again = [*sweep[:-1], f"study={study}", *engine]
     code, out, err = call(*again, cwd=folder)
     assert code == 0, err
-    assert [out.count(line) for line in set(logged)] == [logged.count(line) for line in set(logged)]
+    assert out.count(logged) == times
     for alone, fused in zip(rows(folder), rows(folder, study), strict=True):
         assert alone["run_id"] == fused["run_id"]
         assert alone["columns"].keys() == fused["columns"].keys()
