@@ -36,7 +36,9 @@ HELD_OUT = 1024  # sequences on which a teacher trained here is stopped
 POOL_BYTES = 2**29  # of pools kept for a sweep
 FEATURES_IN_MEMORY = 2**28  # bytes of a pool's precomputed teacher features; beyond this they lie on disk
 FEATURES_ON_DISK = 2**33  # beyond this the teacher is run again wherever it is needed
-MOMENT_SEQUENCES = 4096  # of the reference pool, for second moments of the teacher's activations
+# Of the reference pool, for second moments of the teacher's activations. 2**17 tokens are a hundred or more times a
+# teacher's width; at 135M parameters more would take longer than the training.
+MOMENT_SEQUENCES, MOMENT_TOKENS = 4096, 2**17
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Materials:
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Second moments of the residual stream and of the final features, on the reference pool."""
         teacher = self.network()
-        n = at_most(self.source, "reference", MOMENT_SEQUENCES)
+        most = min(MOMENT_SEQUENCES, max(1, MOMENT_TOKENS // self.source.sequence_length))
+        n = at_most(self.source, "reference", most)
         return second_moments(
             teacher.config, teacher.weights, pool_from_sequences(self.source.sequences("reference", n))
         )
