@@ -36,13 +36,13 @@ class Ready:
         return 0 if self.member.state is None else int(self.member.state.step)
 
 
-def run_bundle(bundle: Mapping[int, Job], overrides: Sequence[Sequence[str]]) -> Iterator[tuple[int, Outcome]]:
+def run_bundle(bundle: Mapping[int, Job]) -> Iterator[tuple[int, Outcome]]:
     """Train the runs of one stream together and measure each; yields (index, outcome) as each ends."""
     with contextlib.ExitStack() as held:
         clock.start()
         ready: dict[int, Ready] = {}
         for i, run in bundle.items():
-            found = _make_ready(run, list(overrides[i]), held)
+            found = _make_ready(run, held)
             if isinstance(found, Outcome):
                 yield i, found
             else:
@@ -52,10 +52,10 @@ def run_bundle(bundle: Mapping[int, Job], overrides: Sequence[Sequence[str]]) ->
             trained |= dict(zip(group, _train([ready[i] for i in group]), strict=True))
         shared = {name: value / max(1, len(trained)) for name, value in clock.stop().items()}
         for i, outcome in trained.items():
-            yield i, _finish(ready[i], outcome, list(overrides[i]), shared)
+            yield i, _finish(ready[i], outcome, shared)
 
 
-def _make_ready(run: Job, overrides: list[str], held: contextlib.ExitStack) -> Ready | Outcome:
+def _make_ready(run: Job, held: contextlib.ExitStack) -> Ready | Outcome:
     """Claim a run and prepare its training; what it holds until the bundle's end goes on the stack."""
     if not held.enter_context(run.folder.claim()):
         return Outcome({}, message=f"{run.name}: another process works on it ({run.run_id})")
@@ -63,7 +63,7 @@ def _make_ready(run: Job, overrides: list[str], held: contextlib.ExitStack) -> R
         return Outcome(row, message=f"{run.name}: already done ({run.run_id})")
     cfg = run.config
     try:
-        with run.attempt(overrides):
+        with run.attempt():
             prepared = pipeline.prepare(cfg, run.materials)
             keeper = interrupt.FolderKeeper(run.folder)
             state = keeper.resume(building.abstract_state(cfg, prepared.student, prepared.frozen))
@@ -124,7 +124,7 @@ def _train(group: Sequence[Ready]) -> list[Trained]:
     return outcomes
 
 
-def _finish(one: Ready, trained: Trained, overrides: list[str], shared: Mapping[str, float]) -> Outcome:
+def _finish(one: Ready, trained: Trained, shared: Mapping[str, float]) -> Outcome:
     """Measure a trained run and write its row; `shared` is its part of the bundle's seconds."""
     run = one.run
     if isinstance(trained, DivergedError):
@@ -132,7 +132,7 @@ def _finish(one: Ready, trained: Trained, overrides: list[str], shared: Mapping[
         return Outcome(error=trained)
     clock.start()
     try:
-        with run.attempt(overrides), clock.phase("measuring"):
+        with run.attempt(), clock.phase("measuring"):
             columns = pipeline.measure(one.prepared, trained.params)
     except Exception as wrong:
         return Outcome(error=wrong)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from lrc_jax.errors import DivergedError, InputError
+from lrc_jax.errors import DivergedError, InputError, file_error
 
 if TYPE_CHECKING:  # importing it starts Hydra, which most commands do without
     from experiments.config import RunConfig
@@ -44,6 +44,9 @@ def prepare_jax(config: RunConfig) -> None:
     cache lies in a folder per machine and jaxlib, since compiled CPU code need not run elsewhere, or where
     JAX_COMPILATION_CACHE_DIR says. On a GPU products of float32 are exact to float32 unless `matmul_precision` asks
     for less (by default they would be TF32).
+
+    Raises:
+      InputError: this machine has no such device.
     """
     if config.allocator and not keep_freed_memory():
         print("allocator: no glibc here, the setting does nothing", file=sys.stderr)
@@ -54,6 +57,13 @@ def prepare_jax(config: RunConfig) -> None:
         flags = f"--xla_cpu_multi_thread_eigen={eigen} intra_op_parallelism_threads={config.threads}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     _configure(config.cache_dir, None if on_cpu else config.matmul_precision)
+    if not on_cpu:
+        import jax
+
+        try:
+            jax.devices()
+        except RuntimeError as wrong:
+            raise InputError(f"platform: no device of kind {config.platform} here ({one_line(str(wrong))})") from None
 
 
 @functools.cache
@@ -111,6 +121,8 @@ def guarded(main: Callable[[], int]) -> int:
         return fail(str(wrong))
     except BrokenPipeError:
         return 1
+    except OSError as wrong:
+        return fail(file_error(wrong))
 
 
 def hydra_main(task: Callable[[], Any]) -> int:
@@ -126,6 +138,8 @@ def hydra_main(task: Callable[[], Any]) -> int:
         return fail(str(wrong))
     except DivergedError as wrong:
         return fail(f"run failed: {wrong}", 1)
+    except OSError as wrong:
+        return fail(file_error(wrong))
     except (HydraException, OmegaConfBaseException) as wrong:
         return fail(f"configuration: {_root(wrong)}")
     return 0

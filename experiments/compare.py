@@ -16,13 +16,25 @@ from rich.table import Table
 from experiments.collect import collect
 from experiments.command import guarded, study_arguments
 from experiments.store import Study
+from lrc_jax.errors import InputError
 from theory.render import console
 
-KEYS = ["student", "matrices", "init", "clone_weight", "kl_weight", "rank", "samples", "steps"]
+KEYS = [
+    "claim", "arm", "match", "labels", "student", "matrices", "init", "clone_weight", "kl_weight", "learning_rate",
+    "rank", "samples", "steps",
+]  # fmt: skip
 
 
 def side_by_side(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a kind of student; means over seeds."""
+    """One row a kind of student; means over seeds.
+
+    Raises:
+      InputError: no run of the study has a test loss.
+    """
+    if "test_loss" not in frame or frame["test_loss"].isna().all():
+        raise InputError("study: none of its runs has a test loss; there is nothing to compare")
+    # Some runs have several rows (a site, a configuration, each), some measure no loss.
+    frame = frame.dropna(subset=["test_loss"]).drop_duplicates("run_id")
     keys = [k for k in KEYS if k in frame]
     out = []
     for values, part in frame.groupby(keys, dropna=False):

@@ -245,6 +245,8 @@ AT_LEAST = {
     "loss.ce_weight": 0.0,
     "optimizer.warmup": 0.0,
     "optimizer.weight_decay": 0.0,
+    "optimizer.b1": 0.0,
+    "optimizer.b2": 0.0,
     "measure.test_samples": 1,
     "measure.reference_samples": 1,
     "measure.pool": 1,
@@ -255,7 +257,15 @@ AT_LEAST = {
     "mesh.model": 1,
     "accumulate": 1,
 }
-ABOVE = {"temperature": 0.0, "optimizer.learning_rate": 0.0, "optimizer.eps": 0.0}
+ABOVE = {"temperature": 0.0, "optimizer.learning_rate": 0.0, "optimizer.eps": 0.0, "optimizer.clip": 0.0}
+AT_MOST = {"optimizer.warmup": 1.0}  # a share of the steps
+BELOW = {"optimizer.b1": 1.0, "optimizer.b2": 1.0}
+# Of teachers trained here and of synthetic data, where a run has them.
+AT_LEAST_ONE = (
+    "teacher.hidden_size", "teacher.intermediate_size", "teacher.layers", "teacher.heads", "teacher.kv_heads",
+    "teacher.pool", "teacher.batch_size", "teacher.check_every", "teacher.patience",
+    "data.order", "data.states", "data.tokenizer_size",
+)  # fmt: skip
 
 
 def register() -> None:
@@ -301,8 +311,18 @@ def check(config: RunConfig) -> None:
         if _get(config, key) < low:
             raise InputError(f"{key}: {_get(config, key)} is too small; give at least {low}")
     for key, low in ABOVE.items():
-        if _get(config, key) <= low:
-            raise InputError(f"{key}: {_get(config, key)} must be above {low}")
+        if (value := _get(config, key)) is not None and value <= low:
+            raise InputError(f"{key}: {value} must be above {low}")
+    for key, high in AT_MOST.items():
+        if _get(config, key) > high:
+            raise InputError(f"{key}: {_get(config, key)} is too large; give at most {high}")
+    for key, high in BELOW.items():
+        if _get(config, key) >= high:
+            raise InputError(f"{key}: {_get(config, key)} must be below {high}")
+    for key in AT_LEAST_ONE:
+        group, name = key.split(".")
+        if getattr(getattr(config, group), name, 1) < 1:
+            raise InputError(f"{key}: {_get(config, key)} is too small; give at least 1")
     for key, choices in CHOICES.items():
         if _get(config, key) not in choices:
             known = ", ".join(str(c) for c in choices if c is not None)
@@ -313,6 +333,21 @@ def check(config: RunConfig) -> None:
         raise InputError("clone_weight: every loss weight is 0, nothing would be trained; raise one of them")
     if config.measure.convergence and config.optimizer.name != "sgd":
         raise InputError("optimizer: the theorem of measure.convergence is about plain SGD; use optimizer=sgd")
+    optimizer = config.optimizer
+    if config.measure.convergence and (
+        optimizer.schedule not in ("constant", "inverse_sqrt")
+        or optimizer.warmup
+        or optimizer.weight_decay
+        or optimizer.clip is not None
+    ):
+        raise InputError(
+            "optimizer: measure.convergence takes plain steps; use schedule=constant or inverse_sqrt and no warmup, "
+            "weight_decay or clip"
+        )
+    if config.measure.convergence + config.measure.certificate + config.measure.dynamics > 1:
+        raise InputError("measure: convergence, certificate and dynamics train in ways of their own; choose one")
+    if config.student.matrices == "head" and config.student.name != "factorized":
+        raise InputError(f"student.matrices: head needs student=factorized, not {config.student.name}")
     if config.measure.convergence and config.batch_size % 2:
         raise InputError(f"batch_size: {config.batch_size} is odd; measure.convergence splits each batch in halves")
     if config.measure.full_batch and config.labels == "teacher":
@@ -364,6 +399,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
     plain = dataclasses.asdict(config)
     for key in MACHINE_KEYS:
         del plain[key]
+    if config.accumulate > 1 and (config.loss.clone_distance == "normalised" or config.loss.clone_target == "shuffled"):
+        plain["accumulate"] = config.accumulate  # these losses are of each part: a whole batch has another
     for group in ("data", "teacher"):
         plain[group].pop("path", None)
     return plain

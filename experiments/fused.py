@@ -44,7 +44,7 @@ def run_group(raws: Sequence[DictConfig], overrides: Sequence[Sequence[str]]) ->
             yield i, Outcome(alone=True)
             continue
         try:
-            run = job.identify(cfg)
+            run = job.identify(cfg, list(overrides[i]))
             if (row := run.done_row()) is not None:
                 yield i, Outcome(row, message=f"{run.name}: already done ({run.run_id})")
                 continue
@@ -58,4 +58,4 @@ def run_group(raws: Sequence[DictConfig], overrides: Sequence[Sequence[str]]) ->
     if bundles:
         log.info("fused: %d runs in %d bundles of %d to %d", sum(sizes), len(sizes), sizes[0], sizes[-1])
     for bundle in bundles.values():
-        yield from run_bundle(bundle, overrides)
+        yield from run_bundle(bundle)

@@ -13,7 +13,7 @@ import yaml
 
 from experiments import command, config, materials, tensorboard
 from experiments.artifacts import fingerprint
-from experiments.files import unwritable, write_json, write_text
+from experiments.files import unwritable, write_text
 from experiments.store import RunFolder, Study
 from experiments.version import code_version
 from lrc_jax.errors import DivergedError, InputError
@@ -38,10 +38,9 @@ class Job:
         return None if self.config.force else self.folder.row()
 
     @contextlib.contextmanager
-    def attempt(self, overrides: list[str]) -> Iterator[None]:
+    def attempt(self) -> Iterator[None]:
         """Work on the run within this: its configuration is written down first, and what goes wrong is kept."""
         write_text(self.folder.path / "config.yaml", yaml.safe_dump(dataclasses.asdict(self.config)))
-        write_json(self.folder.path / "job.json", {"overrides": sorted(overrides)})
         try:
             yield
         except Exception as wrong:
@@ -59,16 +58,20 @@ class Job:
         path = self.folder.path / "metrics.jsonl"
         going_on = self.folder.checkpoints_path.is_dir()
         try:
-            with path.open("a" if going_on else "w") as file, self._tensorboard() as show:
-
-                def write(line: dict[str, Any]) -> None:
-                    file.write(json.dumps(line) + "\n")
-                    file.flush()
-                    show(line)
-
-                yield write
+            file = path.open("a" if going_on else "w")
         except OSError as wrong:
             raise unwritable(path, wrong) from None
+        with file, self._tensorboard() as show:
+
+            def write(line: dict[str, Any]) -> None:
+                try:
+                    file.write(json.dumps(line) + "\n")
+                    file.flush()
+                except OSError as wrong:
+                    raise unwritable(path, wrong) from None
+                show(line)
+
+            yield write
 
     def _tensorboard(self) -> contextlib.AbstractContextManager[Callable[[dict[str, Any]], None]]:
         """Where lines of metrics go besides metrics.jsonl: to TensorBoard if the run asks for it, else nowhere."""
@@ -92,11 +95,14 @@ class Job:
         return row
 
 
-def identify(cfg: config.RunConfig) -> Job:
-    """Load what a configuration is made of and derive its id. Needs JAX's environment set."""
+def identify(cfg: config.RunConfig, overrides: list[str]) -> Job:
+    """Load what a configuration is made of and derive its id; the run's folder then says that these overrides ask for
+    it. Needs JAX's environment set."""
     made_of = materials.load(cfg)
     run_id = fingerprint(config.identity(cfg), made_of.data_digest, code_version())
-    return Job(cfg, made_of, run_id, Study.of(cfg.results_dir, cfg.study).run(run_id))
+    folder = Study.of(cfg.results_dir, cfg.study).run(run_id)
+    folder.note_job(overrides)
+    return Job(cfg, made_of, run_id, folder)
 
 
 def summary(columns: dict[str, Any]) -> str:

@@ -179,8 +179,17 @@ def sampled_labels(config: DecoderConfig, weights: Weights, pool: Pool, key: jax
 
 
 def at_most(source: DataSource, purpose: str, n: int) -> int:
-    """n, or as many sequences as there are for this purpose."""
+    """n, or as many sequences as there are for this purpose.
+
+    Raises:
+      InputError: there is none.
+    """
     have = source.available(purpose)
+    if have == 0:
+        raise InputError(
+            f"data: no sequence of {source.sequence_length} tokens for the {purpose} pool; give more text or a lower "
+            "sequence_length"
+        )
     return n if have is None else min(n, have)
 
 

@@ -41,7 +41,7 @@ def execute(cfg: config.RunConfig) -> dict[str, Any]:
 
     clock.start()
     interrupt.listen()
-    run = job.identify(cfg)
+    run = job.identify(cfg, _overrides())
     if (row := run.done_row()) is not None:
         log.info("%s: already done (%s)", run.name, run.run_id)
         return row
@@ -53,7 +53,7 @@ def execute(cfg: config.RunConfig) -> dict[str, Any]:
             return row
         started = time.monotonic()
         with (
-            run.attempt(_overrides()),
+            run.attempt(),
             run.metrics() as write,
             Progress(run.name, cfg.steps) as progress,
             interrupt.FolderKeeper(run.folder) as keeper,

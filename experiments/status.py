@@ -42,12 +42,10 @@ def run_states(study: Study) -> dict[str, tuple[str, RunFolder]]:
     """Overrides of a run -> (state, folder). A run that is done in any code version counts as done."""
     found: dict[str, tuple[str, RunFolder]] = {}
     for folder in study.runs():
-        note = folder.path / "job.json"
-        if not note.is_file():
-            continue
-        key, state = _key(read_json(note)["overrides"]), folder.state()
-        if key not in found or STATES.index(state) < STATES.index(found[key][0]):
-            found[key] = (state, folder)
+        state = folder.state()
+        for key in map(_key, folder.jobs()):
+            if key not in found or STATES.index(state) < STATES.index(found[key][0]):
+                found[key] = (state, folder)
     return found
 
 

@@ -2,12 +2,14 @@
 
     results/<study>/runs/<run_id>/config.yaml     the resolved configuration
                                   metrics.jsonl   one line a chunk of training
+                                  job.json        the overrides that asked for it, a list a sweep
                                   claim.json      while somebody works on it: owner, kept fresh by a heartbeat
                                   failed.json     the last attempt failed: why
                                   paused.json     stopped in good order at a step, whose state is in checkpoints/
                                   row.json        written last: its presence means done
 
-A claim is made by creating its file, which only one process can. Its modification time is the heartbeat; a claim
+A claim is made by creating its file, which only one process can, and made, taken over and released under one lock a
+study, so that nobody removes a claim that is not the one it looked at. Its modification time is the heartbeat; a claim
 that has not been refreshed for STALE_AFTER seconds, or whose process on this machine is gone, is taken over. Ages are
 taken by the file system's own clock, so that machines need not agree on the time and a clock may be set back.
 """
@@ -21,6 +23,7 @@ import shutil
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +31,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from experiments.files import unwritable, write_json
+from experiments.files import read_json, unwritable, write_json
 from lrc_jax.errors import InputError
 
 REFERENCE = "reference"  # the folder under results/ of studies that are kept in compact form
@@ -82,6 +85,20 @@ class RunFolder:
             )
         return row
 
+    def jobs(self) -> list[list[str]]:
+        """The overrides that asked for this run, a list a sweep that differs from the others."""
+        path = self.path / "job.json"
+        if not path.is_file():
+            return []
+        note = read_json(path)
+        return note["jobs"] if "jobs" in note else [note["overrides"]]  # as older versions wrote it
+
+    def note_job(self, overrides: list[str]) -> None:
+        """Write down that these overrides ask for this run: sweeps that spell it differently all find it."""
+        jobs, job = self.jobs(), sorted(overrides)
+        if job not in jobs:
+            write_json(self.path / "job.json", {"jobs": [*jobs, job]})
+
     def state(self) -> str:
         """done, running, failed or missing."""
         if self.row_path.exists():
@@ -108,62 +125,68 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            owned = self._create_claim()
-            if not owned:
-                # Two takers of one dead claim must not each remove the other's fresh one.
-                with FileLock(str(self.path / ".takeover.lock")):
-                    if not _alive(self.claim_path):
-                        self.claim_path.unlink(missing_ok=True)
-                        owned = self._create_claim()
+            with self._claim_lock():
+                token = None if _alive(self.claim_path) else self._create_claim()
         except OSError as wrong:
             raise unwritable(self.path, wrong) from None
-        if not owned:
+        if token is None:
             yield False
             return
-        HEART.add(self.claim_path)
+        HEART.add(self.claim_path, token)
         try:
             yield True
         finally:
             HEART.remove(self.claim_path)
-            self.claim_path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError), self._claim_lock():
+                # Not ours any more if we slept for so long that it was taken over.
+                if _owner(self.claim_path).get("token") == token:
+                    self.claim_path.unlink(missing_ok=True)
 
-    def _create_claim(self) -> bool:
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "process_start": _process_start(os.getpid())}
+    def _claim_lock(self) -> FileLock:
+        return FileLock(str(self.path.parent / ".claims.lock"))
+
+    def _create_claim(self) -> str | None:
+        """Create the claim in place of a dead one; its token, or None where another process was faster."""
+        self.claim_path.unlink(missing_ok=True)
+        token = uuid.uuid4().hex
+        pid = os.getpid()
+        owner = {"host": socket.gethostname(), "pid": pid, "process_start": _process_start(pid), "token": token}
         try:
             handle = os.open(self.claim_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
-            return False
+            return None
         with os.fdopen(handle, "w") as file:
             json.dump(owner, file)
-        return True
+        return token
 
 
 class _Heart:
     """One thread that keeps all of this process's claims fresh."""
 
     def __init__(self) -> None:
-        self._claims: set[Path] = set()
+        self._claims: dict[Path, str] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def add(self, claim: Path) -> None:
+    def add(self, claim: Path, token: str) -> None:
         with self._lock:
-            self._claims.add(claim)
+            self._claims[claim] = token
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._beat, daemon=True)
                 self._thread.start()
 
     def remove(self, claim: Path) -> None:
         with self._lock:
-            self._claims.discard(claim)
+            self._claims.pop(claim, None)
 
     def _beat(self) -> None:
         while True:
             time.sleep(HEARTBEAT)
             with self._lock:
-                for claim in self._claims:
+                for claim, token in self._claims.items():
                     with contextlib.suppress(OSError):
-                        os.utime(claim)
+                        if _owner(claim).get("token") == token:
+                            os.utime(claim)
 
 
 HEART = _Heart()
@@ -190,16 +213,27 @@ def _age(path: Path) -> float:
     return now - changed
 
 
+def _owner(claim: Path) -> dict[str, Any]:
+    """What a claim says of its owner: nothing where it is just being written, or its writer was killed in between.
+
+    Raises:
+      FileNotFoundError: there is no claim.
+    """
+    try:
+        return json.loads(claim.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+
+
 def _alive(claim: Path) -> bool:
     """Whether a claim's owner still works on it."""
     try:
-        owner = json.loads(claim.read_text())
+        owner = _owner(claim)
     except FileNotFoundError:
         return False
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        owner = {}  # just being written, or its writer was killed in between
-    if owner.get("host") == socket.gethostname():
-        return owner.get("process_start") == _process_start(int(owner["pid"])) is not None
+    # Systems without /proc know no start of a process: there, as from other machines, the heartbeat decides.
+    if owner.get("host") == socket.gethostname() and owner.get("process_start") is not None:
+        return owner["process_start"] == _process_start(int(owner["pid"]))
     try:
         # A heartbeat far in the future is as dead as one far in the past: the clock was set back since.
         return abs(_age(claim)) < STALE_AFTER

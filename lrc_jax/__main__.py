@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lrc_jax.errors import DivergedError, InputError
+from lrc_jax.errors import DivergedError, InputError, file_error
 
 INTERRUPTED = 130
 
@@ -176,6 +176,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args)
     except InputError as wrong:
         print(f"error: {wrong}", file=sys.stderr)
+        return 2
+    except OSError as wrong:
+        print(f"error: {file_error(wrong)}", file=sys.stderr)
         return 2
     except DivergedError as wrong:
         print(f"diverged: {wrong}", file=sys.stderr)

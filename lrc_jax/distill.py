@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from lrc_jax import checkpoint
 from lrc_jax.activation_cache import with_teacher_pass
@@ -22,7 +21,7 @@ from lrc_jax.data.pools import Pool, pool_from_sequences
 from lrc_jax.data.text import TextSource, read_splits
 from lrc_jax.errors import InputError
 from lrc_jax.evaluate import model_losses
-from lrc_jax.export import DTYPES, export_student
+from lrc_jax.export import DTYPES, check_out, export_student
 from lrc_jax.losses import CLONE_DISTANCES
 from lrc_jax.measure.cost import peak_process_bytes
 from lrc_jax.model import DecoderConfig, Weights, count_parameters
@@ -36,8 +35,7 @@ from lrc_jax.teachers.load import Teacher, load_teacher
 from lrc_jax.train import History, Hyper, OptimizerSpec, StepOptions, TrainState, init_state, train
 
 MOMENT_SEQUENCES = 64  # for principal components of the teacher's residual stream
-EVALUATED = 32  # held-out sequences
-LOGITS_AT_ONCE = 1 << 26  # numbers in the logits of one evaluation batch (256 MB)
+EVALUATED = 32  # most held-out sequences that a loss is measured on
 DWARFED = 100.0  # clone losses, weighted, above this many times the other losses are told about
 
 
@@ -96,7 +94,8 @@ class DistillSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Where and how a run is computed; none of it changes the result beyond rounding.
+    """Where and how a run is computed; none of it changes the result beyond rounding, but for `accumulate` where losses
+    are no plain means over sequences (the normalised clone distance is one of each part).
 
     Attributes:
       data, model: devices that share the batch and the teacher; data 0 takes all that are left.
@@ -114,14 +113,9 @@ class Machine:
 
 
 def held_out_loss(config: DecoderConfig, weights: Weights, pool: Pool, sequences: int = EVALUATED) -> float:
-    """Nats per token on the first sequences of a pool, a few at a time: a vocabulary of 50,000 makes large logits."""
-    n, length = min(sequences, pool.size), pool.tokens_NT.shape[1]
-    size = max(1, LOGITS_AT_ONCE // (length * config.vocab_size))
-    rows = [
-        model_losses(config, weights, Pool(pool.tokens_NT[i : i + size], pool.labels_NT[i : i + size]))
-        for i in range(0, n - n % size if n >= size else n, size)
-    ]
-    return float(np.concatenate(rows).mean())
+    """Nats per token on the first sequences of a pool."""
+    first = Pool(pool.tokens_NT[:sequences], pool.labels_NT[:sequences])
+    return float(model_losses(config, weights, first).mean())
 
 
 def _build(settings: DistillSettings, teacher: Teacher, pool: Pool) -> tuple[Student, Frozen, Any]:
@@ -228,8 +222,8 @@ def distill(
       stop_after: called with each checkpointed step; True interrupts the run there (for tests of taking up).
 
     Returns:
-      The numbers of `lrc.json`: losses in nats per token on the test text of teacher and student, before and after,
-      and of the student on the validation text, to choose settings by.
+      The numbers of `lrc.json`: losses in nats per token of teacher and student, before and after, on at most EVALUATED
+      sequences of the test text, and of the student on as many of the validation text, to choose settings by.
 
     Raises:
       InputError: bad settings or files. DivergedError: a loss is not finite.
@@ -237,8 +231,7 @@ def distill(
     settings.check()
     if dtype not in DTYPES:
         raise InputError(f"--dtype: {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
-    if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out}: exists and is not empty; choose another --out or give --overwrite")
+    check_out(out, overwrite)
     teacher = load_teacher(settings.teacher)
     teacher.check_length(settings.sequence_length)
     tokenizer = teacher.require_tokenizer()
@@ -251,8 +244,12 @@ def distill(
         reference_share=0.0,
     )
     samples = settings.samples or source.available("student") or 0
-    if not samples or not source.available("test"):
-        raise InputError(f"--text: {settings.text} is too short for sequences of {settings.sequence_length} tokens")
+    for part, use in (("student", "to train on"), ("test", "to test on"), ("probe", "for validation")):
+        if not source.available(part):
+            raise InputError(
+                f"--text: {settings.text} has no sequence of {settings.sequence_length} tokens {use}; give more "
+                "text or a lower --sequence-length"
+            )
     pool = pool_from_sequences(source.sequences("student", samples))
     test, valid = (
         pool_from_sequences(source.sequences(split, min(EVALUATED, source.available(split) or 0)))

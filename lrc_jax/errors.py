@@ -9,3 +9,9 @@ class InputError(Exception):
 
 class DivergedError(Exception):
     """Training produced a number that is not finite. The run is marked failed; a sweep goes on."""
+
+
+def file_error(wrong: OSError) -> str:
+    """One line for an error of the operating system: which file, and what is wrong with it."""
+    reason = wrong.strerror or str(wrong)
+    return reason if wrong.filename is None else f"{wrong.filename}: {reason}"

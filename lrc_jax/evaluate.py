@@ -124,5 +124,6 @@ def clone_fvu(
     student: Student, teacher_config: DecoderConfig, params: Params, frozen: Frozen, pool: Pool
 ) -> dict[str, float]:
     """Fraction of variance unexplained at every clone site (one evaluation batch of the pool)."""
-    batch = dataclasses.replace(batches(pool, teacher_config.vocab_size)[0][0], final_NTD=None)
+    (first, *_), n = batches(pool, teacher_config.vocab_size)
+    batch = jax.tree.map(lambda x: x[:n], dataclasses.replace(first, final_NTD=None))
     return {name: float(x) for name, x in _unexplained(student, teacher_config, params, frozen, batch).items()}

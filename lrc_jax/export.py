@@ -38,6 +38,14 @@ ARCHITECTURES = {
 MODEL_FILE, PROVENANCE_FILE = "model.safetensors", "lrc.json"
 
 
+def check_out(out: Path, overwrite: bool) -> None:
+    """Raise InputError where a folder cannot be written as `out`, or may not."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; choose a folder as --out")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise InputError(f"{out}: exists and is not empty; choose another --out or give --overwrite")
+
+
 @contextlib.contextmanager
 def atomic_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A folder to write into that becomes `out` when the block ends well, and vanishes when it does not.
@@ -45,8 +53,7 @@ def atomic_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
       InputError: `out` exists and is not an empty folder (without `overwrite`), or cannot be made.
     """
-    if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out}: exists and is not empty; choose another --out or give --overwrite")
+    check_out(out, overwrite)
     # Resolved: "." and ".." have no name of their own to write beside.
     target = out.resolve()
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")

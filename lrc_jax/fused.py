@@ -38,6 +38,7 @@ from lrc_jax.train import (
     Hyper,
     OptimizerSpec,
     TrainState,
+    chunk_room,
     chunk_size,
     distillation_loss,
     diverged,
@@ -258,7 +259,7 @@ def train_together(
 
     errors: dict[int, DivergedError] = {}
     last = max(steps)
-    chunk = chunk_size(last)
+    chunk = min(chunk_size(last), *(chunk_room(stream.pool, batch_size) for stream in streams))
     while done < last and len(errors) < len(everyone):
         count = min(chunk, last - done)
         batches = _stack([gather_chunk(s.pool, s.order_key, done, count, batch_size, s.samples) for s in streams])

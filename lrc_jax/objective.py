@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from lrc_jax import losses
+from lrc_jax.errors import InputError
 from lrc_jax.losses import CLONE_DISTANCES, IGNORE, ClonePair, clone_distance
 from lrc_jax.model import Activations
 from lrc_jax.seeds import derive_seed
@@ -111,6 +112,9 @@ def evaluate_objective(
     zero = jnp.zeros((), logits_NV.dtype)
     clone = zero
     if objective.clone:
+        if unknown := set(objective.sites) - {pair.name for pair in pairs}:
+            names = ", ".join(dict.fromkeys(pair.name for pair in pairs))
+            raise InputError(f"loss.clone_sites: {min(unknown)} is no clone loss of this student; choose of {names}")
         kept = [with_target(pair, objective.target) for pair in pairs if objective.keeps(pair)]
         clone = sum((clone_distance(pair, objective.distance, squared_error) for pair in kept), start=zero)
     assert teacher_acts is not None or not objective.kl

@@ -17,26 +17,29 @@ from lrc_jax.model import DecoderConfig, Weights
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def _moments(config: DecoderConfig, teacher: Weights, tokens_BT: Array) -> tuple[Array, Array]:
+def _moments(config: DecoderConfig, teacher: Weights, tokens_BT: Array, counted_B: Array) -> tuple[Array, Array]:
+    """Sums over the tokens of the sequences that count."""
     acts = forward(config, teacher, tokens_BT)
+    counted_N1 = jnp.repeat(counted_B.astype(acts.final_ND.dtype), tokens_BT.shape[1])[:, None]
     residual_DD = jnp.zeros((config.hidden_size, config.hidden_size))
     for x_ND in (acts.embedded_ND, *acts.hidden_ND):
         # Each point of the stream counts alike, whatever its scale: norms grow with depth.
-        unit_ND = x_ND * jax.lax.rsqrt(jnp.mean(x_ND * x_ND))
-        residual_DD = residual_DD + unit_ND.T @ unit_ND
-    return residual_DD, acts.final_ND.T @ acts.final_ND
+        kept_ND = x_ND * counted_N1
+        power = jnp.sum(kept_ND * kept_ND) / (jnp.sum(counted_N1) * config.hidden_size)
+        residual_DD = residual_DD + kept_ND.T @ kept_ND / power
+    return residual_DD, acts.final_ND.T @ (acts.final_ND * counted_N1)
 
 
 def second_moments(config: DecoderConfig, teacher: Weights, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
     """Mean outer products [D, D], float64, of (a) the residual stream, each point of it scaled to unit power, and
     (b) the features that the unembedding reads."""
-    parts, _ = batches(pool, config.vocab_size)
+    parts, n = batches(pool, config.vocab_size)
+    size = parts[0].size
     residual = final = np.zeros((config.hidden_size, config.hidden_size))
-    tokens = 0
-    for part in parts:
-        a, b = _moments(config, teacher, part.tokens_NT)
+    for i, part in enumerate(parts):
+        a, b = _moments(config, teacher, part.tokens_NT, np.arange(i * size, (i + 1) * size) < n)
         residual, final = residual + np.asarray(a, np.float64), final + np.asarray(b, np.float64)
-        tokens += part.tokens_NT.size
+    tokens = n * pool.tokens_NT.shape[1]
     return residual / tokens, final / tokens
 
 

@@ -87,11 +87,12 @@ class OptimizerSpec:
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """How a step is computed (static); none changes what it means.
+    """How a step is computed (static); but for the exception below none changes what it means.
 
     Attributes:
       accumulate: parts that the batch is cut into, one after another; the gradient is their mean. For losses that
-        are plain means over sequences (all but the normalised clone distance) that is the gradient of the whole.
+        are plain means over sequences that is the gradient of the whole; the normalised clone distance, and shuffled
+        targets, are then those of each part.
       remat: keep only the student's residual stream for the backward pass and recompute the rest.
       bf16: compute both models in bfloat16; parameters, optimiser and losses stay float32.
     """

@@ -75,7 +75,7 @@ def test_rows_have_the_table_of_the_contract(workplace):
     assert (frame["test_loss"] > frame["bayes_loss"]).all()
     parquet = pd.read_parquet(folder / "results/whole/measurements.parquet")
     np.testing.assert_allclose(parquet["gap"], frame["gap"], rtol=1e-8)
-    for path in (folder / "results/whole/runs").iterdir():
+    for path in (folder / "results/whole/runs").glob("*/"):
         assert {p.name for p in path.iterdir()} >= {"config.yaml", "metrics.jsonl", "row.json"}
         assert not (path / "claim.json").exists()
 
@@ -87,12 +87,13 @@ def test_running_again_computes_nothing_and_status_says_done(workplace):
     assert code == 0
     assert out.count("already done") == 4
     assert before == {p: p.stat().st_mtime_ns for p in (folder / "results/whole/runs").glob("*/row.json")}
-    code, out, _ = call("experiments.status", "study=whole", cwd=folder)
-    assert code == 0
-    assert "4" in out.split("sweep-")[1]
     code, out, _ = call("experiments.watch", "study=whole", cwd=folder)
     assert code == 0
     assert "4/4 runs done, best risk" in out
+    assert call(*sweep, "threads=2", cwd=folder)[0] == 0  # the same runs, asked for in other words
+    code, out, _ = call("experiments.status", "study=whole", cwd=folder)
+    assert code == 0
+    assert [line.split("│")[2].strip() for line in out.splitlines() if "sweep-" in line] == ["4", "4"]
 
 
 def test_killed_and_started_again_gives_the_same_table(workplace):
@@ -365,6 +366,14 @@ BAD_ARGUMENTS = {
     "nonsense=1": "nonsense",
     "student.init=fast": "student.init: 'fast' is unknown; choose one of random, fan_in, pca, channels",
     "temperature=0": "temperature: 0.0 must be above 0",
+    "optimizer.warmup=100": "optimizer.warmup: 100.0 is too large; give at most 1",
+    "optimizer.clip=-1": "optimizer.clip: -1.0 must be above 0",
+    "optimizer.b2=1": "optimizer.b2: 1.0 must be below 1",
+    "teacher.heads=0": "teacher.heads: 0 is too small",
+    "loss.clone_sites=[attn-q]": "loss.clone_sites: attn-q is no clone loss of this student; choose of attn-q-sim-loss",
+    "student.matrices=head": "student.matrices: head needs student=factorized, not lrc",
+    "optimizer=sgd measure.convergence=true optimizer.clip=1": "measure.convergence takes plain steps",
+    "results_dir=/dev/null/x": "/dev/null/x",
     "optimizer.learning_rate=nan": "optimizer.learning_rate: nan is not finite",
     "data=text data.path=empty.txt": "empty.txt: the file is empty",
     "data=text data.path=none.txt": "none.txt does not exist",
@@ -395,6 +404,7 @@ def test_bad_arguments_are_one_line(tmp_path, arguments):
         ("experiments.watch", ["study=none"], "does not exist"),
         ("experiments.figures", ["study=x", "colour=red"], "colour=red: unknown argument"),
         ("experiments.report", ["study=none"], "does not exist"),
+        ("experiments.compare", ["study=none"], "does not exist"),
         ("experiments.reproduce", ["study=none"], "choose one of"),
         ("experiments.reproduce", ["study=demo", "jobs=0"], "jobs"),
         ("experiments.reproduce", ["study=demo", "data.path=x"], "data.path needs"),

@@ -6,11 +6,12 @@ import errno
 import json
 import os
 import socket
+import threading
 import time
 
 import pytest
 
-from experiments import files
+from experiments import files, store
 from experiments.store import ROW_SCHEMA, STALE_AFTER, RunFolder
 from lrc_jax.errors import InputError
 
@@ -39,6 +40,53 @@ def test_a_claim_is_released_and_a_dead_owner_here_is_replaced(tmp_path):
     folder.claim_path.write_text(json.dumps(dead))
     with folder.claim() as again:
         assert again
+
+
+def test_a_claim_that_was_taken_over_is_left_to_its_new_owner(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.claim() as ours:
+        assert ours
+        foreign_claim(folder, 1)  # we slept, another machine took it
+    assert json.loads(folder.claim_path.read_text())["host"] == "another"
+
+
+def test_without_process_times_the_heartbeat_decides(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_process_start", lambda pid: None)  # as on systems that have no /proc
+    folder = RunFolder(tmp_path / "run")
+    with folder.claim() as first, folder.claim() as second:
+        assert (first, second) == (True, False)
+
+
+def test_a_claim_made_between_a_look_and_a_takeover_is_seen(tmp_path, monkeypatch):
+    """The owner releases while B looks, and A claims before B acts on what it saw: one of them owns the run."""
+    folder, owners, done = RunFolder(tmp_path / "run"), [], threading.Event()
+    foreign_claim(folder, 1)
+
+    def claim(name):
+        with folder.claim() as ours:
+            owners.extend([name] if ours else [])
+            done.wait(5)
+
+    a, looks, look = threading.Thread(target=claim, args="A"), [], store._alive
+
+    def alive(path):
+        if looks:
+            return look(path)
+        looks.append(path)
+        path.unlink()  # the owner's release
+        seen = look(path)
+        a.start()
+        a.join(0.3)
+        return seen
+
+    monkeypatch.setattr(store, "_alive", alive)
+    b = threading.Thread(target=claim, args="B")
+    b.start()
+    b.join(1)
+    done.set()
+    a.join()
+    b.join()
+    assert len(owners) == 1
 
 
 def test_no_space_and_no_folder_are_one_line(tmp_path, monkeypatch):

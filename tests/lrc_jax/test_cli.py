@@ -154,6 +154,11 @@ BAD = {
     "too long": (["distill", "TEXT", "--rank", "4", "--sequence-length", "64"], "64 is longer than the 32 tokens"),
     "no text": (["distill", "NOTEXT", "--rank", "4"], "does not exist"),
     "samples": (["distill", "TEXT", "--rank", "4", "--samples", "999999"], "samples: 999999 asked"),
+    "output is a file": (["distill", "TEXT", "--rank", "4", "--out", __file__, "--overwrite"], "is a file; choose"),
+    "no folder": (
+        ["plan", "TEACHER", "--rank", "4", "--tokens", "1e6", "--json", "/nowhere/plan.json"],
+        "/nowhere/plan.json: No such",
+    ),
 }
 
 
@@ -168,12 +173,21 @@ def test_bad_input_is_one_line(
         if word in ("TEXT", "NOTEXT"):
             argv += [*common, "--text", str(text_file) if word == "TEXT" else "nowhere.txt"]
         else:
-            argv.append(word)
+            argv += ["--teacher", str(teacher_folder)] if word == "TEACHER" else [word]
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ")
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_text_without_validation_is_refused_before_training(
+    teacher_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "train.txt").write_text(text_file.read_text())
+    (tmp_path / "test.txt").write_text(" ".join(["w1"] * 40))  # one document: nothing is left for validation
+    with pytest.raises(InputError, match="no sequence of 8 tokens for validation"):
+        distill(settings(teacher_folder, tmp_path), tmp_path / "out")
 
 
 def test_teacher_without_tokenizer(teacher_folder: Path, text_file: Path, tmp_path: Path) -> None:

@@ -169,3 +169,14 @@ def test_a_padded_student_is_the_student(frozen, kind):
     assert float(padded) == pytest.approx(float(value), rel=2e-6)
     for got, want in zip(jax.tree.leaves(padded_grads), jax.tree.leaves(pad(grads, like)), strict=True):
         np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max() + 1e-9)
+
+
+def test_batches_that_carry_features_are_cut_to_what_a_chunk_holds(frozen, monkeypatch):
+    """Features make batches large, so that fewer steps fit in a call than progress asks for."""
+    features = np.zeros((*POOL.tokens_NT.shape, 16), np.float32)
+    pool = dataclasses.replace(POOL, final_NTD=features)
+    monkeypatch.setattr(training, "CHUNK_BYTES", 8 * 8 * (4 + 4 + 4 * 16) * 3)  # three steps of 8 x 8 tokens
+    hard = Objective(clone=False, kl=False)
+    m = member(frozen, objective=hard, steps=100)  # a chunk of 5 for progress
+    ((state,),) = train_together(CONFIG, [stream([m], pool)], batch_size=8)
+    np.testing.assert_allclose(losses(m, state), losses(m, alone(m, pool)[0]), rtol=1e-5)
