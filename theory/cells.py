@@ -50,19 +50,6 @@ class Cells:
         """The number of seeds that at least 90 % of the cells reach."""
         return int(np.quantile(self.replicates, 0.1, method="lower"))
 
-    def select(self, keep: np.ndarray) -> Cells:
-        """The sub-table of some cells; clusters without a value in them disappear."""
-        alive = self.counts[:, keep].sum(axis=1) > 0
-        return Cells(
-            self.levels.loc[keep].reset_index(drop=True),
-            self.sums[np.ix_(alive, keep)],
-            self.counts[np.ix_(alive, keep)],
-            self.mean[keep],
-            self.sd[keep],
-            self.replicates[keep],
-            int(alive.sum()) if self.clusters == self.seeds else self.seeds,
-        )
-
     def bootstrap_means(self, weights: np.ndarray) -> np.ndarray:
         """[B, C] cell means when cluster s counts weights[b, s] times; NaN where a draw has no row of the cell."""
         total = weights @ self.counts

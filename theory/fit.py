@@ -86,6 +86,7 @@ class _Problem:
     signed: np.ndarray
     log_scale: bool
     sd: np.ndarray
+    row: np.ndarray  # numbers of the rows in the table
 
     def natural(self, theta: np.ndarray) -> np.ndarray:
         return np.where(self.signed, theta, np.exp(np.minimum(np.where(self.signed, 0.0, theta), 300.0)))
@@ -110,6 +111,7 @@ class _Problem:
             self.signed,
             self.log_scale,
             self.sd[keep],
+            self.row[keep],
         )
 
     @property
@@ -200,7 +202,7 @@ def _prepare(
             row = frame.index[frame[cluster].isna().to_numpy()][0]
             raise InputError(f"{table.path}: column {cluster}, row {row}: empty; every row needs its cluster")
         labels = np.unique(frame[cluster].astype(str).to_numpy(), return_inverse=True)[1]
-    return _Problem(law, data, y, flags, log_scale, sd), labels
+    return _Problem(law, data, y, flags, log_scale, sd, frame.index.to_numpy()), labels
 
 
 def _row_deviation(data: dict[str, np.ndarray], y: np.ndarray) -> np.ndarray:
@@ -224,13 +226,11 @@ def _optimise(problem: _Problem, path: str) -> tuple[Optimum, Loss]:
     starts = _starts(sample, rng)
     first, _ = sample.residual(starts, np.arange(len(starts)))
     if not np.isfinite(first).all(axis=1).any():
-        counts = np.isfinite(first).mean(axis=0)
-        column = problem.law.columns[0]
-        row = int(np.argmin(counts)) + 1
+        worst = int(np.argmin(np.isfinite(first).mean(axis=0)))
+        named = next((f"column {c}, " for c, x in sample.data.items() if x[worst] <= 0), "")
         raise InputError(
-            f"{path}: column {column}, row {row}: the law has no finite positive value there; logarithms and "
-            "powers need "
-            "positive columns"
+            f"{path}: {named}row {sample.row[worst]}: the law has no finite positive value there; logarithms and "
+            "powers need positive columns"
         )
     limit = problem.largest_step
     screened = minimise(sample.residual, starts, iterations=60, ftol=1e-8, largest_step=limit)

@@ -55,11 +55,10 @@ def robust_scale(residuals: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The end of a batch of optimisations: parameters [B, p], objectives [B], and which have converged [B]."""
+    """The end of a batch of optimisations: parameters [B, p] and objectives [B]."""
 
     theta: np.ndarray
     objective: np.ndarray
-    converged: np.ndarray
 
     @property
     def best(self) -> int:
@@ -106,7 +105,6 @@ def minimise(
     objective = objective_of(r, everyone)
     r, jacobian = np.array(r), np.array(jacobian)
     damping = np.full(batch, 1e-3)
-    converged = np.zeros(batch, dtype=bool)
     active = everyone[np.isfinite(objective)]
     diagonal = np.arange(p)
     for _ in range(iterations):
@@ -140,9 +138,8 @@ def minimise(
         theta[won], objective[won] = trial[better], trial_objective[better]
         r[won], jacobian[won] = trial_r[better], trial_jacobian[better]
         damping[active] = np.where(better, np.maximum(damping[active] * 0.2, 1e-12), damping[active] * 4.0)
-        converged[active] = done | stuck
         active = active[~(done | stuck)]
-    return Optimum(theta, objective, converged)
+    return Optimum(theta, objective)
 
 
 def log_linear(

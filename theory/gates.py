@@ -81,8 +81,9 @@ def signal_gate(quantity: str, mean: np.ndarray, standard_error: np.ndarray) -> 
     share = float(np.mean(ratio[known] >= MIN_SIGNAL - TOLERANCE))
     if share >= MIN_SIGNAL_SHARE - TOLERANCE:
         return Gate("signal", True)
-    needed = MIN_SIGNAL / max(float(np.quantile(np.maximum(ratio[known], 0.0), 0.1)), 1e-3)
-    more = f"about {min(needed**2, 1e6):.3g} times the seeds" if needed < 1e3 else "many more seeds"
+    tenth = float(np.quantile(np.maximum(ratio[known], 0.0), 1 - MIN_SIGNAL_SHARE, method="lower"))
+    needed = (MIN_SIGNAL / max(tenth, 1e-3)) ** 2
+    more = f"about {needed:.3g} times the seeds" if needed < 1e6 else "many more seeds (some means are not above 0)"
     return Gate(
         "signal",
         False,

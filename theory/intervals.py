@@ -112,3 +112,21 @@ def wild_cluster_interval(
     if not np.isfinite(quantile):
         return UNDEFINED
     return Interval(estimate - quantile * standard_error, estimate + quantile * standard_error)
+
+
+def difference_interval(a: np.ndarray, b: np.ndarray, level: float) -> Interval:
+    """Of mean(a) - mean(b) over seeds, NaN where a seed was not run: paired over the seeds that both have, by Welch's t
+    where fewer than two are shared. [S], [S]."""
+    paired = a - b
+    if np.isfinite(paired).sum() >= 2:
+        return mean_interval(paired[np.isfinite(paired)], level)
+    a, b = a[np.isfinite(a)], b[np.isfinite(b)]
+    if min(len(a), len(b)) < 2:
+        return UNDEFINED
+    var_a, var_b = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    difference, variance = float(a.mean() - b.mean()), float(var_a + var_b)
+    if variance == 0:
+        return Interval(difference, difference)
+    degrees = variance**2 / (var_a**2 / (len(a) - 1) + var_b**2 / (len(b) - 1))
+    reach = float(stats.t.ppf(0.5 + level / 2, degrees)) * variance**0.5
+    return Interval(difference - reach, difference + reach)

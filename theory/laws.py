@@ -35,6 +35,14 @@ FAMILIES: dict[str, tuple[str, dict[str, tuple[float, ...]], frozenset[str]]] = 
 }
 
 
+def _balanced_sum(terms: list[str]) -> str:
+    """Their sum as a tree of logarithmic depth: the parser's limit on nesting is for what people write."""
+    if len(terms) == 1:
+        return terms[0]
+    half = len(terms) // 2
+    return f"({_balanced_sum(terms[:half])} + {_balanced_sum(terms[half:])})"
+
+
 def family_law(name: str, covariates: int) -> tuple[Law, frozenset[str]]:
     """The parsed law of a family with `covariates` log-linear covariates z1, z2, ... in its scale.
 
@@ -42,9 +50,9 @@ def family_law(name: str, covariates: int) -> tuple[Law, frozenset[str]]:
     """
     text, _, signed = FAMILIES[name]
     terms = [f"k{j}*z{j}" for j in range(1, covariates + 1)]
-    base = f"exp({' + '.join(terms)})" if terms else "1"
+    base = f"exp({_balanced_sum(terms)})" if terms else "1"
     columns = {"x", "span", *(f"z{j}" for j in range(1, covariates + 1))}
-    law = parse_law(text.replace("base", base), columns)
+    law = parse_law(text.replace("base", base), columns, max_length=None)
     return law, signed | {f"k{j}" for j in range(1, covariates + 1)}
 
 

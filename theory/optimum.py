@@ -20,8 +20,8 @@ from theory.intervals import (
     Interval,
     bootstrap_standard_error,
     cluster_weights,
+    difference_interval,
     generator,
-    mean_interval,
     t_interval,
 )
 
@@ -138,8 +138,7 @@ def find_optima(cells: Cells, dimension: float = np.inf, draws: int = DRAWS) -> 
         low[k] = max(np.log(SMALLEST_RANK), grid[1])
         high[k] = min(np.log(dimension / LARGEST_SHARE), grid[-2])
         best = at[np.argmin(cells.mean[at])]
-        rise = by_seed[:, at[-1]] - by_seed[:, best]
-        interior[k] = best != at[-1] and mean_interval(rise[np.isfinite(rise)], 0.95).low > 0
+        interior[k] = best != at[-1] and difference_interval(by_seed[:, at[-1]], by_seed[:, best], 0.95).low > 0
     return Optima(sizes, log_rank, drawn, low, high, interior.astype(bool), weights, cells.clusters)
 
 

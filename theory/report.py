@@ -145,7 +145,7 @@ def undefined_exponent(claimed: float, **details: Any) -> Exponent:
 
 
 def to_json(value: Any) -> str:
-    """Deterministic JSON: floats at six significant digits, NaN and infinities as null.
+    """Deterministic JSON: floats at six significant digits (whole numbers in full), NaN and infinities as null.
 
     Other processors round the last bits otherwise, and an end of an interval that a root finder has found differs in
     the tenth digit: a file that is kept must not change with the machine that wrote it again.
@@ -160,8 +160,10 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
         return value
-    number = float(f"{float(value):.6g}")
-    return number if math.isfinite(number) else None
+    number = float(value)
+    if not math.isfinite(number):
+        return None
+    return number if number.is_integer() and abs(number) < 2**53 else float(f"{number:.6g}")
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -170,8 +172,11 @@ def write_text(path: str | Path, text: str) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # through a symbolic link, not in its place
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device is written to, never replaced
+            path.write_text(text, encoding="utf-8")
+            return
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another path") from None

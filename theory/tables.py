@@ -205,6 +205,8 @@ def _read_csv(file: Path, given: str) -> pd.DataFrame:
             header = next(csv.reader(handle), [])
         if "\x00" in "".join(header):
             raise UnicodeError
+        if len(header) == 1 and header[0].count(";") > 1:
+            raise InputError(f"{given}: the fields are separated by ';'; export the table with commas")
         repeated = sorted({name for name in header if header.count(name) > 1})
         if repeated:
             raise InputError(f"{given}: column {repeated[0]!r} occurs twice in the header; rename or remove one")
@@ -368,5 +370,5 @@ def longest_training(frame: pd.DataFrame, run: Sequence[str]) -> tuple[pd.DataFr
         return frame, []
     point = [c for c in run if c != "seed"]
     longest = frame.groupby(point, dropna=False)["steps"].transform("max")
-    kept = frame[frame["steps"] == longest]
+    kept = frame[(frame["steps"] == longest) | longest.isna()]  # where no row says its steps there is no choice
     return kept, [f"rows at several steps per run: the {len(kept)} rows of the longest training were judged"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from theory.figures import write_figures
 from theory.ledger import all_claims
 from theory.planted.optimisation import quadratic_table
 from theory.planted.surfaces import Design, dynamics_table, gap_table, information_table
-from theory.report import to_json
+from theory.report import to_json, write_text
 
 DESIGN = Design(noise=0.1)
 VERDICTS = {"CONSISTENT", "LOOSE", "REFUTED", "INCONCLUSIVE", "UNTESTABLE"}
@@ -187,3 +188,15 @@ def test_an_error_planted_on_request_is_noticed_and_named(theory, tmp_path, rng)
     assert found["claims"]["convergence"]["bound"]["verdict"] == "VIOLATED"
     assert any("smoothness=.25" in remark for remark in found["remarks"])
     assert theory("check", path, "--scale", "nothing=2").code == 2
+
+
+def test_whole_numbers_are_written_in_full_and_others_to_six_digits():
+    assert json.loads(to_json([1048577.0, 2**40, 0.123456789, float("nan")])) == [1048577, 2**40, 0.123457, None]
+
+
+def test_a_report_goes_through_a_link_and_into_a_pipe(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_text(tmp_path / "link", "a")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "a"
+    write_text("/dev/null", "a")
+    assert not os.path.isfile("/dev/null")

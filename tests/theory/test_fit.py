@@ -110,3 +110,12 @@ def test_intervals_cover_over_200_replications():
             hits[name] += fit.intervals[name].low <= value <= fit.intervals[name].high
     for name, count in hits.items():
         assert 0.90 <= count / 200 <= 0.99, (name, count)
+
+
+def test_the_row_and_column_of_a_value_that_no_law_takes_are_the_tables(theory, tmp_path, rng):
+    frame = chinchilla(rng).assign(part="a")
+    frame.loc[frame.index[::2], "part"] = "b"
+    frame.loc[frame.index[30], "y"] = 0.0
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    for extra in ([], ["--where", "part=b"]):
+        assert "column y, row 31:" in theory("fit", tmp_path / "t.csv", "--law", LAW, "--target", "loss", *extra).error

@@ -10,7 +10,7 @@ from scipy.optimize import nnls
 
 from theory.comparison import best_rival, compare, hinge, local_slopes
 from theory.fitting import log_linear, robust_scale, smooth_deviation
-from theory.laws import Surface, fit_surface, nonnegative_least_squares
+from theory.laws import Surface, family_law, fit_surface, nonnegative_least_squares
 
 
 def test_log_linear_recovers_exponents_of_exact_data():
@@ -113,3 +113,15 @@ def test_fit_surface_recovers_every_exponent():
     fitted = fit_surface(rank, samples, SURFACE(rank, samples)).surface
     assert (fitted.alpha, fitted.beta, fitted.gamma) == pytest.approx((1.5, 0.8, 0.6), abs=0.01)
     assert fitted.offset == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("covariates", [1, 2, 200])
+def test_a_family_takes_any_number_of_strata(covariates):
+    law, signed = family_law("power", covariates)
+    assert {f"k{j}" for j in range(1, covariates + 1)} <= signed
+    data = {"x": np.array([2.0]), "span": np.array([1.0])} | {
+        f"z{j}": np.array([1.0]) for j in range(1, covariates + 1)
+    }
+    theta = np.ones((1, len(law.parameters)))
+    value, slopes = law.evaluate(theta, {c: data[c] for c in law.columns})
+    assert np.isfinite(value).all() and np.isfinite(slopes).all()

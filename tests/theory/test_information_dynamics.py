@@ -90,3 +90,40 @@ def test_planted_dynamics(ratio, verdict, rng):
 
 def test_dynamics_needs_five_seeds(rng):
     assert dynamics_report(dynamics_table(1.0, replace(DESIGN, seeds=2), rng)).verdict == UNTESTABLE
+
+
+def test_a_true_claim_at_many_sites_is_not_refuted_by_the_luckiest():
+    """I = I* exactly, 12 sites: of uncorrected intervals half of all tables have one above 1."""
+    rng = np.random.default_rng(3)
+    shape = np.array([0.6, 0.9, 1.0, 1.0, 1.0])
+    rows = [
+        (f"s{site}", weight, seed, 10 * shape[i] * (1 + 0.01 * rng.standard_normal()), 10.0)
+        for site in range(12)
+        for i, weight in enumerate((0, 0.01, 0.1, 1, 10))
+        for seed in range(5)
+    ]
+    columns = ["site", "clone_weight", "seed", "mutual_information", "mi_ceiling"]
+    report = information_report(pd.DataFrame(rows, columns=columns))
+    sites = report.fields["sites"]
+    assert any(site["ci95"][0] > 1 for site in sites)  # an uncorrected interval would have refuted
+    assert report.bound.verdict != VIOLATED and report.verdict == CONSISTENT
+
+
+def test_information_is_judged_at_the_end_of_training(rng):
+    early = information_table(0.7, DESIGN, rng).assign(steps=100)
+    late = information_table(0.985, DESIGN, rng).assign(steps=1000)
+    assert information_report(pd.concat([early, late])).verdict == CONSISTENT
+
+
+def test_dynamics_says_when_only_the_number_of_arms_saves_it(rng):
+    logs = np.array([-0.3, -0.1, 0.0, 0.1, 0.3]) / 2
+    arms = {4: 2.35, 8: 1.7, 16: 1.7, 32: 1.7}
+    rows = [
+        {"rank": rank, "seed": seed, "dynamics_divergence": ratio * np.exp(logs[seed]), "dynamics_baseline": 1.0}
+        for rank, ratio in arms.items()
+        for seed in range(5)
+    ]
+    alone = dynamics_report(pd.DataFrame(rows[:5]))
+    together = dynamics_report(pd.DataFrame(rows))
+    assert (alone.verdict, together.verdict) == (REFUTED, INCONCLUSIVE)
+    assert any("with so many arms" in reason for reason in together.reasons)

@@ -126,3 +126,8 @@ def test_consistency_statistic_uses_gamma_over_alpha_plus_beta(rng):
     # An offset ten times the term hides the exponent, unless the table says what the best loss possible is.
     lifted = report_of(frame.assign(approx_loss=frame["approx_loss"] + 10.0, teacher_loss=10.0)).fields["consistency"]
     assert lifted["alpha"] == pytest.approx(found["alpha"], rel=1e-3)
+
+
+def test_runs_need_not_share_their_seeds(rng):
+    frame = risk_table(surface(1.0, 1.0, 1.0), DESIGN, rng, dimension=4096)
+    assert report_of(frame.assign(seed=range(len(frame)))).verdict == CONSISTENT

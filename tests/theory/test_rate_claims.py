@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from theory.check import check_table
@@ -169,7 +170,7 @@ def test_the_theorem_does_not_apply_beyond_two_over_l(rng):
     frame["step_size"] = 3.0 / frame["smoothness"]
     report = step_report(frame)
     assert report.bound.verdict == NOT_EVALUATED
-    assert any("exceeds 2/L" in r for r in report.reasons)
+    assert any("2/L or more" in r for r in report.reasons)
 
 
 def test_a_bound_beyond_the_trivial_one_is_vacuous(rng):
@@ -185,3 +186,57 @@ def test_short_horizons_do_not_test_the_rate(rng):
     report = step_report(frame)
     assert report.exponents["steps"].verdict == UNTESTABLE
     assert any("10 T_x" in r for r in report.reasons)
+
+
+def test_rows_without_constants_still_count_for_the_exponent(rng):
+    frame = quadratic_table(DESIGN, rng)
+    frame.loc[frame["seed"] > 0, "grad_variance"] = np.nan
+    report = step_report(frame)
+    assert report.exponents["steps"].verdict == step_report(quadratic_table(DESIGN, rng)).exponents["steps"].verdict
+    assert report.seeds == DESIGN.seeds
+    assert any("lack a constant of the bound" in reason for reason in report.reasons)
+
+
+def test_a_fixed_step_in_every_stratum_is_untestable(rng):
+    """A step of each rank's own, the same at all its horizons: a plateau in disguise."""
+    slow = gradient_table(-0.3, DESIGN, rng)
+    one, other = (slow.assign(rank=rank, step_size=step) for rank, step in ((4, 0.05), (16, 0.2)))
+    assert step_report(pd.concat([one, other]).drop(columns="step_size")).verdict == REFUTED
+    assert step_report(pd.concat([one, other])).verdict == UNTESTABLE
+
+
+def test_sites_are_strata_of_the_bound(rng):
+    frame = quadratic_table(DESIGN, rng)
+    report = step_report(
+        pd.concat([frame.assign(site="q"), frame.assign(site="k", grad_norm_sq=0.99 * frame["grad_norm_sq"])])
+    )
+    assert report.bound.verdict == HOLDS
+    assert {cell["site"] for cell in report.bound.details["cells"]} == {"q", "k"}
+
+
+def test_the_horizon_that_violates_is_the_one_that_is_named():
+    """At T = 100 without doubt, at T = 1000 with a larger ratio that is all noise."""
+    rows = []
+    for steps, values in ((100, [3.0, 3.01, 2.99, 3.0, 3.0]), (1000, [0.1, 0.1, 0.1, 0.1, 50.0])):
+        constants = {"step_size": 0.1, "smoothness": 1.0, "grad_variance": 0.0, "loss_decrease": 0.05 * steps}
+        rows += [{"steps": steps, "seed": s, "grad_norm_sq": v, **constants} for s, v in enumerate(values)]
+    report = step_report(pd.DataFrame(rows))
+    assert report.bound.verdict == VIOLATED
+    assert any("violated at T = 100 (LHS/RHS = 3)" in reason for reason in report.reasons), report.reasons
+
+
+def test_a_shape_with_one_rank_does_not_pool_the_others(rng):
+    """gap = C r d / sqrt N exactly, and one more shape at its own rank."""
+    parts = [gap_table(1.0, 0.5, DESIGN, rng).assign(d_in=d, d_out=d).eval(f"gap = gap * {d / 64}") for d in (64, 256)]
+    large = max(DESIGN.ranks)
+    single = gap_table(1.0, 0.5, replace(DESIGN, ranks=(large,)), rng).assign(d_in=512, d_out=512)
+    report = gap_report(pd.concat([*parts, single.assign(gap=single["gap"] * 8)]))
+    assert report.verdict == CONSISTENT
+    assert report.exponents["rank"].estimate == pytest.approx(1.0, abs=0.1)
+
+
+def test_empty_steps_are_no_reason_to_leave_a_row_out(rng):
+    frame = gap_table(1.0, 0.5, DESIGN, rng).assign(steps=np.nan)
+    again = frame.iloc[[0]]
+    both = pd.concat([frame.iloc[1:], again.assign(steps=100), again.assign(steps=200)])
+    assert gap_report(both).exponents["rank"].verdict == gap_report(frame).exponents["rank"].verdict == CONSISTENT

@@ -88,10 +88,11 @@ def judge(table: Table, margin: float, *, all_rivals: bool = True) -> ClaimRepor
 def _shape_strata(frame: pd.DataFrame, shape: list[str]) -> list[str]:
     """Weight shapes that vary on their own get their own constant; shapes tied to the rank do not.
 
-    Where every shape has a single rank, an intercept per shape would absorb the rank's exponent.
+    Where every shape has a single rank, an intercept per shape would absorb the rank's exponent. A shape with a single
+    rank among others says nothing about the rank, and with a constant of its own does no harm.
     """
     varying = [c for c in shape if frame[c].nunique() > 1]
-    if not varying or frame.groupby(varying)["rank"].nunique().min() < 2:
+    if not varying or frame.groupby(varying)["rank"].nunique().max() < 2:
         return []
     return varying
 

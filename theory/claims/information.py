@@ -13,7 +13,7 @@ from theory import gates
 from theory.intervals import Interval, generator, mean_interval
 from theory.ledger import Claim
 from theory.report import Bound, ClaimReport, Exponent, interval_list
-from theory.tables import Table, claim_rows, describe, resolve_duplicates
+from theory.tables import Table, claim_rows, describe, longest_training, resolve_duplicates
 from theory.verdicts import (
     CONSISTENT,
     HOLDS,
@@ -29,7 +29,7 @@ REACHES = 0.95  # "maximises" is supported if the lower limit of I/I* reaches th
 FAILS = 0.90  # and refuted if the upper limit stays below this
 TREND_LEVEL = 0.01
 PERMUTATIONS = 20_000
-EXACT_SEEDS = 50
+PERMUTED_SEEDS = 50  # up to here the trend is tested by permutation, beyond by its normal limit
 MIN_WEIGHTS = 3
 
 
@@ -45,6 +45,7 @@ class SiteResult:
     ratio: float
     ratio90: Interval
     ratio95: Interval
+    ceiling_violated: bool
     floor_violated: bool
     worst_bound_ratio: float
     gate: str
@@ -52,7 +53,7 @@ class SiteResult:
 
     @property
     def bound(self) -> str:
-        if self.ratio95.low > 1.0 or self.floor_violated:
+        if self.ceiling_violated or self.floor_violated:
             return VIOLATED
         return HOLDS if self.ratio95.high <= 1.0 else INCONCLUSIVE
 
@@ -67,7 +68,7 @@ def trend_test(spearman: np.ndarray, ranks: list[np.ndarray]) -> tuple[float, fl
         spearman: [S] observed. ranks: per seed the (mid)ranks of I by increasing lambda.
     """
     observed = float(spearman.mean())
-    if len(spearman) > EXACT_SEEDS:
+    if len(spearman) > PERMUTED_SEEDS:
         variance = np.sum([1.0 / (len(r) - 1) for r in ranks]) / len(ranks) ** 2
         z = observed / np.sqrt(variance)
         return float(stats.norm.sf(z)), float(stats.norm.cdf(z))
@@ -90,8 +91,13 @@ def _correlation(ranks: np.ndarray, position: np.ndarray) -> np.ndarray:
     return np.where(norm > 0, np.sum(a * b, axis=-1) / np.where(norm > 0, norm, 1.0), 0.0)
 
 
-def judge_site(site: str, frame: pd.DataFrame) -> SiteResult:
-    """Judge one site: trend over lambda, and I/I* at the lambda with the largest mean ratio."""
+def judge_site(site: str, frame: pd.DataFrame, sites: int = 1) -> SiteResult:
+    """Judge one site: trend over lambda, and I/I* at the lambda with the largest mean ratio.
+
+    A bound is violated at the level .05 over the number of intervals that could say so: of this claim's `sites`, and
+    of all lambda among which the largest mean was picked. Without that the largest of many noisy means would refute a
+    claim that is exactly true.
+    """
     frame = frame.assign(ratio=frame["mutual_information"] / frame["mi_ceiling"])
     by_run = frame.groupby(["seed", "clone_weight"], sort=True)[["mutual_information", "ratio"]].mean()
     information = by_run["mutual_information"].unstack()
@@ -112,7 +118,8 @@ def judge_site(site: str, frame: pd.DataFrame) -> SiteResult:
     spearman = np.array([_correlation(r, np.arange(len(r))) for r in ranks], dtype=np.float64)
     rising, falling = trend_test(spearman, ranks) if ranks else (1.0, 1.0)
     ci90, ci95 = mean_interval(at_best, 0.90), mean_interval(at_best, 0.95)
-    floor_violated, floor_ratio = _floor(frame)
+    strict = 1 - 0.05 / (sites * weights)
+    floor_violated, floor_ratio = _floor(frame, strict)
     verdict = INCONCLUSIVE
     if failed:
         verdict = UNTESTABLE
@@ -121,19 +128,20 @@ def judge_site(site: str, frame: pd.DataFrame) -> SiteResult:
     elif ci95.low >= REACHES and rising < TREND_LEVEL:
         verdict = CONSISTENT
     return SiteResult(
-        site, spearman, rising, falling, float(best), float(at_best.mean()), ci90, ci95, floor_violated,
+        site, spearman, rising, falling, float(best), float(at_best.mean()), ci90, ci95,
+        mean_interval(at_best, strict).low > 1.0, floor_violated,
         max(float(at_best.mean()), floor_ratio), "; ".join(failed), verdict,
     )  # fmt: skip
 
 
-def _floor(frame: pd.DataFrame) -> tuple[bool, float]:
-    """Whether I lies below its proven lower bound at some lambda (95 % interval over seeds), and the worst floor/I."""
+def _floor(frame: pd.DataFrame, level: float) -> tuple[bool, float]:
+    """Whether I lies below its proven lower bound at some lambda (interval over seeds), and the worst floor/I."""
     if "mi_floor" not in frame or frame["mi_floor"].isna().all():
         return False, 0.0
     rows = frame.dropna(subset=["mi_floor"])
     runs = rows.groupby(["clone_weight", "seed"], sort=True)[["mutual_information", "mi_floor"]].mean()
     excess = (runs["mutual_information"] - runs["mi_floor"]).unstack().to_numpy(dtype=np.float64)
-    violated = any(mean_interval(row[np.isfinite(row)], 0.95).high < 0 for row in excess)
+    violated = any(mean_interval(row[np.isfinite(row)], level).high < 0 for row in excess)
     means = runs.groupby(level=0).mean()
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = (means["mi_floor"] / means["mutual_information"]).to_numpy(dtype=np.float64)
@@ -147,6 +155,9 @@ def judge(table: Table, margin: float) -> ClaimReport:
         InputError: unusable rows (see `theory.tables`).
     """
     frame, remarks = claim_rows(table, CLAIM.name, CLAIM.columns, CLAIM.measured, CLAIM.optional)
+    run = [c for c in ("site", "rank", "samples", "clone_weight", "seed") if c in frame]
+    frame, shortened = longest_training(frame, run)  # the claim is about the end of a training
+    remarks += shortened
     arms = [c for c in ("site", "rank", "samples", "steps") if c in frame and frame[c].notna().any()]
     key = [*arms, "clone_weight", "seed"]
     frame, _ = resolve_duplicates(frame, table.path, CLAIM.name, key, ["mutual_information", "mi_ceiling"], [])
@@ -158,7 +169,7 @@ def judge(table: Table, margin: float) -> ClaimReport:
         ]
     else:
         groups = [(f"site={frame['site'].iloc[0]}" if "site" in arms else "all rows", frame)]
-    sites = [judge_site(name, rows) for name, rows in groups]
+    sites = [judge_site(name, rows, len(groups)) for name, rows in groups]
     sites = sorted(sites, key=lambda s: (PRECEDENCE.index(s.verdict), s.ratio))  # the reason that decides comes first
     worst = sites[0]
     bounds = [s.bound for s in sites]
@@ -231,7 +242,7 @@ def _reasons(sites: list[SiteResult]) -> list[str]:
             f"{s.ratio95.low:.3f} to {s.ratio95.high:.3f} (maximised needs a lower limit of {REACHES:g}, refuted "
             f"below {FAILS:g})"
         )
-        if s.ratio95.low > 1.0:
+        if s.ceiling_violated:
             reasons.append(f"{s.site}: I exceeds the best possible I*: the estimator or the ceiling is wrong")
         if s.floor_violated:
             reasons.append(f"{s.site}: I lies below its proven lower bound: the estimator or the bound is wrong")
@@ -272,7 +283,10 @@ CLAIM = Claim(
     measured="mutual_information",
     optional=("rank", "samples", "steps"),
     exponents={"clone_weight": CLAIMED},
-    bound="mi_floor <= I <= I*; violated only if the 95 % interval of I/I* lies above 1 (or of I below its floor)",
+    bound=(
+        "mi_floor <= I <= I*; violated only if the interval of I/I* lies above 1 (or of I below its floor) at the "
+        "level .05 over the number of sites and lambda"
+    ),
     rule=(
         "per site, the worst site decides: CONSISTENT if I rises with lambda (mean over seeds of Spearman's rho, "
         "one-sided "

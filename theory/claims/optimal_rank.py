@@ -189,10 +189,12 @@ def _judge_growth(optima: Optima, growth: Growth, margin: float, gated: bool) ->
             f"samples: the exponent of r* drifts by {drift:+.2f} between the halves of the range: no power law here"
         )
         # An optimum whose growth slows down still grows at most as fast as claimed.
+        undecided = UNTESTABLE if gates.decades(used) < gates.MIN_DECADES_OFFSET - gates.TOLERANCE else INCONCLUSIVE
         if verdict == CONSISTENT or (verdict == LOOSE and drift > 0):
-            verdict = UNTESTABLE if gates.decades(used) < gates.MIN_DECADES_OFFSET - gates.TOLERANCE else INCONCLUSIVE
-    if verdict == CONSISTENT and (tail is None or limit is None or abs(tail[0]) > limit):
-        verdict = INCONCLUSIVE
+            verdict = undecided
+        two_sided = undecided if two_sided == CONSISTENT else two_sided
+    if CONSISTENT in (verdict, two_sided) and (tail is None or limit is None or abs(tail[0]) > limit):
+        verdict, two_sided = (INCONCLUSIVE if word == CONSISTENT else word for word in (verdict, two_sided))
         remarks.append("samples: r* in the largest half-decade of N is not predicted from the rest")
     if verdict == LOOSE:
         remarks.append(
