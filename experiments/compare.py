@@ -34,7 +34,9 @@ def side_by_side(frame: pd.DataFrame) -> pd.DataFrame:
     if "test_loss" not in frame or frame["test_loss"].isna().all():
         raise InputError("study: none of its runs has a test loss; there is nothing to compare")
     # Some runs have several rows (a site, a configuration, each), some measure no loss.
-    frame = frame.dropna(subset=["test_loss"]).drop_duplicates("run_id")
+    frame = frame.dropna(subset=["test_loss"])
+    if "run_id" in frame:  # a stranger's table has none: a row is a run there
+        frame = frame.drop_duplicates("run_id")
     keys = [k for k in KEYS if k in frame]
     out = []
     for values, part in frame.groupby(keys, dropna=False):
