@@ -37,7 +37,7 @@ def side_by_side(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.dropna(subset=["test_loss"])
     if "run_id" in frame:  # a stranger's table has none: a row is a run there
         frame = frame.drop_duplicates("run_id")
-    keys = [k for k in KEYS if k in frame]
+    keys = [k for k in KEYS if k in frame and frame[k].notna().any()]
     out = []
     for values, part in frame.groupby(keys, dropna=False):
         several = len(part) > 1

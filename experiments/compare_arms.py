@@ -139,11 +139,11 @@ def kept_tables(reference: Study) -> dict[str, pd.DataFrame]:
 
 
 def draw_kept(reference: Study) -> None:
-    """Table and figure of every ablation that is kept, from the table alone."""
+    """Figure of every ablation that is kept, from its table alone."""
     for name, table in kept_tables(reference).items():
         with theme():
             drawn = arms_figure(table)
-        save(dataclasses.replace(drawn, name=name), reference.path / KEPT)
+        save(dataclasses.replace(drawn, name=name), reference.path / KEPT, points=False)
 
 
 def main() -> int:

@@ -93,8 +93,9 @@ def looks_the_same(before: bytes, after: bytes) -> bool:
     return old.shape == new.shape and bool(np.abs(old - new).max(initial=0.0) < 1.5 / 255)
 
 
-def save(drawn: Drawn, folder: Path) -> None:
-    """Write NAME.pdf, NAME.png and NAME.csv; the CSV is byte-identical for equal points.
+def save(drawn: Drawn, folder: Path, *, points: bool = True) -> None:
+    """Write NAME.pdf, NAME.png and, unless the figure was drawn from it, NAME.csv at six digits: fits differ in the
+    tenth between processors.
 
     A PNG that is there and looks the same is left alone, so that drawing a kept figure on another machine does not
     change it.
@@ -106,7 +107,8 @@ def save(drawn: Drawn, folder: Path) -> None:
             path = folder / f"{drawn.name}.{kind}"
             if not (kind == "png" and path.is_file() and looks_the_same(path.read_bytes(), buffer.getvalue())):
                 write_bytes(path, buffer.getvalue())
-    write_csv(folder / f"{drawn.name}.csv", drawn.points, digits=6)  # fits differ in the tenth digit between processors
+    if points:
+        write_csv(folder / f"{drawn.name}.csv", drawn.points, digits=6)
 
 
 def judge(study: Study) -> Report:
