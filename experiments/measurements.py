@@ -145,7 +145,7 @@ def approximation_columns(
     return {
         "approx_loss": mean(on_test.entropy + on_test.kl).value,
         "approx_excess": mean(on_test.kl).value,
-        "approx_samples": config.measure.reference_samples,
+        "approx_samples": at_most(materials.source, "reference", config.measure.reference_samples),
     }
 
 

@@ -113,8 +113,3 @@ def output_losses(
     kl = zero if teacher_NV is None else jnp.sum(kl_per_token(teacher_NV, student_NV, temperature))
     ce = zero if labels_N is None else jnp.sum(cross_entropy_per_token(student_NV, labels_N))
     return kl, ce
-
-
-def shifted_labels(tokens_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """Next-token labels within the same window: the last position has none (the reference's convention)."""
-    return jnp.concatenate([tokens_BT[:, 1:], jnp.full_like(tokens_BT[:, :1], IGNORE)], axis=1)

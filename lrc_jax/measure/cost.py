@@ -6,7 +6,6 @@ import dataclasses
 import resource
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -100,11 +99,3 @@ def inference_columns(
         "timing_batch": batch,
         "timing_prompt": prompt,
     }
-
-
-def pareto_front(costs: Sequence[float], losses: Sequence[float]) -> np.ndarray:
-    """True where no other point is at most as costly and at most as lossy, and better in one of the two."""
-    points = np.stack([np.asarray(costs, float), np.asarray(losses, float)], axis=1)
-    no_worse = np.all(points[None, :, :] <= points[:, None, :], axis=2)
-    better = np.any(points[None, :, :] < points[:, None, :], axis=2)
-    return ~np.any(no_worse & better, axis=1)

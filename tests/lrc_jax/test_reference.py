@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from lrc_jax.clone import LowRankClone, infer_flags
 from lrc_jax.fast import evaluate_objective, forward
-from lrc_jax.losses import clone_distance, shifted_labels
+from lrc_jax.losses import IGNORE, clone_distance
 from lrc_jax.model import STEPS, count_parameters
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.students import Frozen
@@ -29,6 +29,11 @@ from lrc_jax.teachers.huggingface import load_weights, read_config
 from lrc_jax.train import OptimizerSpec
 
 LOSS, LOGIT, GRAD, KL = 1e-5, 2e-5, 1e-5, 5e-4
+
+
+def shifted_labels(tokens_BT):
+    """Next-token labels within the same window: the last position has none (the reference's convention)."""
+    return jnp.concatenate([tokens_BT[:, 1:], jnp.full_like(tokens_BT[:, :1], IGNORE)], axis=1)
 
 
 def load_case(folder: Path, dtype=np.float32, step="fast") -> SimpleNamespace:

@@ -132,8 +132,3 @@ def test_measured_columns_are_complete_and_positive():
     assert row["flops_per_token_compiler"] == pytest.approx(row["flops_per_token"], rel=0.05)
     assert row["weight_bytes"] == 4 * flops.parameter_count(config)
     assert row["process_peak_bytes"] > row["forward_peak_bytes"]
-
-
-def test_pareto_front():
-    costs, losses = [1, 2, 3, 3, 4, 1], [5.0, 3.0, 4.0, 2.0, 2.0, 5.0]
-    np.testing.assert_array_equal(cost.pareto_front(costs, losses), [True, True, False, True, False, True])
