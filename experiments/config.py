@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -256,16 +257,23 @@ AT_LEAST = {
     "mesh.data": 0,
     "mesh.model": 1,
     "accumulate": 1,
+    # Of teachers trained here and of some data, where a run has them.
+    "teacher.hidden_size": 1,
+    "teacher.intermediate_size": 1,
+    "teacher.layers": 1,
+    "teacher.heads": 1,
+    "teacher.kv_heads": 1,
+    "teacher.pool": 1,
+    "teacher.batch_size": 1,
+    "teacher.check_every": 1,
+    "teacher.patience": 1,
+    "data.order": 1,
+    "data.states": 1,
+    "data.tokenizer_size": 1,
 }
 ABOVE = {"temperature": 0.0, "optimizer.learning_rate": 0.0, "optimizer.eps": 0.0, "optimizer.clip": 0.0}
 AT_MOST = {"optimizer.warmup": 1.0}  # a share of the steps
 BELOW = {"optimizer.b1": 1.0, "optimizer.b2": 1.0}
-# Of teachers trained here and of synthetic data, where a run has them.
-AT_LEAST_ONE = (
-    "teacher.hidden_size", "teacher.intermediate_size", "teacher.layers", "teacher.heads", "teacher.kv_heads",
-    "teacher.pool", "teacher.batch_size", "teacher.check_every", "teacher.patience",
-    "data.order", "data.states", "data.tokenizer_size",
-)  # fmt: skip
 
 
 def register() -> None:
@@ -296,9 +304,10 @@ def _numbers(prefix: str, node: Any) -> list[tuple[str, float]]:
 
 
 def _get(config: RunConfig, dotted: str) -> Any:
+    """A key's value; None where this kind of teacher or data has no such key."""
     value: Any = config
     for part in dotted.split("."):
-        value = getattr(value, part)
+        value = getattr(value, part, None)
     return value
 
 
@@ -307,22 +316,16 @@ def check(config: RunConfig) -> None:
     for key, value in _numbers("", config):
         if not math.isfinite(value):
             raise InputError(f"{key}: {value} is not finite; give a number")
-    for key, low in AT_LEAST.items():
-        if _get(config, key) < low:
-            raise InputError(f"{key}: {_get(config, key)} is too small; give at least {low}")
-    for key, low in ABOVE.items():
-        if (value := _get(config, key)) is not None and value <= low:
-            raise InputError(f"{key}: {value} must be above {low}")
-    for key, high in AT_MOST.items():
-        if _get(config, key) > high:
-            raise InputError(f"{key}: {_get(config, key)} is too large; give at most {high}")
-    for key, high in BELOW.items():
-        if _get(config, key) >= high:
-            raise InputError(f"{key}: {_get(config, key)} must be below {high}")
-    for key in AT_LEAST_ONE:
-        group, name = key.split(".")
-        if getattr(getattr(config, group), name, 1) < 1:
-            raise InputError(f"{key}: {_get(config, key)} is too small; give at least 1")
+    for limits, fits, otherwise in (
+        (AT_LEAST, operator.ge, "is too small; give at least"),
+        (ABOVE, operator.gt, "must be above"),
+        (AT_MOST, operator.le, "is too large; give at most"),
+        (BELOW, operator.lt, "must be below"),
+    ):
+        for key, limit in limits.items():
+            value = _get(config, key)
+            if value is not None and not fits(value, limit):
+                raise InputError(f"{key}: {value} {otherwise} {limit}")
     for key, choices in CHOICES.items():
         if _get(config, key) not in choices:
             known = ", ".join(str(c) for c in choices if c is not None)

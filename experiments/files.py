@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
       InputError: the folder cannot be written to (read-only, full disk).
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         try:
@@ -36,13 +38,15 @@ def write_bytes(path: Path, content: bytes) -> None:
         except BaseException:
             Path(part).unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What goes wrong in writing this file or folder, as one line: it is read-only, full or no folder."""
+    try:
+        yield
     except OSError as wrong:
-        raise unwritable(path, wrong) from None
-
-
-def unwritable(path: Path, wrong: OSError) -> InputError:
-    """The error of a folder that is read-only, full or no folder."""
-    return InputError(f"{path}: cannot be written ({wrong.strerror}); free space or choose another folder")
+        raise InputError(f"{path}: cannot be written ({wrong.strerror}); free space or choose another folder") from None
 
 
 def write_csv(path: Path, frame: pd.DataFrame, *, digits: int = 10) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from experiments import command, config, materials, tensorboard
 from experiments.artifacts import fingerprint
-from experiments.files import unwritable, write_text
+from experiments.files import write_text, writing
 from experiments.store import RunFolder, Study
 from experiments.version import code_version
 from lrc_jax.errors import DivergedError, InputError
@@ -57,18 +57,14 @@ class Job:
         """Open metrics.jsonl; a run that goes on from a checkpoint keeps the lines up to it."""
         path = self.folder.path / "metrics.jsonl"
         going_on = self.folder.checkpoints_path.is_dir()
-        try:
+        with writing(path):
             file = path.open("a" if going_on else "w")
-        except OSError as wrong:
-            raise unwritable(path, wrong) from None
         with file, self._tensorboard() as show:
 
             def write(line: dict[str, Any]) -> None:
-                try:
+                with writing(path):
                     file.write(json.dumps(line) + "\n")
                     file.flush()
-                except OSError as wrong:
-                    raise unwritable(path, wrong) from None
                 show(line)
 
             yield write

@@ -31,7 +31,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from experiments.files import read_json, unwritable, write_json
+from experiments.files import read_json, write_json, writing
 from lrc_jax.errors import InputError
 
 REFERENCE = "reference"  # the folder under results/ of studies that are kept in compact form
@@ -123,12 +123,10 @@ class RunFolder:
         Raises:
           InputError: the folder cannot be written to.
         """
-        try:
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             with self._claim_lock():
                 token = None if _alive(self.claim_path) else self._create_claim()
-        except OSError as wrong:
-            raise unwritable(self.path, wrong) from None
         if token is None:
             yield False
             return

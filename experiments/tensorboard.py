@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.files import unwritable
+from experiments.files import writing
 from lrc_jax.errors import InputError
 
 FLUSH_SECONDS = 10
@@ -40,15 +40,13 @@ def scalars(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
     def write(line: dict[str, Any]) -> None:
         nonlocal writer
         step = line["step"]
-        try:
+        with writing(folder):
             if writer is None:
                 suffix = f".{os.getpid()}.{step}"  # files are named by the second, and a restart can be quicker
                 writer = SummaryWriter(str(folder), purge_step=step, flush_secs=FLUSH_SECONDS, filename_suffix=suffix)
             for name, value in line.items():
                 if name != "step" and value is not None:
                     writer.add_scalar(name, value, step)
-        except OSError as wrong:
-            raise unwritable(folder, wrong) from None
 
     try:
         yield write

@@ -64,7 +64,7 @@ def bootstrap_standard_error(draws: np.ndarray, clusters: int) -> float:
     return float(np.std(finite) * small_sample_factor(clusters))
 
 
-def t_interval(estimate: float, standard_error: float, clusters: int, level: float) -> Interval:
+def t_interval(estimate: float, standard_error: float, clusters: float, level: float) -> Interval:
     """estimate +- t_{S-1, (1+level)/2} * standard_error."""
     if clusters < 2 or not np.isfinite(standard_error):
         return UNDEFINED
@@ -125,8 +125,5 @@ def difference_interval(a: np.ndarray, b: np.ndarray, level: float) -> Interval:
         return UNDEFINED
     var_a, var_b = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
     difference, variance = float(a.mean() - b.mean()), float(var_a + var_b)
-    if variance == 0:
-        return Interval(difference, difference)
-    degrees = variance**2 / (var_a**2 / (len(a) - 1) + var_b**2 / (len(b) - 1))
-    reach = float(stats.t.ppf(0.5 + level / 2, degrees)) * variance**0.5
-    return Interval(difference - reach, difference + reach)
+    degrees = variance**2 / (var_a**2 / (len(a) - 1) + var_b**2 / (len(b) - 1)) if variance else 1.0
+    return t_interval(difference, variance**0.5, degrees + 1, level)

@@ -101,8 +101,10 @@ def check_bound(frame: pd.DataFrame, group: list[str]) -> tuple[Bound, list[str]
     details: dict[str, Any] = {
         "worst_run": {"ratio": float(runs.max()), "steps": float(extreme["steps"]), "seed": float(extreme["seed"])},
         "cells": [
-            {**dict(zip(group, key if isinstance(key, tuple) else (key,), strict=True)), "lhs": a, "rhs": b, "ratio": q}
-            for key, a, b, q in zip(mean.index, lhs.tolist(), rhs.tolist(), ratio.tolist(), strict=True)
+            {**point, "lhs": a, "rhs": b, "ratio": q}
+            for point, a, b, q in zip(
+                mean.index.to_frame()[group].to_dict("records"), lhs.tolist(), rhs.tolist(), ratio.tolist(), strict=True
+            )
         ],
     }
     if np.isnan(separation).any():
