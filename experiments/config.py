@@ -153,7 +153,8 @@ class Measure:
     ablation: bool = False  # validation loss, intervals over documents, FLOPs a token
     cost: bool = False  # FLOPs, bytes, throughput and latency of inference
     convergence: bool = False  # squared gradient norm, smoothness, variance along plain SGD
-    pilot_seed: int = 77  # seed whose run gives the frozen constants of claim 1's bound
+    # Seeds whose runs give the constants of claim 1's bound; a run takes those of pilot number (seed mod their number).
+    pilot_seeds: list[int] = field(default_factory=lambda: [77, 78, 79])
     hessian: bool = False  # the pilot's top Hessian eigenvalue at its end too, by Lanczos
     smoothness_batch: int = 256  # sequences on which the pilot's smoothness along the path is measured
     pool: int = 65536  # f of claim 1 is the mean loss over this finite pool
@@ -353,6 +354,12 @@ def check(config: RunConfig) -> None:
         raise InputError(f"student.matrices: head needs student=factorized, not {config.student.name}")
     if config.measure.convergence and config.batch_size % 2:
         raise InputError(f"batch_size: {config.batch_size} is odd; measure.convergence splits each batch in halves")
+    pilots = config.measure.pilot_seeds
+    if config.measure.convergence and (not pilots or config.seed in pilots or min(pilots) < 0):
+        raise InputError(
+            f"measure.pilot_seeds: {pilots} must hold a seed, none below 0, and not seed = {config.seed}: a run judged "
+            "with its own constants proves nothing"
+        )
     if config.measure.full_batch and config.labels == "teacher":
         raise InputError("labels: measure.full_batch needs labels=data; labels drawn at each visit are noise")
     if (

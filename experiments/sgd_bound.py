@@ -39,9 +39,11 @@ from lrc_jax.train import student_loss
 def convergence_columns(config: RunConfig, materials: Materials, student: Student, frozen: Frozen) -> Columns:
     """Both sides of the SGD bound: the run's averaged squared gradient norm, and the constants.
 
-    Smoothness and gradient variance come from the pilot seed's run at the same step size and horizon, are frozen and
-    used for all others; a pilot run judged with its own constants would be an identity.
+    Smoothness and gradient variance come from a pilot run at the same step size and horizon: a run judged with its own
+    constants would be an identity. Runs take turns between the pilot seeds, so that the constants' spread is seen.
     """
+    pilots = config.measure.pilot_seeds
+    pilot_seed = pilots[config.seed % len(pilots)]
     plan = SgdPlan(
         steps=config.steps,
         step_size=learning_rate(config),
@@ -50,14 +52,14 @@ def convergence_columns(config: RunConfig, materials: Materials, student: Studen
         smoothness_batch=config.measure.smoothness_batch,
         spacing=config.measure.spacing,
     )
-    made_of = identity(config) | {"seed": config.measure.pilot_seed, "digest": materials.data_digest}
+    made_of = identity(config) | {"seed": pilot_seed, "digest": materials.data_digest}
     del made_of["claim"]
 
     def pilot() -> dict[str, Any]:
-        measured, end, loss, sample = _sgd(config, materials, student, frozen, plan, config.measure.pilot_seed)
+        measured, end, loss, sample = _sgd(config, materials, student, frozen, plan, pilot_seed)
         found = {"smoothness": measured.smoothness, "grad_variance": measured.grad_variance}
         if config.measure.hessian:
-            batch_key, start_key = (key_for(config.measure.pilot_seed, "hessian", i) for i in range(2))
+            batch_key, start_key = (key_for(pilot_seed, "hessian", i) for i in range(2))
             top = hessian_top_eigenvalue(loss, end, sample(batch_key, plan.smoothness_batch), start_key, 20)
             found["hessian_top"] = top.largest
         return found
@@ -80,7 +82,7 @@ def convergence_columns(config: RunConfig, materials: Materials, student: Studen
         found = materials.once("spectra", lambda: projection_constants(teacher_spectra(frozen.teacher)))
         row |= {f"spectrum_{name}": value for name, value in found.items()}
     params = jax.eval_shape(student.init, key_for(0), frozen)
-    return row | {"params": count_parameters(params), "pilot_seed": config.measure.pilot_seed}
+    return row | {"params": count_parameters(params), "pilot_seed": pilot_seed}
 
 
 def _sgd(

@@ -1,7 +1,8 @@
-"""The guideline that the theory promises: which rank to use for N samples, from fitted measurements.
+"""The guideline that the theory promises: which rank to use for N samples, from measured risks.
 
-r*(N) comes from the measured growth of the optimum (`theory.optimum`), the risk and the price of other ranks from the
-surface E + A r^-alpha + B r^beta N^-gamma. Advice is refused, with what to measure instead, where it would be a guess.
+At a measured N the curve of that N decides: its best measured rank, those that cannot be told from it, and the minimum
+of the local cubic. Between measured N the curves are interpolated in ln N. Half a decade beyond them the growth of r*
+is extrapolated, if it was seen. Prices come from the same local curves, never from a global surface.
 """
 
 from __future__ import annotations
@@ -11,23 +12,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 from theory.cells import Cells
-from theory.claims.optimal_rank import dimension, risk_cells
-from theory.intervals import UNDEFINED, Interval, bootstrap_standard_error, cluster_weights, generator, t_interval
-from theory.laws import SurfaceFit, fit_surface
-from theory.optimum import Growth, Optima, censoring_words, find_optima, fit_growth
+from theory.claims.optimal_rank import optima_gate, rank_cost, risk_cells
+from theory.gates import FAILED
+from theory.intervals import (
+    UNDEFINED,
+    Interval,
+    bootstrap_standard_error,
+    cluster_weights,
+    difference_interval,
+    generator,
+    t_interval,
+)
+from theory.optimum import Optima, find_optima, fit_growth, local_minimum
 from theory.report import interval_list
 from theory.tables import InputError, Table
 
 #: Advice reaches half a decade beyond the measured N, no further.
 REACH = float(np.sqrt(10.0))
-MIN_OPTIMA = 3
-SURFACE_DRAWS = 300
+MIN_OPTIMA = 3  # seen, for a line to be extrapolated
+MIN_RANKS = 2
+SAME = 1e-3  # relative distance at which an N counts as measured
+DRAWS = 400
+MEASURED, INTERPOLATED, EXTRAPOLATED = "measured", "interpolated", "extrapolated"
 
 
 class Refusal(InputError):
-    """The measurements do not support advice; the message says what to measure instead."""
+    """There is nothing to say; the message says what to measure."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,9 @@ class Advice:
     Attributes:
         rank: the rank to use, at most the largest allowed; optimum: r*(N) with its intervals.
         risk: expected risk at `rank` with its 95 % interval; prices: at half and double that rank.
+        basis: measured, interpolated or extrapolated.
+        best: at a measured N the rank with the smallest mean risk; within_noise: the ranks that cannot be told from it.
+        descriptive: the measured optima follow no tested law of growth, so that the advice is about this N alone.
         capped: r* exceeds the largest rank allowed. notes: caveats.
     """
 
@@ -62,12 +78,16 @@ class Advice:
     risk: float
     risk_ci95: Interval
     prices: Mapping[str, Price]
+    basis: str
+    best: int | None
+    within_noise: tuple[int, ...]
+    descriptive: bool
     capped: bool
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "schema": 1,
+            "schema": 2,
             "input": self.path,
             "samples": self.samples,
             "rank": self.rank,
@@ -78,9 +98,31 @@ class Advice:
             },
             "risk": {"estimate": self.risk, "ci95": interval_list(self.risk_ci95)},
             **{name: price.to_dict() for name, price in self.prices.items()},
+            "basis": self.basis,
+            "best_measured": self.best,
+            "within_noise": list(self.within_noise),
+            "descriptive": self.descriptive,
             "capped": self.capped,
             "notes": list(self.notes),
         }
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Mean risk against rank at one N: ranks [R] and risks [1 + B, R], the first row being the full data."""
+
+    ranks: np.ndarray
+    risks: np.ndarray
+    effective: float
+    clusters: int
+
+    def risk(self, rank: float) -> np.ndarray:
+        """[1 + B] a shape-preserving cubic in ln r."""
+        return PchipInterpolator(np.log(self.ranks), self.risks, axis=1)(np.log(rank))
+
+    def interval(self, values: np.ndarray) -> Interval:
+        error = bootstrap_standard_error(values[1:], self.clusters) if len(values) > 1 else float("nan")
+        return t_interval(float(values[0]), error, self.effective, 0.95)
 
 
 def advise(table: Table, samples: float, max_rank: int | None = None) -> Advice:
@@ -90,7 +132,7 @@ def advise(table: Table, samples: float, max_rank: int | None = None) -> Advice:
         max_rank: the largest rank that can be afforded.
 
     Raises:
-        Refusal: no interior optimum, censored optima, too far beyond the measured N, or a single seed.
+        Refusal: no two ranks were measured near that N, or N lies more than half a decade beyond the measured ones.
         InputError: unusable rows or arguments.
     """
     if not samples > 0 or not np.isfinite(samples):
@@ -101,57 +143,138 @@ def advise(table: Table, samples: float, max_rank: int | None = None) -> Advice:
     if missing:
         raise InputError(f"{table.path}: advice needs the columns {', '.join(missing)}; add them")
     frame, cells, remarks = risk_cells(table)
-    optima = find_optima(cells, dimension(frame))
-    growth, log_optimum, drawn = _predict(table.path, cells, optima, samples)
-    error = bootstrap_standard_error(drawn, cells.clusters)
-    ci90, ci95 = (_exponential(t_interval(log_optimum, error, cells.clusters, level)) for level in (0.90, 0.95))
-    optimum = float(np.exp(log_optimum))
+    cost, notes = rank_cost(frame), list(remarks)
+    optima = find_optima(cells, cost.dimension)
+    descriptive = optima_gate(optima).tier == FAILED
+    sizes = np.unique(cells.levels["samples"].to_numpy(dtype=np.float64))
+    _refuse_far(table.path, samples, sizes)
+    near = sizes[np.argmin(np.abs(np.log(sizes / samples)))]
+    if abs(near / samples - 1) <= SAME:
+        samples, basis = float(near), MEASURED
+    else:
+        basis = INTERPOLATED if sizes[0] < samples < sizes[-1] else EXTRAPOLATED
+    curve = None if basis == EXTRAPOLATED else _curve(cells, samples, sizes)
+    if basis != EXTRAPOLATED and curve is None:
+        raise Refusal(
+            f"{table.path}: no advice for samples = {samples:g}: fewer than {MIN_RANKS} ranks were measured there; "
+            "measure more ranks"
+        )
+    best, within = (None, ()) if basis != MEASURED else _best_measured(cells, samples)
+    optimum, ci90, ci95 = (
+        _at_curve(curve, best, notes)
+        if curve is not None
+        else _extrapolated(table.path, cells, optima, cost, samples, sizes)
+    )
+    if cells.clusters < 2:
+        notes.append("a single seed: the noise is unknown, and no interval is given; repeat the grid with five")
+    elif float(np.median(cells.replicates)) < 5:
+        notes.append(f"{np.median(cells.replicates):g} seeds per cell: intervals are wide; 5 are recommended")
+    if descriptive:
+        notes.append("the optima seen do not determine how r* grows: this describes the measured N and no other")
     capped = max_rank is not None and optimum > max_rank
     rank = max_rank if capped and max_rank is not None else max(1, round(optimum))
-    notes = list(remarks)
-    if cells.seeds_per_cell < 5:
-        notes.append(f"{cells.seeds_per_cell} seeds per cell: the interval is wide or unreliable; 5 are recommended")
-    if growth.by_censoring:
-        notes.append("a third or more of the optima are censored: r* rests on an interval-censored regression")
-    risk, risk_ci95, prices = _prices(cells, samples, rank, optimum, notes)
-    return Advice(table.path, samples, rank, optimum, ci90, ci95, risk, risk_ci95, prices, capped, tuple(notes))
+    risk, risk_ci95, prices = _prices(curve, rank, max(1, round(optimum)), notes)
+    return Advice(
+        table.path, samples, rank, optimum, ci90, ci95, risk, risk_ci95, prices, basis, best, within, descriptive,
+        capped, tuple(notes),
+    )  # fmt: skip
 
 
-def _predict(path: str, cells: Cells, optima: Optima | None, samples: float) -> tuple[Growth, float, np.ndarray]:
-    """ln r* at N on the full data and in every draw, or a refusal."""
-    if cells.clusters < 2:
-        raise Refusal(f"{path}: no advice from a single seed; repeat the grid with at least five")
-    if optima is None:
-        raise Refusal(f"{path}: no advice: no value of samples was run at five ranks; add ranks")
-    if optima.interior.sum() < MIN_OPTIMA:
-        raise Refusal(
-            f"{path}: no advice: the risk is monotone in rank, or not resolved, at {np.sum(~optima.interior)} of "
-            f"{len(optima.samples)} values of samples; add larger ranks or smaller samples, or seeds"
-        )
-    seen = ~optima.censored
-    growth = fit_growth(optima)
-    if growth is None or seen.sum() < MIN_OPTIMA:
-        raise Refusal(
-            f"{path}: no advice: r* is censored at {censoring_words(optima, optima.censored)}; widen the grid of "
-            "ranks, or "
-            "run samples between those with a visible optimum"
-        )
-    low, high = optima.samples[seen].min() / REACH, optima.samples[seen].max() * REACH
+def _refuse_far(path: str, samples: float, sizes: np.ndarray) -> None:
+    low, high = sizes[0] / REACH, sizes[-1] * REACH
     if not low * (1 - 1e-9) <= samples <= high * (1 + 1e-9):
         raise Refusal(
-            f"{path}: no advice for samples = {samples:g}: optima were seen from {optima.samples[seen].min():g} to "
-            f"{optima.samples[seen].max():g}, and half a decade beyond is the limit; measure at samples = "
+            f"{path}: no advice for samples = {samples:g}: {sizes[0]:g} to {sizes[-1]:g} were measured, and half a "
+            f"decade beyond is the limit; measure at samples = "
             f"{samples / REACH if samples > high else samples * REACH:.3g} or closer"
         )
-    log_optimum, drawn = growth.predict(float(np.log(samples)))
-    ranks = cells.levels["rank"]
-    if not ranks.min() <= np.exp(log_optimum) <= ranks.max():
+
+
+def _curve(cells: Cells, samples: float, sizes: np.ndarray) -> _Curve | None:
+    """The risk curve at one N: measured, or interpolated in ln N by a shape-preserving cubic at every rank."""
+    rank, n = (cells.levels[c].to_numpy(dtype=np.float64) for c in ("rank", "samples"))
+    weights = (
+        cluster_weights(cells.clusters, DRAWS, generator(7)) if cells.clusters > 1 else np.empty((0, cells.clusters))
+    )
+    means = np.vstack([cells.mean[None], cells.bootstrap_means(weights)])
+    # A draw without some cell (unbalanced seeds) uses the full mean there.
+    means = np.where(np.isfinite(means), means, cells.mean)
+    ranks, columns = [], []
+    for r in np.unique(rank):
+        at = np.flatnonzero(rank == r)
+        at = at[np.argsort(n[at])]
+        own = n[at]
+        if not own[0] <= samples <= own[-1]:
+            continue
+        exact = np.flatnonzero(own == samples)
+        if len(exact):
+            columns.append(means[:, at[exact[0]]])
+        elif samples in sizes:
+            continue  # at a measured N only ranks that were measured there
+        else:
+            columns.append(PchipInterpolator(np.log(own), means[:, at], axis=1)(np.log(samples)))
+        ranks.append(r)
+    if len(ranks) < MIN_RANKS:
+        return None
+    return _Curve(np.array(ranks), np.column_stack(columns), cells.effective_clusters(), cells.clusters)
+
+
+def _best_measured(cells: Cells, samples: float) -> tuple[int, tuple[int, ...]]:
+    """The rank with the smallest mean risk at a measured N, and those within noise of it (paired by seed, 95 %)."""
+    at = np.flatnonzero(cells.levels["samples"].to_numpy() == samples)
+    ranks, by_seed = cells.levels["rank"].to_numpy()[at], cells.cluster_means()[:, at]
+    best = int(np.argmin(cells.mean[at]))
+    within = []
+    for k, rank in enumerate(ranks):
+        interval = difference_interval(by_seed[:, k], by_seed[:, best], 0.95)
+        if k == best or interval.low <= 0:
+            within.append(int(rank))
+    return int(ranks[best]), tuple(within)
+
+
+def _at_curve(curve: _Curve, best: int | None, notes: list[str]) -> tuple[float, Interval, Interval]:
+    """r* of one curve; its best rank where the minimum lies at an end of the grid."""
+    logs = np.log(curve.ranks)
+    lowest = int(np.argmin(curve.risks[0]))
+    if lowest in (0, len(logs) - 1) or len(logs) < 4:
+        end = "largest" if lowest == len(logs) - 1 else "smallest"
+        if len(logs) >= 4 or lowest in (0, len(logs) - 1):
+            notes.append(
+                f"the smallest risk lies at the {end} rank measured ({curve.ranks[lowest]:g}): the optimum is there or "
+                "beyond; add ranks to see it"
+            )
+        return float(curve.ranks[lowest]), UNDEFINED, UNDEFINED
+    found = local_minimum(logs, curve.risks)
+    error = bootstrap_standard_error(found[1:], curve.clusters) if len(found) > 1 else float("nan")
+    intervals = [t_interval(float(found[0]), error, curve.effective, level) for level in (0.90, 0.95)]
+    low, high = (_exponential(i) for i in intervals)
+    return float(np.exp(found[0])), low, high
+
+
+def _extrapolated(
+    path: str, cells: Cells, optima: Optima | None, cost: Any, samples: float, sizes: np.ndarray
+) -> tuple[float, Interval, Interval]:
+    """r* beyond the measured N, on the line through the optima that were seen."""
+    growth = None if optima is None else fit_growth(optima, cost)
+    used = np.empty(0) if optima is None else optima.samples[optima.used]
+    if growth is None or optima is None or len(used) < MIN_OPTIMA or not np.isfinite(growth.window.standard_error):
         raise Refusal(
-            f"{path}: no advice for samples = {samples:g}: the optimum would be {np.exp(log_optimum):.3g}, outside "
-            "the ranks "
+            f"{path}: no advice for samples = {samples:g}: it lies beyond the measured {sizes[0]:g} to {sizes[-1]:g}, "
+            f"and the best rank was seen at {len(used)} values of N where {MIN_OPTIMA} are needed to extrapolate; "
+            "measure at that N"
+        )
+    value = float(np.log(growth.line(np.array([samples]))[0]))
+    ranks = cells.levels["rank"]
+    if not ranks.min() <= np.exp(value) <= ranks.max():
+        raise Refusal(
+            f"{path}: no advice for samples = {samples:g}: the optimum would be {np.exp(value):.3g}, outside the ranks "
             f"measured ({ranks.min():g} to {ranks.max():g}); add ranks there"
         )
-    return growth, log_optimum, drawn
+    x = np.log(optima.samples[optima.used])
+    drawn = optima.draws[:, optima.used].mean(axis=1) + growth.draws * (np.log(samples) - x.mean())
+    error = bootstrap_standard_error(drawn, optima.clusters)
+    low, high = (_exponential(t_interval(value, error, optima.effective, level)) for level in (0.90, 0.95))
+    return float(np.exp(value)), low, high
 
 
 def _exponential(interval: Interval) -> Interval:
@@ -159,42 +282,25 @@ def _exponential(interval: Interval) -> Interval:
 
 
 def _prices(
-    cells: Cells, samples: float, rank: int, optimum: float, notes: list[str]
+    curve: _Curve | None, rank: int, optimum: int, notes: list[str]
 ) -> tuple[float, Interval, dict[str, Price]]:
-    """Expected risk at the rank, and what half and double (and r*, where the rank is capped) cost more or less."""
-    if not (cells.mean > 0).all():
-        notes.append("the mean risk is not positive in every cell: no surface was fitted, and no prices are given")
+    """Risk at the rank, and what half and double (and r*, where the rank is capped) cost more or less."""
+    if curve is None:
+        notes.append("beyond the measured N no risk curve was seen: no prices are given")
         return float("nan"), UNDEFINED, {}
-    ranks, sizes = (cells.levels[c].to_numpy(dtype=np.float64) for c in ("rank", "samples"))
-    fitted = fit_surface(ranks, sizes, cells.mean, _draw_means(cells))
-    other = fitted.surface.best_rank(samples)
-    if abs(np.log(other / optimum)) > np.log(1.25):
-        notes.append(
-            f"the risk surface puts the optimum at {other:.3g}, more than a quarter from {optimum:.3g}: the "
-            "surface is not "
-            "exact, and prices are rough"
-        )
-    risk = float(fitted.surface(rank, samples))
-    draws = np.array([float(s(rank, samples)) for s in fitted.draws])
-    interval = t_interval(risk, bootstrap_standard_error(draws, cells.clusters), cells.clusters, 0.95)
+    low, high = curve.ranks[0], curve.ranks[-1]
+    if not low <= rank <= high:
+        notes.append(f"rank {rank} lies outside the ranks measured there ({low:g} to {high:g}): no prices are given")
+        return float("nan"), UNDEFINED, {}
+    here = curve.risk(rank)
     others = {"half": max(1, rank // 2), "double": 2 * rank}
-    if abs(round(optimum) - rank) >= 1:
-        others["at_optimum"] = max(1, round(optimum))
-    prices = {name: _price(fitted, value, rank, samples, cells.clusters) for name, value in others.items()}
-    return risk, interval, prices
-
-
-def _draw_means(cells: Cells) -> np.ndarray:
-    """[B, C] bootstrapped cell means; a draw without some cell uses the full mean there."""
-    weights = cluster_weights(cells.clusters, SURFACE_DRAWS, generator(7))
-    means = cells.bootstrap_means(weights)
-    return np.where(np.isfinite(means) & (means > 0), means, cells.mean)
-
-
-def _price(fitted: SurfaceFit, other: int, rank: int, samples: float, clusters: int) -> Price:
-    def extra(s: Any) -> float:
-        return float(s(other, samples) - s(rank, samples))
-
-    value = extra(fitted.surface)
-    error = bootstrap_standard_error(np.array([extra(s) for s in fitted.draws]), clusters)
-    return Price(other, float(fitted.surface(other, samples)), value, t_interval(value, error, clusters, 0.95))
+    if optimum != rank:
+        others["at_optimum"] = optimum
+    prices = {}
+    for name, other in others.items():
+        if other == rank or not low <= other <= high:
+            continue
+        there = curve.risk(other)
+        extra = there - here
+        prices[name] = Price(other, float(there[0]), float(extra[0]), curve.interval(extra))
+    return float(here[0]), curve.interval(here), prices

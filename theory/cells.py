@@ -45,10 +45,37 @@ class Cells:
         """[C] sd / sqrt(replicates)."""
         return self.sd / np.sqrt(self.replicates)
 
-    @property
-    def seeds_per_cell(self) -> int:
-        """The number of seeds that at least 90 % of the cells reach."""
-        return int(np.quantile(self.replicates, 0.1, method="lower"))
+    def groups(self, names: Sequence[str]) -> np.ndarray:
+        """[C] a number for each combination of some design columns; zeros without columns."""
+        if not names:
+            return np.zeros(self.size, dtype=np.int64)
+        return self.levels.groupby(list(names), dropna=False, sort=True).ngroup().to_numpy()
+
+    def effective_clusters(self, weight: np.ndarray | None = None) -> float:
+        """(sum_s a_s)^2 / sum_s a_s^2, where a_s is seed s's share in the variance of a weighted sum of cell means.
+
+        A balanced design gives the number of seeds. A seed that occurs in one cell of many hardly counts, so that a
+        hundred more of them do not narrow an interval.
+
+        Args:
+            weight: [C] weight of each cell mean times the standard deviation of its rows; ones by default.
+
+        References:
+            Carter, Schnepel & Steigerwald 2017, Review of Economics and Statistics 99(4).
+        """
+        per_row = np.square((np.ones(self.size) if weight is None else weight) / self.replicates)
+        share = self.counts @ per_row
+        total = float(np.sum(share))
+        return total**2 / float(np.sum(np.square(share))) if total > 0 else float(self.clusters)
+
+    def keep(self, which: np.ndarray) -> Cells:
+        """Some of the cells [C], with the seeds that occur in them."""
+        present = self.counts[:, which].sum(axis=1) > 0
+        seeds = int(present.sum()) if self.seeds == self.clusters else self.seeds
+        return Cells(
+            self.levels[which].reset_index(drop=True), self.sums[present][:, which], self.counts[present][:, which],
+            self.mean[which], self.sd[which], self.replicates[which], seeds,
+        )  # fmt: skip
 
     def bootstrap_means(self, weights: np.ndarray) -> np.ndarray:
         """[B, C] cell means when cluster s counts weights[b, s] times; NaN where a draw has no row of the cell."""

@@ -48,15 +48,16 @@ def check(table: Table, *, claims: Sequence[str] = (), margin: float = MARGIN) -
     """Judge a table that has been read. See `check_file`."""
     if not 0.0 < margin < 0.5:
         raise InputError(f"--margin {margin:g}: must lie between 0 and 0.5")
-    table, set_aside = primary_rows(table)
-    selected = _select(table, claims)
+    table, remarks = primary_rows(table)
+    selected, skipped = _select(table, claims)
     # Numbers beyond floating point become NaN or infinite and end in UNTESTABLE or INCONCLUSIVE, never in a warning.
     with np.errstate(all="ignore"):
         reports = {claim.name: claim.judge(table, margin) for claim in selected}
-    return Report(table.path, table.sha256, len(table.frame), margin, reports, set_aside)
+    return Report(table.path, table.sha256, len(table.frame), margin, reports, (*remarks, *skipped))
 
 
-def _select(table: Table, names: Sequence[str]) -> list[Claim]:
+def _select(table: Table, names: Sequence[str]) -> tuple[list[Claim], list[str]]:
+    """The claims to judge, and sentences on those whose measurement is there but a column is missing."""
     ledger = all_claims()
     unknown = [n for n in names if n not in ledger]
     if unknown:
@@ -71,11 +72,26 @@ def _select(table: Table, names: Sequence[str]) -> list[Claim]:
                 f"{table.path}: column claim names {', '.join(sorted(marked)[:5])} and none of the claims selected; "
                 f"use {', '.join(ledger)} or leave it empty"
             )
-    usable = [c for c in candidates if not _missing(table, c)]
-    if usable:
-        return usable
-    needs = "; ".join(f"{c.name} lacks {', '.join(_missing(table, c))}" for c in candidates)
-    raise InputError(f"{table.path}: no claim can be judged: {needs}; add these columns")
+    missing = {c.name: _missing(table, c) for c in candidates}
+    usable = [c for c in candidates if not missing[c.name]]
+    if not usable:
+        needs = "; ".join(f"{name} lacks {_with_nearest(table, columns)}" for name, columns in missing.items())
+        raise InputError(f"{table.path}: no claim can be judged: {needs}; add or rename these columns")
+    partly = [
+        f"{c.name} is not judged: it lacks {_with_nearest(table, missing[c.name])}"
+        for c in candidates
+        if missing[c.name] and (c.measured not in missing[c.name] or table.nearest(c.measured))
+    ]
+    return usable, partly
+
+
+def _with_nearest(table: Table, columns: Sequence[str]) -> str:
+    """Missing columns, each with the column that was probably meant."""
+    words = []
+    for name in columns:
+        near = table.nearest(name)
+        words.append(f"{name} (is it the column {near!r}?)" if near else name)
+    return ", ".join(words)
 
 
 def _missing(table: Table, claim: Claim) -> list[str]:

@@ -7,7 +7,7 @@ smaller error on the largest half-decade when fitted without it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 
 import numpy as np
 from scipy import special
@@ -15,9 +15,11 @@ from scipy import special
 from theory.fitting import STUDENT_DF, log_linear, minimise, robust_scale, student
 from theory.law_parser import Law
 from theory.laws import FAMILIES, family_law, law_data
+from theory.slopes import PowerLaw
 
 HALF_DECADE = 0.5 * np.log(10.0)
 AICC_MARGIN = 4.0
+MAX_GROUPS = 64
 #: Differences below this share of the mean never decide (on deterministic data any would be "significant").
 RELATIVE_FLOOR = 1e-3
 
@@ -38,29 +40,44 @@ def held_out(x: np.ndarray) -> np.ndarray:
 
 
 def compare(
-    x: np.ndarray, covariates: np.ndarray, y: np.ndarray, sd: np.ndarray, names: tuple[str, ...] = tuple(FAMILIES)
+    x: np.ndarray, group: np.ndarray, y: np.ndarray, sd: np.ndarray, names: tuple[str, ...] = tuple(FAMILIES)
 ) -> list[FamilyFit]:
-    """Fit families y = family(x) * exp(covariates @ k) to cell means.
+    """Fit families y = constant(group) * family(x) to cell means.
 
     Args:
-        x: [C] leading coordinate (N or T); covariates: [C, k] intercepts and the logarithms of other coordinates.
+        x: [C] leading coordinate (N or T). group: [C] number of each cell's group, which has its own constant.
         y: [C] cell means (any sign); sd: [C] their standard deviations up to a common factor.
     """
+    use = _few_groups(group)
+    x, group, y, sd = x[use], np.unique(group[use], return_inverse=True)[1], y[use], sd[use]
+    covariates = (group[:, None] == np.arange(group.max() + 1)).astype(np.float64)
     out = held_out(x)
-    enough = len(np.unique(x[~out])) >= 2
+    # Groups without a cell below the largest half-decade have no constant there.
+    known = covariates[~out].any(axis=0)
+    out &= known[group]
+    inner = ~held_out(x)
+    enough = len(np.unique(x[inner])) >= 2 and out.any()
     fits = []
     for name in names:
         theta, law, signed, aicc = _fit(name, x, covariates, y, sd)
         error = float("nan")
         if enough:
-            inside, *_ = _fit(name, x[~out], covariates[~out], y[~out], sd[~out])
-            data = _data(x[out], covariates[out], x.min())
-            predicted = law.value(_natural(inside, law, signed), data)
+            inside, own, own_signed, _ = _fit(name, x[inner], covariates[inner][:, known], y[inner], sd[inner])
+            data = _data(x[out], covariates[out][:, known], x.min())
+            predicted = own.value(_natural(inside, own, own_signed), data)
             error = float(np.sqrt(np.mean(np.square((y[out] - predicted) / sd[out]))))
         fits.append(
             FamilyFit(name, dict(zip(law.parameters, _natural(theta, law, signed).tolist(), strict=True)), aicc, error)
         )
     return fits
+
+
+def _few_groups(group: np.ndarray) -> np.ndarray:
+    """[C] True for the cells of at most MAX_GROUPS groups, evenly chosen: every group costs a parameter."""
+    names = np.unique(group)
+    if len(names) <= MAX_GROUPS:
+        return np.ones(len(group), dtype=bool)
+    return np.isin(group, names[np.linspace(0, len(names) - 1, MAX_GROUPS).round().astype(int)])
 
 
 def best_rival(fits: list[FamilyFit], base: str = "power") -> FamilyFit | None:
@@ -96,7 +113,7 @@ def _fit(
     # x is measured from its smallest value, so the power law's intercept is the scale at that point for all.
     power = log_linear(np.column_stack([covariates, np.log(data["x"])]), y[None, :], sd)[0]
     power = np.nan_to_num(power)
-    starts = _starts(name, law, power, np.abs(y)[np.abs(y) > 0].min() if np.any(y) else 1.0)
+    starts = _starts(name, law, power, float(np.log(data["x"].max())))
     starts = np.where(free, starts, np.log(np.where(free, 1.0, starts)))
 
     def residual(theta: np.ndarray, _: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,14 +141,18 @@ def _fit(
     return theta[0], law, signed, float(aicc)
 
 
-def _starts(name: str, law: Law, power: np.ndarray, smallest: float) -> np.ndarray:
-    """Starting points in natural parameters: the family's own grid, scales and slopes from the power law."""
+def _starts(name: str, law: Law, power: np.ndarray, span: float) -> np.ndarray:
+    """Starting points in natural parameters: the family's own grid, scales and slopes from the power law, offsets in
+    units of the power law at the end of the range (`span` in ln x from its start)."""
     own = dict(FAMILIES[name][1])
     fixed = {f"k{j + 1}": value for j, value in enumerate(power[:-1])}
     decay = -float(power[-1])
+    end = float(np.exp(-np.clip(decay * span, -30.0, 30.0)))
     if "c" in own:
         own["c"] = (decay, *(c + decay for c in own["c"]))
-    own["offset"] = tuple(share * smallest for share in (0.05, 0.5, 0.9))
+    if "offset" in own:
+        own["c"] = (*own["c"], 0.6 * decay)  # what a negative offset steepens
+        own["offset"] = tuple(share * end for share in (0.05, 0.5, 0.9, -0.3, -0.9))
     free = [p for p in law.parameters if p not in fixed]
     rows = [
         [{**fixed, **dict(zip(free, values, strict=True))}[p] for p in law.parameters]
@@ -146,55 +167,22 @@ def _log_likelihood(residuals: np.ndarray, scale: float) -> float:
     return float(np.sum(constant - (nu + 1) / 2 * np.log1p(np.square(residuals / scale) / nu)))
 
 
-def extrapolation_error(x: np.ndarray, design: np.ndarray, y: np.ndarray, sd: np.ndarray) -> tuple[float, float] | None:
-    """Mean log residual of the largest half-decade under the law fitted without it, and its distance in ln x.
+def extrapolation_error(x: np.ndarray, group: np.ndarray, y: np.ndarray, sd: np.ndarray) -> tuple[float, float] | None:
+    """Mean log residual of the largest half-decade under the power law fitted without it, and its distance in ln x.
 
     Returns None where fewer than two levels of x remain for the fit. The residual is infinite if a held-out cell is
     not positive.
     """
     out = held_out(x)
-    if len(np.unique(x[~out])) < 2 or np.linalg.matrix_rank(design[~out]) < design.shape[1]:
+    law = PowerLaw.of(np.log(x), group, sd, ~out)
+    if len(np.unique(x[~out])) < 2 or not law.determined:
         return None
-    beta = log_linear(design[~out], y[None, ~out], sd[~out])[0]
-    ratio = y[out] / np.exp(design[out] @ beta)
-    distance = float(np.mean(np.log(x[out])) - np.mean(np.log(x[~out])))
+    slope = float(law.fit(y[None])[0])
+    if not np.isfinite(slope):
+        return None
+    out &= np.isin(group, law.groups)
+    ratio = y[out] / law.predict(y, slope, np.log(x[out]), group[out])
+    distance = float(np.mean(np.log(x[out])) - np.mean(np.log(x[law.cells])))
     if not np.all(ratio > 0):
         return float("inf"), distance
     return float(np.mean(np.log(ratio))), distance
-
-
-def hinge(x: np.ndarray) -> np.ndarray | None:
-    """[C] regressor max(0, ln x - midpoint): its coefficient is the slope of the upper half minus the lower half's.
-
-    The two halves of the range share the level nearest to the middle. None with fewer than three levels.
-    """
-    levels = np.unique(x)
-    if len(levels) < 3:
-        return None
-    middle = 0.5 * (np.log(levels[0]) + np.log(levels[-1]))
-    inner = np.log(levels[1:-1])
-    return np.maximum(0.0, np.log(x) - inner[np.argmin(np.abs(inner - middle))])
-
-
-def local_slopes(x: np.ndarray, ratio: np.ndarray, weight: np.ndarray, slope: float) -> list[list[float]]:
-    """Slopes between levels at least half a decade apart, as [[x, slope], ...] at the geometric middles.
-
-    Args:
-        ratio: [C] cell mean over the fitted law; weight: [C]. Levels whose mean ratio is not positive give NaN.
-    """
-    levels = np.unique(x)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        # A fit that underflows leaves a level without weight: NaN, not an error.
-        level_ratio = np.array([np.sum((ratio * weight)[x == v]) / np.sum(weight[x == v]) for v in levels])
-        height = np.where(level_ratio > 0, np.log(level_ratio), np.nan) + slope * np.log(levels)
-    chosen = [0]
-    for i in range(1, len(levels)):
-        if np.log(levels[i] / levels[chosen[-1]]) >= HALF_DECADE - 1e-9:
-            chosen.append(i)
-    return [
-        [
-            float(np.sqrt(levels[a] * levels[b])),
-            float((height[b] - height[a]) / np.log(levels[b] / levels[a])),
-        ]
-        for a, b in pairwise(chosen)
-    ]

@@ -1,34 +1,57 @@
 """Gates: can this design decide the question at all?
 
-The same functions judge measured tables (`theory check`) and designs that have not been run (`theory plan`). A
-gate that fails makes its coordinate UNTESTABLE; its message says what is missing and which run would supply it.
-All thresholds are inclusive up to 1e-9.
+The same functions judge measured tables (`theory check`) and designs that have not been run (`theory plan`). A gate
+puts its coordinate into the first tier, into the second (decided with the plateau guard always on and never
+CONSISTENT), or makes it UNTESTABLE. Its message says what is missing, and `needed` names the runs as data. All
+thresholds are inclusive up to 1e-9.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from theory.cells import Cells
+from theory.window import near_middle
+
 TOLERANCE = 1e-9
 MIN_DECADES_SIZE = 2.0  # samples N and steps T
+SECOND_TIER_DECADES = 1.5
+MIN_LEVELS_SIZE = 4
+MIN_LEVELS_TOP = 3  # of them in the top half
 MIN_DECADES_RANK = 0.9
 MIN_RANKS = 5
-MIN_SEEDS = 5
+MIN_SEEDS = 5  # in the median cell
+SECOND_TIER_SEEDS = 3  # in every cell that counts
 MIN_SIGNAL = 3.0
 MIN_SIGNAL_SHARE = 0.9
-MIN_DECADES_OFFSET = 3.0  # an offset or a bend can be told from a slower rate only over this range
 MAX_CORRELATION = 0.95
+
+FIRST, SECOND, FAILED = 1, 2, 0
 
 
 @dataclass(frozen=True)
 class Gate:
-    """The outcome of one gate; `reason` is empty if it passed."""
+    """The outcome of one gate.
+
+    Attributes:
+        tier: 1 passed, 2 passed by the second tier only, 0 failed. reason: what is missing; empty if passed.
+        needed: the missing runs, each {column: value, ..., "seeds": n}; without columns the seeds are for every cell.
+    """
 
     name: str
-    passed: bool
+    tier: int = FIRST
     reason: str = ""
+    needed: tuple[Mapping[str, float], ...] = ()
+
+
+def tier_of(gates: Sequence[Gate]) -> int:
+    """The tier of a coordinate: 0 if any gate failed, else the weakest."""
+    tiers = [g.tier for g in gates]
+    return FAILED if FAILED in tiers else max(tiers, default=FIRST)
 
 
 def decades(levels: np.ndarray) -> float:
@@ -36,73 +59,163 @@ def decades(levels: np.ndarray) -> float:
     return float(np.log10(np.max(levels) / np.min(levels)))
 
 
-def range_gate(name: str, levels: np.ndarray, needed: float) -> Gate:
-    """The coordinate must span `needed` decades."""
-    levels = np.unique(levels)
-    span = decades(levels)
+def range_gate(name: str, levels: np.ndarray, needed: float, second: float | None = None) -> Gate:
+    """The coordinate must span `needed` decades; `second` are enough for the second tier."""
+    low, high = float(np.min(levels)), float(np.max(levels))
+    span = decades(np.asarray(levels))
     if span >= needed - TOLERANCE:
-        return Gate("range", True)
-    low, high = float(levels.min()), float(levels.max())
-    return Gate(
-        "range",
-        False,
-        f"{name} spans {span:.2f} decades ({low:g} to {high:g}) and {needed:g} are needed: "
-        f"run {name} = {np.ceil(low * 10**needed):g} as well",
+        return Gate("range")
+    tier = SECOND if second is not None and span >= second - TOLERANCE else FAILED
+    missing = float(np.ceil(low * 10**needed * (1 - TOLERANCE)))
+    reason = (
+        f"{name} covers a factor of {high / low:.3g} ({low:g} to {high:g}); {10**needed:.3g} is needed: "
+        f"add runs with {name} = {missing:g}"
     )
+    return Gate("range", tier, reason, ({name: missing, "seeds": MIN_SEEDS},))
 
 
 def levels_gate(name: str, levels: np.ndarray, needed: int) -> Gate:
     """The coordinate must take `needed` different values."""
-    count = len(np.unique(levels))
-    if count >= needed:
-        return Gate("levels", True)
-    return Gate("levels", False, f"{name} takes {count} values and {needed} are needed: add {needed - count} between")
+    levels = np.unique(levels)
+    if len(levels) >= needed:
+        return Gate("levels")
+    between = _between(levels, needed - len(levels))
+    reason = f"{name} takes {len(levels)} values and {needed} are needed: add {name} = {_listed(between)}"
+    return Gate("levels", FAILED, reason, tuple({name: v, "seeds": MIN_SEEDS} for v in between))
 
 
-def seeds_gate(seeds: int) -> Gate:
-    """Enough seeds in (at least 90 % of) the cells for an interval to mean something."""
-    if seeds >= MIN_SEEDS:
-        return Gate("seeds", True)
-    return Gate(
-        "seeds",
-        False,
-        f"{seeds} seed{'s' * (seeds != 1)} per cell and {MIN_SEEDS} are needed: repeat the cells with new seeds",
+def top_gate(name: str, levels: np.ndarray) -> Gate:
+    """Three levels of N or T must lie in the top half, so that its own bend can be seen."""
+    levels = np.unique(levels)
+    if len(levels) < MIN_LEVELS_SIZE:
+        return Gate("top")  # the gate on levels says what is missing
+    top = levels[np.log(levels) >= near_middle(np.log(levels)) - TOLERANCE]
+    if len(top) >= MIN_LEVELS_TOP:
+        return Gate("top")
+    between = _between(top, MIN_LEVELS_TOP - len(top))
+    reason = (
+        f"the upper half of {name} ({top[0]:g} to {top[-1]:g}) holds {len(top)} values and {MIN_LEVELS_TOP} are "
+        f"needed: add {name} = {_listed(between)}"
     )
+    return Gate("top", FAILED, reason, tuple({name: v, "seeds": MIN_SEEDS} for v in between))
 
 
-def signal_gate(quantity: str, mean: np.ndarray, standard_error: np.ndarray) -> Gate:
-    """The signed mean must exceed MIN_SIGNAL standard errors in nine cells of ten."""
+def seeds_gate(replicates: np.ndarray) -> Gate:
+    """Five seeds in the median cell; three are enough for the second tier. [C] seeds per cell (cells that count)."""
+    typical = float(np.median(replicates)) if len(replicates) else 0.0
+    if typical >= MIN_SEEDS:
+        return Gate("seeds")
+    tier = SECOND if typical >= SECOND_TIER_SEEDS else FAILED
+    more = int(np.ceil(MIN_SEEDS - typical))
+    reason = f"{typical:g} seed{'s' * (typical != 1)} per cell and {MIN_SEEDS} are needed: repeat the cells with "
+    reason += f"{more} new seed{'s' * (more != 1)}"
+    return Gate("seeds", tier, reason, ({"seeds": more},))
+
+
+def signal_gate(quantity: str, levels: Sequence[Mapping[str, Any]], mean: np.ndarray, error: np.ndarray) -> Gate:
+    """The signed mean must exceed MIN_SIGNAL standard errors in nine cells of ten.
+
+    Args:
+        levels: the design point of each cell. mean, error: [C] cell means and their standard errors.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = np.where(standard_error > 0, mean / standard_error, np.where(mean > 0, np.inf, 0.0))
-    ratio = np.where(np.isfinite(standard_error), ratio, np.nan)
-    known = np.isfinite(ratio) | np.isinf(ratio)
+        ratio = np.where(error > 0, mean / error, np.where(mean > 0, np.inf, 0.0))
+    known = np.isfinite(error)
     if not known.any():
-        return Gate("signal", False, f"the noise of {quantity} is unknown with one seed per cell: repeat the cells")
-    share = float(np.mean(ratio[known] >= MIN_SIGNAL - TOLERANCE))
+        return Gate("signal", FAILED, f"the noise of {quantity} is unknown with one seed per cell: repeat the cells",
+                    ({"seeds": MIN_SEEDS - 1},))  # fmt: skip
+    strong = ratio >= MIN_SIGNAL - TOLERANCE
+    share = float(np.mean(strong[known]))
     if share >= MIN_SIGNAL_SHARE - TOLERANCE:
-        return Gate("signal", True)
-    tenth = float(np.quantile(np.maximum(ratio[known], 0.0), 1 - MIN_SIGNAL_SHARE, method="lower"))
-    needed = (MIN_SIGNAL / max(tenth, 1e-3)) ** 2
-    more = f"about {needed:.3g} times the seeds" if needed < 1e6 else "many more seeds (some means are not above 0)"
-    return Gate(
-        "signal",
-        False,
-        f"mean {quantity} / standard error reaches {MIN_SIGNAL:g} in {share:.0%} of the cells and "
-        f"{MIN_SIGNAL_SHARE:.0%} are "
-        f"needed: reduce the noise (control variate, larger test set) or take {more}",
+        return Gate("signal")
+    # A cell whose mean is not above 0 has no number of seeds that would be enough; 100 times stands for it.
+    factor = np.square(MIN_SIGNAL / np.clip(np.where(known, ratio, MIN_SIGNAL), MIN_SIGNAL / 10, MIN_SIGNAL))
+    needed = tuple(
+        {**levels[k], "seeds": int(np.ceil(MIN_SEEDS * (factor[k] - 1)))}
+        for k in np.flatnonzero(known & ~strong).tolist()
     )
+    tenth = float(np.quantile(ratio[known], 1 - MIN_SIGNAL_SHARE, method="lower"))
+    more = (
+        f"about {(MIN_SIGNAL / tenth) ** 2:.3g} times the seeds"
+        if tenth > MIN_SIGNAL / 10
+        else "many more seeds (some means are not above 0)"
+    )
+    reason = (
+        f"{quantity} exceeds {MIN_SIGNAL:g} standard errors in {share:.0%} of the cells and {MIN_SIGNAL_SHARE:.0%} are "
+        f"needed: reduce the noise (control variate, larger test set) or take {more} in the others"
+    )
+    return Gate("signal", SECOND, reason, needed)
 
 
 def collinearity_gate(name_a: str, name_b: str, a: np.ndarray, b: np.ndarray) -> Gate:
     """Two coordinates that move together cannot be told apart."""
     if len(np.unique(a)) < 2 or len(np.unique(b)) < 2:
-        return Gate("collinear", True)
+        return Gate("collinear")
     correlation = float(np.corrcoef(np.log(a), np.log(b))[0, 1])
     if abs(correlation) < MAX_CORRELATION:
-        return Gate("collinear", True)
+        return Gate("collinear")
     return Gate(
         "collinear",
-        False,
+        FAILED,
         f"{name_a} and {name_b} move together (correlation {correlation:.2f} of their logarithms): "
         f"run every {name_a} at several values of {name_b}",
     )
+
+
+def size_gates(name: str, levels: np.ndarray) -> list[Gate]:
+    """Range and levels of N or T."""
+    return [
+        range_gate(name, levels, MIN_DECADES_SIZE, SECOND_TIER_DECADES),
+        levels_gate(name, levels, MIN_LEVELS_SIZE),
+        top_gate(name, levels),
+    ]
+
+
+def rank_gates(levels: np.ndarray) -> list[Gate]:
+    """Range and levels of r."""
+    return [range_gate("rank", levels, MIN_DECADES_RANK), levels_gate("rank", levels, MIN_RANKS)]
+
+
+def replication_gates(quantity: str, cells: Cells) -> list[Gate]:
+    """Seeds and signal of measured cells."""
+    points = [{str(k): v for k, v in point.items()} for point in cells.levels.to_dict("records")]
+    return [seeds_gate(cells.replicates), signal_gate(quantity, points, cells.mean, cells.standard_error)]
+
+
+def cells_that_count(cells: Cells) -> tuple[Cells, str]:
+    """The cells with at least three seeds, and a remark on the others: a single run far out opens no range."""
+    few = cells.replicates < SECOND_TIER_SEEDS
+    if not few.any() or few.all():
+        return cells, ""
+    points = [
+        ", ".join(f"{k} = {v:g}" if isinstance(v, float) else f"{k} = {v}" for k, v in point.items())
+        for point in cells.levels[few].head(4).to_dict("records")
+    ]
+    more = f" and {int(few.sum()) - len(points)} more" if few.sum() > len(points) else ""
+    remark = (
+        f"cells with fewer than {SECOND_TIER_SEEDS} seeds do not count: {int(few.sum())} of {cells.size} "
+        f"({'; '.join(points)}{more})"
+    )
+    return cells.keep(~few), remark
+
+
+def _between(levels: np.ndarray, count: int) -> list[float]:
+    """Whole values at the middles of the widest gaps (beyond the largest level where there is a single one)."""
+    values = [float(v) for v in levels if v > 0] or [1.0]
+    added = []
+    for _ in range(count):
+        logs = np.log(values)
+        if len(values) < 2:
+            new = values[-1] * 4
+        else:
+            widest = int(np.argmax(np.diff(logs)))
+            new = float(np.round(np.exp(0.5 * (logs[widest] + logs[widest + 1]))))
+        if new in values:
+            new = values[-1] * 2
+        values = sorted([*values, new])
+        added.append(new)
+    return sorted(added)
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{v:g}" for v in values)

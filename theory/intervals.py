@@ -66,7 +66,7 @@ def bootstrap_standard_error(draws: np.ndarray, clusters: int) -> float:
 
 def t_interval(estimate: float, standard_error: float, clusters: float, level: float) -> Interval:
     """estimate +- t_{S-1, (1+level)/2} * standard_error."""
-    if clusters < 2 or not np.isfinite(standard_error):
+    if clusters < 2 - 1e-9 or not np.isfinite(standard_error):
         return UNDEFINED
     half = float(stats.t.ppf(0.5 + level / 2, clusters - 1)) * standard_error
     return Interval(estimate - half, estimate + half)

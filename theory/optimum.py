@@ -1,18 +1,16 @@
 """The rank that minimises the risk at each N, and its growth with N.
 
 Per N a cubic in ln r is fitted to the seven ranks around the smallest mean risk (a parabola would be off by
--(beta - alpha) w^2 / 10 on a window of half-width w, and a fixed window would bias the exponent). Optima too close to
-the edge of the grid, or of the range in which the asymptotics hold, are censored: known only to lie beyond a limit.
-The whole pipeline is repeated in every bootstrap draw of the seeds.
+-(beta - alpha) w^2 / 10 on a window of half-width w, and a fixed window would bias the exponent). The whole pipeline is
+repeated in every bootstrap draw of the seeds. Optima that were seen inside the trusted window enter a regression; the
+others are one-sided limits in words and in the figure, never numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from theory.cells import Cells
 from theory.intervals import (
@@ -24,13 +22,18 @@ from theory.intervals import (
     generator,
     t_interval,
 )
+from theory.window import MAX_BEND, UNKNOWN, Estimate, near_middle
 
 HALF_WINDOW = 3  # three ranks on each side of the smallest mean risk
 SMALLEST_RANK = 4.0  # below, discreteness dominates
-LARGEST_SHARE = 8.0  # above d/8 all remaining components become worthwhile together and r* jumps
-CENSORED_SHARE = 1.0 / 3.0
-#: Scale below which the residual spread of ln r* is not resolved (a hundredth of a rank at r* = 1).
-SPREAD_FLOOR = 0.01
+LARGEST_SHARE = 4.0  # above d/4 the remaining components become worthwhile together and r* jumps
+MIN_OPTIMA = 4
+MIN_DECADES = 0.9  # of N at which the optimum was seen
+SHIFTS = (0.0, 0.5)  # a sum over components k > r is an integral from r + 1/2
+ALLOWANCE = 0.5  # share of the finite-size correction that may still be missing from it
+#: By N: in the regression; seen but outside the window; known only to lie below or above an edge of the grid; no larger
+#: rank is clearly worse.
+USED, OUTSIDE, AT_MOST, AT_LEAST, UNRESOLVED = "used", "outside", "at_most", "at_least", "unresolved"
 
 
 @dataclass(frozen=True)
@@ -40,35 +43,64 @@ class Optima:
     Attributes:
         samples: [K] the values of N.
         log_rank: [K] ln r* on the full data; draws: [B, K] in each bootstrap draw (inside the grid, never beyond).
-        low, high: [K] logarithms of the limits outside which an optimum is censored.
+        grid_low, grid_high: [K] logarithms of the second and the last but one rank: an optimum beyond is not seen.
+        low, high: [K] logarithms of the limits of the trusted window.
         interior: [K] whether the risk at the largest rank lies above the minimum (95 % interval over seeds).
-        weights: [B, S] the bootstrap weights of the seeds.
-        clusters: number of seeds S.
+        weights: [B, S] the bootstrap weights of the seeds. clusters: number of seeds S; effective: see
+            `Cells.effective_clusters`.
     """
 
     samples: np.ndarray
     log_rank: np.ndarray
     draws: np.ndarray
+    grid_low: np.ndarray
+    grid_high: np.ndarray
     low: np.ndarray
     high: np.ndarray
     interior: np.ndarray
     weights: np.ndarray
     clusters: int
-
-    def status(self, log_rank: np.ndarray) -> np.ndarray:
-        """-1, 0, +1 for optima below, inside, above the limits (same shape as the argument)."""
-        return np.where(log_rank < self.low - 1e-9, -1, np.where(log_rank > self.high + 1e-9, 1, 0))
+    effective: float
 
     @property
-    def censored(self) -> np.ndarray:
-        """[K] on the full data."""
-        return self.status(self.log_rank) != 0
+    def status(self) -> list[str]:
+        """By N, one of the words above."""
+        found = []
+        for k, value in enumerate(self.log_rank):
+            if value < self.grid_low[k] - 1e-9:
+                found.append(AT_MOST)
+            elif value > self.grid_high[k] + 1e-9:
+                found.append(AT_LEAST)
+            elif not self.interior[k]:
+                found.append(UNRESOLVED)
+            else:
+                found.append(USED if self.low[k] - 1e-9 <= value <= self.high[k] + 1e-9 else OUTSIDE)
+        return found
+
+    @property
+    def used(self) -> np.ndarray:
+        """[K] optima that were seen inside the window."""
+        return np.array([word == USED for word in self.status], dtype=bool)
 
     def interval(self, column: int, level: float = 0.95) -> Interval:
         """Interval of r* at one N (not defined without replication)."""
         error = bootstrap_standard_error(self.draws[:, column], self.clusters)
-        log_interval = t_interval(float(self.log_rank[column]), error, self.clusters, level)
+        log_interval = t_interval(float(self.log_rank[column]), error, self.effective, level)
         return Interval(float(np.exp(log_interval.low)), float(np.exp(log_interval.high)))
+
+    def left_out(self) -> list[str]:
+        """Optima that enter no regression, in words: `r*(64) <= 4`."""
+        words = []
+        for k, (n, word) in enumerate(zip(self.samples, self.status, strict=True)):
+            if word == AT_MOST:
+                words.append(f"r*({n:g}) <= {np.exp(self.grid_low[k]):.3g}")
+            elif word == AT_LEAST:
+                words.append(f"r*({n:g}) >= {np.exp(self.grid_high[k]):.3g}")
+            elif word == OUTSIDE:
+                words.append(f"r*({n:g}) = {np.exp(self.log_rank[k]):.3g}, outside the window")
+            elif word == UNRESOLVED:
+                words.append(f"r*({n:g}) not resolved: no larger rank is clearly worse")
+        return words
 
 
 def local_minimum(log_rank: np.ndarray, risk: np.ndarray) -> np.ndarray:
@@ -123,9 +155,11 @@ def find_optima(cells: Cells, dimension: float = np.inf, draws: int = DRAWS) -> 
         return None
     enough = cells.clusters >= 2
     weights = cluster_weights(cells.clusters, draws, generator(3)) if enough else np.empty((0, cells.clusters))
-    bootstrap = cells.bootstrap_means(weights)
+    # Draws that repeat (five seeds allow 126) are fitted once.
+    distinct, which = np.unique(weights, axis=0, return_inverse=True)
+    bootstrap = cells.bootstrap_means(distinct)
     by_seed = cells.cluster_means()
-    log_rank, low, high, interior = (np.empty(len(sizes)) for _ in range(4))
+    log_rank, grid_low, grid_high, interior = (np.empty(len(sizes)) for _ in range(4))
     drawn = np.empty((len(weights), len(sizes)))
     for k, n in enumerate(sizes):
         at = np.flatnonzero(samples == n)
@@ -134,108 +168,127 @@ def find_optima(cells: Cells, dimension: float = np.inf, draws: int = DRAWS) -> 
         log_rank[k] = local_minimum(grid, cells.mean[None, at])[0]
         # A draw without some cell (unbalanced seeds) uses the full mean there.
         means = np.where(np.isfinite(bootstrap[:, at]), bootstrap[:, at], cells.mean[at])
-        drawn[:, k] = local_minimum(grid, means) if enough else drawn[:, k]
-        low[k] = max(np.log(SMALLEST_RANK), grid[1])
-        high[k] = min(np.log(dimension / LARGEST_SHARE), grid[-2])
+        drawn[:, k] = local_minimum(grid, means)[np.ravel(which)] if enough else drawn[:, k]
+        grid_low[k], grid_high[k] = grid[1], grid[-2]
         best = at[np.argmin(cells.mean[at])]
         interior[k] = best != at[-1] and difference_interval(by_seed[:, at[-1]], by_seed[:, best], 0.95).low > 0
-    return Optima(sizes, log_rank, drawn, low, high, interior.astype(bool), weights, cells.clusters)
+    effective = cells.effective_clusters()
+    low = np.maximum(np.log(SMALLEST_RANK), grid_low)
+    high = np.minimum(np.log(dimension / LARGEST_SHARE), grid_high)
+    return Optima(
+        sizes, log_rank, drawn, grid_low, grid_high, low, high, interior.astype(bool), weights, cells.clusters,
+        effective,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RankCost:
+    """What a rank costs, as far as the table says.
+
+    Attributes:
+        dimension: d, the smaller side of the weight matrix; infinite where the shape is not given or follows the rank.
+        sizes: d_in + d_out where p = r (d_in + d_out - r), so that the marginal cost of a rank falls; None where the
+            cost is linear in r (the width of a clone) or the shape is not known.
+    """
+
+    dimension: float = float("inf")
+    sizes: float | None = None
+
+    @property
+    def shape_known(self) -> bool:
+        return bool(np.isfinite(self.dimension))
 
 
 @dataclass(frozen=True)
 class Growth:
-    """ln r* = intercept + rho ln N.
+    """How r* grows over the N at which it was seen inside the window.
 
     Attributes:
-        used: [K] which N enter. by_censoring: interval-censored regression was needed.
-        beta: [p]; draws: [B, p] (intercept, rho, and a bend if asked for). centre: ln N is measured from here.
+        window: exponent in the window, least squares of ln r* on ln N; draws: [B] its bootstrap draws.
+        corrected: exponents after the correction for the finite matrix, one per shift h; empty where it does not apply.
+        low, top, bend: exponents over the two halves of the window, which share the N nearest to its log-midpoint, and
+            their difference; of the corrected growth (h = 1/2) where there is one.
+        cost: what a rank costs.
+        intercept, corrected_intercept: ln r* at ln N = 0 on the window's line and on the corrected one with h = 0.
     """
 
-    used: np.ndarray
-    by_censoring: bool
-    beta: np.ndarray
+    window: Estimate
     draws: np.ndarray
-    centre: float
+    corrected: tuple[Estimate, ...]
+    low: Estimate
+    top: Estimate
+    bend: Estimate
+    cost: RankCost
+    intercept: float
+    corrected_intercept: float
 
     @property
-    def rho(self) -> float:
-        return float(self.beta[1])
+    def bent(self) -> bool:
+        """The exponents of the halves differ by more than .15, and significantly: no single exponent describes r*."""
+        interval = self.bend.interval(0.95)
+        return abs(self.bend.value) > MAX_BEND and (interval.low > 0 or interval.high < 0)
 
-    def predict(self, log_samples: float) -> tuple[float, np.ndarray]:
-        """ln r* at ln N: on the full data and in every draw."""
-        x = np.array([1.0, log_samples - self.centre])
-        return float(x @ self.beta[:2]), self.draws[:, :2] @ x
+    def line(self, samples: np.ndarray) -> np.ndarray:
+        """r* on the window's line at N = samples [K]."""
+        return np.exp(self.intercept + self.window.value * np.log(samples))
+
+    def corrected_line(self, samples: np.ndarray) -> np.ndarray:
+        """r* on the corrected line (h = 0): the root of ln r = a + rho (ln N - ln(1 - 2 r / (d_in + d_out)))."""
+        sizes = self.cost.sizes
+        if sizes is None:
+            return np.full(len(samples), np.nan)
+        low, high = np.full(len(samples), 1e-3), np.full(len(samples), 0.499 * sizes)
+        for _ in range(60):
+            rank = np.sqrt(low * high)
+            shifted = np.log(samples) - np.log1p(-2 * rank / sizes)
+            short = np.log(rank) < self.corrected_intercept + self.corrected[0].value * shifted
+            low, high = np.where(short, rank, low), np.where(short, high, rank)
+        return np.sqrt(low * high)
+
+    def both(self, level: float) -> Interval:
+        """Union of the corrected exponents' intervals (that of the window where no correction applies)."""
+        parts = [e.interval(level) for e in self.corrected or (self.window,)]
+        return Interval(min(p.low for p in parts), max(p.high for p in parts))
 
 
-def fit_growth(optima: Optima, extra: np.ndarray | None = None, keep: np.ndarray | None = None) -> Growth | None:
-    """Regress ln r* on ln N.
+def fit_growth(optima: Optima, cost: RankCost) -> Growth | None:
+    """Regress ln r* on ln N over the optima that were seen, with and without the correction for the finite matrix.
 
-    With at least a third of the N censored all enter an interval-censored regression; otherwise the uncensored ones
-    are regressed. Returns None if fewer than two (three with censoring) uncensored optima remain.
+    The correction regresses ln(r* + h) on ln N - ln(1 - 2 r* / (d_in + d_out)): the marginal cost of a rank is
+    d_in + d_out - 2 r, so that r* accelerates as it approaches the matrix, and discreteness steepens it at the low end.
 
-    Args:
-        extra: [K] a further regressor (the hinge of a drift test). keep: [K] restrict to some N.
+    Returns:
+        None with fewer than two usable optima.
     """
-    keep = np.ones(len(optima.samples), dtype=bool) if keep is None else keep
-    censored = optima.censored
-    by_censoring = bool(np.mean(censored) >= CENSORED_SHARE - 1e-9)
-    used = keep if by_censoring else keep & ~censored
-    x = np.log(optima.samples)
-    centre = float(x.mean())
-    columns = [np.ones_like(x), x - centre] + ([] if extra is None else [extra])
-    design = np.column_stack(columns)[used]
-    needed = max(design.shape[1], 3 if by_censoring else 2)
-    if np.sum(used & ~censored) < needed or np.linalg.matrix_rank(design) < design.shape[1]:
+    used = optima.used
+    if used.sum() < 2:
         return None
-    low, high = optima.low[used], optima.high[used]
-    stacked = np.vstack([optima.log_rank[None, used], optima.draws[:, used]])
-    fitted = censored_regression(design, stacked, low, high) if by_censoring else stacked @ np.linalg.pinv(design).T
-    return Growth(used, by_censoring, fitted[0], fitted[1:], centre)
+    x = np.log(optima.samples[used])
+    ranks = np.exp(np.vstack([optima.log_rank[None, used], optima.draws[:, used]]))
 
+    def slopes(y: np.ndarray, x: np.ndarray, part: slice = slice(None)) -> np.ndarray:
+        """[1 + B] least-squares slopes over some of the optima; the first is that of the full data."""
+        x, y = np.broadcast_to(x, y.shape)[:, part], y[:, part]
+        centred = x - x.mean(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.sum(centred * (y - y.mean(axis=1, keepdims=True)), axis=1) / np.sum(centred**2, axis=1)
 
-def censored_regression(
-    design: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray, iterations: int = 400
-) -> np.ndarray:
-    """[B, p] maximum likelihood of y = design @ beta + normal noise; beyond its limits a y is known only to lie there.
+    def estimate(found: np.ndarray) -> Estimate:
+        return Estimate(float(found[0]), bootstrap_standard_error(found[1:], optima.clusters), optima.effective)
 
-    Expectation-maximisation (Tobit): censored values are replaced by their conditional means given the limit.
-
-    Args:
-        design: [K, p]; y: [B, K]; low, high: [K].
-    """
-    solve = np.linalg.pinv(design).T
-    above, below = y > high + 1e-9, y < low - 1e-9
-    inside = ~(above | below)
-    limit = np.where(above, high, low)
-    filled = np.where(inside, y, limit)
-    sign = np.where(above, 1.0, -1.0)
-    beta = filled @ solve
-    spread = np.full((len(y), 1), 0.3)
-    degrees = max(design.shape[0] - design.shape[1], 1)
-    for _ in range(iterations):
-        mean = beta @ design.T
-        # Inverse Mills ratio: how far a normal value known to lie beyond the limit exceeds its mean.
-        z = sign * (limit - mean) / spread
-        mills = np.exp(stats.norm.logpdf(z) - stats.norm.logsf(z))
-        filled = np.where(inside, y, mean + sign * spread * mills)
-        variance = np.where(inside, 0.0, 1.0 + z * mills - np.square(mills))
-        updated = filled @ solve
-        residual = np.square(filled - updated @ design.T) + np.square(spread) * np.maximum(variance, 0.0)
-        spread = np.maximum(np.sqrt(residual.sum(axis=1, keepdims=True) / (degrees + design.shape[1])), SPREAD_FLOOR)
-        moved = float(np.abs(updated - beta).max())
-        beta = updated
-        if moved < 1e-7:
-            break
-    return beta
-
-
-def censoring_words(optima: Optima, which: Sequence[bool] | np.ndarray) -> str:
-    """`N = 64 (r* <= 4), N = 4096 (r* >= 24)`: the censored optima among `which`."""
-    status = optima.status(optima.log_rank)
-    words = [
-        f"N = {optima.samples[k]:g} (r* {'<=' if status[k] < 0 else '>='} "
-        f"{np.exp(optima.low[k] if status[k] < 0 else optima.high[k]):.3g})"
-        for k in range(len(status))
-        if which[k] and status[k] != 0
-    ]
-    return ", ".join(words)
+    raw = slopes(np.log(ranks), x)
+    y_mean = float(optima.log_rank[used].mean())
+    corrected: tuple[Estimate, ...] = ()
+    y, shifted, corrected_intercept = np.log(ranks), x, float("nan")
+    if cost.sizes is not None:
+        shifted = x - np.log(np.maximum(1.0 - 2.0 * ranks / cost.sizes, 0.05))
+        corrected = tuple(estimate(slopes(np.log(ranks + h), shifted)) for h in SHIFTS)
+        corrected_intercept = y_mean - corrected[0].value * float(shifted[0].mean())
+        y = np.log(ranks + SHIFTS[-1])
+    low = top = bend = UNKNOWN
+    if len(x) >= 3:
+        middle = int(np.argmin(np.abs(x - near_middle(x))))
+        lower, upper = slopes(y, shifted, slice(middle + 1)), slopes(y, shifted, slice(middle, None))
+        low, top, bend = estimate(lower), estimate(upper), estimate(upper - lower)
+    intercept = y_mean - float(raw[0]) * float(x.mean())
+    return Growth(estimate(raw), raw[1:], corrected, low, top, bend, cost, intercept, corrected_intercept)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from theory.verdicts import CONSISTENT, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
+from theory.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, MEANING, NOT_EVALUATED, REFUTED, UNTESTABLE
 
 if TYPE_CHECKING:  # they bring SciPy, and commands that only print a table start without it
     from theory.advise import Advice
@@ -22,7 +22,9 @@ if TYPE_CHECKING:  # they bring SciPy, and commands that only print a table star
     from theory.report import Exponent, Report
     from theory.validate import Validation
 
-COLOURS = {CONSISTENT: "green", LOOSE: "cyan", REFUTED: "red", INCONCLUSIVE: "yellow", UNTESTABLE: "magenta"}
+COLOURS = {
+    CONSISTENT: "green", LOOSE: "cyan", HOLDS: "blue", REFUTED: "red", INCONCLUSIVE: "yellow", UNTESTABLE: "magenta",
+}  # fmt: skip
 
 
 def console(width: int = 160) -> Console:
@@ -53,7 +55,9 @@ def print_report(report: Report, out: Console) -> None:
     for name, claim in report.claims.items():
         colour = COLOURS.get(claim.verdict, "white")
         out.print(
-            f"\n[bold]{name}[/bold]: [{colour}]{claim.verdict}[/{colour}]  ({claim.cells} cells, {claim.seeds} seeds)"
+            f"\n[bold]{name}[/bold]: [{colour}]{claim.verdict}[/{colour}], {MEANING[claim.verdict]}  "
+            f"({claim.cells} cells, {claim.seeds} seeds)",
+            soft_wrap=True,
         )
         for quantity, exponent in claim.exponents.items():
             out.print("  " + escape(_exponent_line(quantity, exponent)), soft_wrap=True)
@@ -67,12 +71,13 @@ def print_report(report: Report, out: Console) -> None:
                     soft_wrap=True,
                 )
         ratio = claim.bound.worst_ratio
-        tightness = f", largest LHS/RHS {ratio:.3g}" if math.isfinite(ratio) else ""
+        tightness = f", largest measured/bound {ratio:.3g}" if math.isfinite(ratio) else ""
         if (run := claim.bound.details.get("worst_run")) is not None:
             tightness += (
                 f" (a horizon's mean), {run['ratio']:.3g} (one run: T = {run['steps']:g}, seed {run['seed']:g})"
             )
-        out.print(f"  bound: {claim.bound.verdict}{tightness}")
+        if claim.bound.verdict != NOT_EVALUATED:
+            out.print(f"  bound: {claim.bound.verdict}{tightness}")
         for reason in claim.reasons:
             out.print(f"  - {escape(reason)}", soft_wrap=True)
 
@@ -80,11 +85,21 @@ def print_report(report: Report, out: Console) -> None:
 def _exponent_line(quantity: str, exponent: Exponent) -> str:
     if not math.isfinite(exponent.estimate):
         return f"{quantity}: claimed {exponent.claimed:g}, not estimable: {exponent.verdict}"
-    return (
+    line = (
         f"{quantity}: estimate {exponent.estimate:.3f}, 95 % interval {number(exponent.ci95.low)} to "
-        f"{number(exponent.ci95.high)}, "
-        f"claimed {exponent.claimed:g}: {exponent.verdict} (as an equality: {exponent.rate})"
+        f"{number(exponent.ci95.high)}, claimed {exponent.claimed:g}: {exponent.verdict}"
     )
+    corrected = exponent.details.get("corrected", {})
+    if corrected.get("estimate") is not None:
+        low, high = corrected["ci95"]
+        line += f"; corrected for the finite matrix {number(corrected['estimate'])}, {number(low)} to {number(high)}"
+    notes = [word for word, said in (("bent", "bent"), ("second tier", "tier")) if _noted(exponent, said)]
+    return f"{line} ({', '.join([*notes, f'as an equality: {exponent.rate}'])})"
+
+
+def _noted(exponent: Exponent, key: str) -> bool:
+    value = exponent.details.get(key)
+    return value is True or (key == "tier" and value == 2)
 
 
 def print_claims(claims: Iterable[Claim], out: Console) -> None:
@@ -191,12 +206,16 @@ def print_plan(outcome: Plan, out: Console) -> None:
 def print_advice(advice: Advice, out: Console) -> None:
     """The rank, its interval, the expected risk and the prices."""
     out.print(
-        f"[bold]rank {advice.rank}[/bold] for {advice.samples:g} samples: r* = {advice.optimum:.3g}, 95 % interval "
-        f"{advice.ci95.low:.3g} to {advice.ci95.high:.3g}{', capped' if advice.capped else ''}"
+        f"[bold]rank {advice.rank}[/bold] for {advice.samples:g} samples ({advice.basis}): r* = {advice.optimum:.3g}, "
+        f"95 % interval {number(advice.ci95.low)} to {number(advice.ci95.high)}{', capped' if advice.capped else ''}"
     )
+    if advice.best is not None:
+        out.print(
+            f"best measured rank {advice.best}; within noise of it: {', '.join(str(r) for r in advice.within_noise)}"
+        )
     if math.isfinite(advice.risk):
         low, high = advice.risk_ci95.low, advice.risk_ci95.high
-        out.print(f"expected risk {advice.risk:.4g}, 95 % interval {low:.4g} to {high:.4g}")
+        out.print(f"expected risk {advice.risk:.4g}, 95 % interval {number(low, 4)} to {number(high, 4)}")
     for name, price in advice.prices.items():
         out.print(
             f"{name.replace('_', ' ')} (rank {price.rank}): risk {price.risk:.4g}, {price.extra:+.4g} "
@@ -239,7 +258,7 @@ def print_validation(outcome: Validation, out: Console) -> None:
 
 
 #: Verdicts as columns of a confusion table.
-WORDS = (CONSISTENT, LOOSE, REFUTED, INCONCLUSIVE, UNTESTABLE)
+WORDS = (CONSISTENT, HOLDS, LOOSE, REFUTED, INCONCLUSIVE, UNTESTABLE)
 
 
 def _shares(verdicts: Mapping[str, float]) -> list[str]:

@@ -127,7 +127,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "schema": 1,
+            "schema": 2,
             "input": {"path": self.path, "sha256": self.sha256, "rows": self.rows},
             "margin": self.margin,
             "remarks": list(self.remarks),

@@ -8,6 +8,7 @@ file, the column, the row and what to do; nothing else in this package has to th
 from __future__ import annotations
 
 import csv
+import difflib
 import hashlib
 import warnings
 from collections.abc import Iterable, Sequence
@@ -42,6 +43,17 @@ NUMERIC = (
     }
 )
 
+#: What else the coordinates are called, in lower case.
+ALIASES = {
+    "rank": ("r", "width", "config.rank"),
+    "samples": ("n", "n_train", "n_samples", "num_samples", "sample_size", "config.samples"),
+    "steps": ("t", "step", "n_steps", "num_steps", "iterations", "config.steps"),
+    "seed": ("replicate", "run", "trial", "config.seed"),
+    "gap": ("generalization_gap", "generalisation_gap", "gen_gap"),
+    "test_loss": ("val_loss", "eval_loss", "loss_test", "test/loss", "eval/loss"),
+    "grad_norm_sq": ("grad_norm_squared", "squared_grad_norm"),
+}
+
 #: Magnitudes beyond this, or below its inverse, are a wrong unit or an overflow (their squares would leave float64).
 LARGEST = 1e100
 
@@ -67,6 +79,14 @@ class Table:
     def missing(self, columns: Iterable[str]) -> list[str]:
         """Columns that are absent, or present without a single value."""
         return [c for c in columns if c not in self.frame or self.frame[c].isna().all()]
+
+    def nearest(self, name: str) -> str | None:
+        """A column that was probably meant by a name that is none: equal up to case and spaces, a usual alias, or one
+        edit away."""
+        plain = {str(c).strip().lower().replace(" ", "_").replace("-", "_"): str(c) for c in self.frame}
+        known = [p for p in (name, *ALIASES.get(name, ())) if p in plain and plain[p] != name]
+        close = known or [p for p in difflib.get_close_matches(name, plain, 1, 0.85) if plain[p] != name]
+        return plain[close[0]] if close else None
 
     def where(self, conditions: Sequence[str]) -> Table:
         """Keep the rows that satisfy every `column=value` condition.

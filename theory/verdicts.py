@@ -1,66 +1,54 @@
-"""The words of a verdict and the rules that combine them.
+"""The words of a verdict and how the parts of a claim combine.
 
-Claims 1 to 3 are upper bounds: an error that falls faster than claimed is LOOSE, one that falls more slowly is
-REFUTED. In every exponent of this package *larger is worse* (error ~ N^-c has exponent -c, error ~ r^b has b,
-r* ~ N^rho has rho), so one comparison serves all.
+Claims 1 to 3 are upper bounds. In every exponent of this package *larger is worse* (error ~ N^-c has exponent -c,
+error ~ r^b has b, r* ~ N^rho has rho), so one comparison serves all. How an exponent gets its word is in
+`theory.rules`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # it brings SciPy
-    from theory.intervals import Interval
 
 CONSISTENT = "CONSISTENT"
 LOOSE = "LOOSE"
+HOLDS = "HOLDS"
 REFUTED = "REFUTED"
 INCONCLUSIVE = "INCONCLUSIVE"
 UNTESTABLE = "UNTESTABLE"
 
-HOLDS = "HOLDS"
 VIOLATED = "VIOLATED"
 VACUOUS = "VACUOUS"
 NOT_EVALUATED = "NOT_EVALUATED"
 
+#: What each word says, in half a sentence; all of it "in the tested window and half a decade beyond".
+MEANING = {
+    CONSISTENT: "measured at the claimed rate",
+    LOOSE: "better than claimed by more than the margin; true as an upper bound",
+    HOLDS: "not worse than claimed; the data do not resolve whether it is at the rate or better",
+    REFUTED: "worse than claimed",
+    INCONCLUSIVE: "the data allow both sides",
+    UNTESTABLE: "the design cannot test it; the report names the missing runs",
+}
+
 #: The default margin delta: exponents closer than this to the claimed one count as equal.
 MARGIN = 0.10
 
-#: From the verdict that decides most to the one that decides least (after REFUTED, which always wins).
-PRECEDENCE = (REFUTED, UNTESTABLE, INCONCLUSIVE, LOOSE, CONSISTENT)
+#: After REFUTED, which always wins: the first of these that any part of a claim has is the claim's word.
+PRECEDENCE = (REFUTED, UNTESTABLE, INCONCLUSIVE, LOOSE, HOLDS, CONSISTENT)
 
 
-def direction(claimed: float, margin: float, ci90: Interval, ci95: Interval) -> str:
-    """The verdict on an upper bound's exponent, before gates and downgrades.
-
-    REFUTED if the 95 % interval lies above claimed + margin (worse than claimed), LOOSE if it lies below
-    claimed - margin, CONSISTENT if the 90 % interval lies inside claimed +- margin (two one-sided tests at
-    5 %), else INCONCLUSIVE. Undefined intervals are INCONCLUSIVE.
-    """
-    if ci95.low > claimed + margin:
-        return REFUTED
-    if ci95.high < claimed - margin:
-        return LOOSE
-    if ci90.inside(claimed - margin, claimed + margin):
-        return CONSISTENT
-    return INCONCLUSIVE
-
-
-def rate(claimed: float, margin: float, ci90: Interval, ci95: Interval) -> str:
+def as_equality(word: str) -> str:
     """The two-sided verdict: is the exponent *equal* to the claimed one up to the margin?
 
-    Reported beside the claim's verdict, never in its place.
+    Better than claimed is not equal to it; HOLDS leaves that open. Reported beside the verdict, never in its place.
     """
-    one_sided = direction(claimed, margin, ci90, ci95)
-    return REFUTED if one_sided == LOOSE else one_sided
+    if word in (CONSISTENT, UNTESTABLE):
+        return word
+    return REFUTED if word in (LOOSE, REFUTED) else INCONCLUSIVE
 
 
-def combine(coordinates: Sequence[str], bound: str = NOT_EVALUATED) -> str:
-    """A claim's verdict: REFUTED if any part is, else the first of PRECEDENCE that any coordinate has."""
+def combine(parts: Sequence[str], bound: str = NOT_EVALUATED) -> str:
+    """A claim's verdict: REFUTED if any part is or the bound is VIOLATED, else the first of PRECEDENCE that occurs."""
     if bound == VIOLATED:
         return REFUTED
-    for word in PRECEDENCE:
-        if word in coordinates:
-            return word
-    return UNTESTABLE
+    return next((word for word in PRECEDENCE if word in parts), UNTESTABLE)

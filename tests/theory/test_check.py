@@ -18,7 +18,7 @@ from theory.planted.surfaces import Design, dynamics_table, gap_table, informati
 from theory.report import to_json, write_text
 
 DESIGN = Design(noise=0.1)
-VERDICTS = {"CONSISTENT", "LOOSE", "REFUTED", "INCONCLUSIVE", "UNTESTABLE"}
+VERDICTS = {"CONSISTENT", "LOOSE", "HOLDS", "REFUTED", "INCONCLUSIVE", "UNTESTABLE"}
 BOUNDS = {"HOLDS", "VIOLATED", "INCONCLUSIVE", "VACUOUS", "NOT_EVALUATED"}
 
 
@@ -40,7 +40,7 @@ def test_json_has_the_fields_of_the_contract(theory, tmp_path, mixed):
     outcome = theory("check", path, "--json", out)
     assert outcome.code == 0
     report = json.loads(out.read_text())
-    assert report["schema"] == 1
+    assert report["schema"] == 2
     assert report["margin"] == 0.1
     assert report["input"]["path"] == str(path)
     assert len(report["input"]["sha256"]) == 64
@@ -57,7 +57,12 @@ def test_json_has_the_fields_of_the_contract(theory, tmp_path, mixed):
         assert set(claim["exponents"]) == quantities.get(name, set())
         for exponent in claim["exponents"].values():
             assert {"claimed", "estimate", "ci90", "ci95", "verdict"} <= set(exponent)
+            if name != "information":
+                assert {"bent", "tier", "low", "top", "reach"} <= set(exponent)
+                assert set(exponent["reach"]) == {"estimate", "ci95"}
             assert exponent["ci95"][0] <= exponent["ci90"][0] <= exponent["ci90"][1] <= exponent["ci95"][1]
+    assert report["claims"]["convergence"]["cause"] is None
+    assert report["claims"]["convergence"]["needed"] == report["claims"]["generalization"]["needed"] == []
     assert report["claims"]["generalization"]["exponents"]["rank"]["claimed"] == 1
     assert report["claims"]["generalization"]["exponents"]["samples"]["claimed"] == -0.5
     assert report["claims"]["convergence"]["exponents"]["steps"]["claimed"] == -0.5

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
-from theory.comparison import best_rival, compare, hinge, local_slopes
+from theory.comparison import MAX_GROUPS, best_rival, compare, extrapolation_error
 from theory.fitting import log_linear, robust_scale, smooth_deviation
-from theory.laws import Surface, family_law, fit_surface, nonnegative_least_squares
+from theory.laws import Surface, family_law, nonnegative_least_squares
 
 
 def test_log_linear_recovers_exponents_of_exact_data():
@@ -62,7 +62,7 @@ def test_robust_scale_ignores_outliers():
 def _noisy(law, noise=0.02, points=14):
     x = np.geomspace(1, 1e4, points)
     y = law(x) * np.exp(noise * np.random.default_rng(5).standard_normal(points))
-    return x, np.ones((points, 1)), y, noise * y
+    return x, np.zeros(points, dtype=int), y, noise * y
 
 
 def test_a_power_law_has_no_rival():
@@ -75,20 +75,37 @@ def test_an_offset_is_named():
     assert rival.parameters["c"] == pytest.approx(0.7, abs=0.05)
 
 
+def test_an_offset_below_zero_is_named():
+    rival = best_rival(compare(*_noisy(lambda x: x**-0.3 - 0.03), names=("power", "power+offset")))
+    assert rival is not None
+    assert rival.parameters["c"] == pytest.approx(0.3, abs=0.05)
+    assert rival.parameters["offset"] < 0
+
+
+def test_the_extrapolation_error_is_the_mean_log_residual_of_the_largest_half_decade():
+    """Two groups with constants of their own; beyond the middle the law is lifted by a tenth."""
+    x, group = np.tile(np.geomspace(1, 1e4, 9), 2), np.repeat([0, 1], 9)
+    y = np.where(group == 0, 1.0, 50.0) * x**-0.5
+    out = x > 10**3.5 * 1.001
+    residual, distance = extrapolation_error(x, group, np.where(out, 1.1 * y, y), 0.1 * y)
+    assert residual == pytest.approx(np.log(1.1), abs=1e-6)
+    assert distance == pytest.approx(np.log(x[out]).mean() - np.log(x[~out]).mean())
+    assert extrapolation_error(x, group, np.where(out, -y, y), 0.1 * y)[0] == np.inf
+    short = x <= 10**0.5 * 1.001
+    assert extrapolation_error(x[short], group[short], y[short], 0.1 * y[short]) is None
+
+
+def test_laws_are_compared_on_a_bounded_number_of_groups():
+    groups = 3 * MAX_GROUPS
+    x, group = np.tile(np.geomspace(1, 1e3, 7), groups), np.repeat(np.arange(groups), 7)
+    y = (1.0 + group) * (x**-0.7 + 0.02)
+    assert best_rival(compare(x, group, y, 0.01 * y, ("power", "power+offset"))).name == "power+offset"
+
+
 def test_a_broken_power_law_is_named():
     rival = best_rival(compare(*_noisy(lambda x: x**-0.2 * (1 + (x / 100) ** 4) ** -0.2)))
     assert rival is not None
     assert rival.name == "broken"
-
-
-def test_hinge_is_the_difference_of_half_slopes():
-    x = np.geomspace(1, 10_000, 5)
-    y = np.where(x <= 100, x**-0.2, 100**0.6 * x**-0.8)
-    bend = hinge(x)
-    design = np.column_stack([np.ones(5), np.log(x), bend])
-    assert np.linalg.lstsq(design, np.log(y), rcond=None)[0][2] == pytest.approx(-0.6)
-    slopes = local_slopes(x, y / x**-0.5, np.ones(5), -0.5)
-    np.testing.assert_allclose([s for _, s in slopes], [-0.2, -0.2, -0.8, -0.8])
 
 
 SURFACE = Surface(0.5, 2.0, 1.5, 0.3, 0.8, 0.6)
@@ -106,13 +123,6 @@ def test_rank_exponent_is_the_growth_of_the_best_rank():
     growth = np.log(SURFACE.best_rank(1e5) / SURFACE.best_rank(1e3)) / np.log(100)
     assert SURFACE.rank_exponent == pytest.approx(growth)
     assert SURFACE.rank_exponent == pytest.approx(0.6 / (1.5 + 0.8))
-
-
-def test_fit_surface_recovers_every_exponent():
-    rank, samples = (a.ravel() for a in np.meshgrid(np.geomspace(2, 64, 9), np.geomspace(1e2, 1e5, 7)))
-    fitted = fit_surface(rank, samples, SURFACE(rank, samples)).surface
-    assert (fitted.alpha, fitted.beta, fitted.gamma) == pytest.approx((1.5, 0.8, 0.6), abs=0.01)
-    assert fitted.offset == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize("covariates", [1, 2, 200])

@@ -72,8 +72,8 @@ def _judge_arm(varying: list[str], key: Any, rows: pd.DataFrame, refute_level: f
     estimate, ci95 = ratio_interval(divergence, baseline, 0.95)
     _, ci90 = ratio_interval(divergence, baseline, 0.90)
     _, strict = ratio_interval(divergence, baseline, refute_level)
-    gate = gates.seeds_gate(len(rows))
-    if not gate.passed:
+    gate = gates.seeds_gate(np.array([len(rows)]))
+    if gate.tier != gates.FIRST:
         verdict, why = UNTESTABLE, gate.reason
     elif ci95.high <= PRESERVED:
         verdict, why = CONSISTENT, f"the upper limit is at most {PRESERVED:g}"

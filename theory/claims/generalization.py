@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from theory import gates
-from theory.cells import build_cells
 from theory.ledger import Claim
-from theory.rates import Coordinate, RateResult, judge_rates
-from theory.report import FREE_CONSTANT, Bound, ClaimReport, Exponent
+from theory.rates import Coordinate, RateResult, equals, judge_rates
+from theory.report import FREE_CONSTANT, Bound, ClaimReport
+from theory.scrutiny import refuse_impossible_shapes, refuse_mixtures
 from theory.tables import Table, claim_rows, longest_training, resolve_duplicates
-from theory.verdicts import CONSISTENT, INCONCLUSIVE, NOT_EVALUATED, UNTESTABLE, combine, rate
+from theory.verdicts import CONSISTENT, NOT_EVALUATED, combine
 
 CLAIMED = {"rank": 1.0, "samples": -0.5}
 #: Named regimes of the gap ~ r^b N^-c by their exponents (b, -c).
@@ -21,49 +20,34 @@ REGIMES = {
 }
 
 
-def regime_verdicts(exponents: dict[str, Exponent], margin: float) -> dict[str, str]:
+def regime_verdicts(result: RateResult) -> dict[str, str]:
     """For each named regime the two-sided verdict on both exponents at once (the worse of the two)."""
-    verdicts = {}
-    for name, claimed in REGIMES.items():
-        verdicts[name] = combine([_equals(e, claimed[c], margin) for c, e in exponents.items()])
-    return verdicts
-
-
-def _equals(exponent: Exponent, claimed: float, margin: float) -> str:
-    """Is the exponent `claimed` up to the margin? Never CONSISTENT where the data are no power law."""
-    if exponent.rate == UNTESTABLE:
-        return UNTESTABLE
-    word = rate(claimed, margin, exponent.ci90, exponent.ci95)
-    return INCONCLUSIVE if word == CONSISTENT and not exponent.details["power_law"] else word
+    return {
+        name: combine([equals(result.windows[c], result.limits[c], value) for c, value in claimed.items()])
+        for name, claimed in REGIMES.items()
+    }
 
 
 def judge(table: Table, margin: float, *, all_rivals: bool = True) -> ClaimReport:
     """Judge the exponents of the signed gap in rank and samples.
 
     Raises:
-        InputError: unusable rows (see `theory.tables`).
+        InputError: unusable rows (see `theory.tables` and `theory.scrutiny`).
     """
     frame, remarks = claim_rows(table, CLAIM.name, CLAIM.columns, CLAIM.measured, CLAIM.optional)
+    refuse_mixtures(frame, table.path, CLAIM.name)
+    refuse_impossible_shapes(frame, table.path)
     run = ["rank", "samples", "steps", "seed"]
     shape = [c for c in ("d_in", "d_out") if c in frame]
     frame, needed = resolve_duplicates(frame, table.path, CLAIM.name, [*run, *shape], ["gap"], ["site", "clone_weight"])
     frame, shortened = longest_training(frame, ["rank", "samples", "seed", *shape, *needed])
     remarks += shortened
-    strata = _shape_strata(frame, shape) + needed
-    cells = build_cells(frame, [*strata, "rank", "samples"], "gap")
-    result: RateResult = judge_rates(
-        cells,
-        "gap",
-        [
-            Coordinate("rank", CLAIMED["rank"], gates.MIN_DECADES_RANK, gates.MIN_RANKS),
-            Coordinate("samples", CLAIMED["samples"], gates.MIN_DECADES_SIZE),
-        ],
-        "samples",
-        margin,
-        strata=strata,
-        all_rivals=all_rivals,
-    )
-    regimes = regime_verdicts(result.exponents, margin)
+    result = judge_rates(
+        frame, "gap",
+        [Coordinate("rank", CLAIMED["rank"], leading=False), Coordinate("samples", CLAIMED["samples"], leading=True)],
+        margin, strata=_shape_strata(frame, shape) + needed, path=table.path, all_rivals=all_rivals,
+    )  # fmt: skip
+    regimes = regime_verdicts(result)
     reasons = list(result.reasons)
     reasons += [
         f"both exponents equal those of the {name} regime, gap ~ r^{REGIMES[name]['rank']:g} "
@@ -71,18 +55,11 @@ def judge(table: Table, margin: float, *, all_rivals: bool = True) -> ClaimRepor
         for name, word in regimes.items()
         if word == CONSISTENT
     ]
-    verdict = combine([e.verdict for e in result.exponents.values()])
     return ClaimReport(
-        CLAIM.name,
-        verdict,
-        (*reasons, *remarks, FREE_CONSTANT),
-        result.exponents,
-        Bound(NOT_EVALUATED),
-        cells.size,
-        cells.seeds,
-        {"regimes": regimes, "laws": result.rivals},
-        result.points,
-    )
+        CLAIM.name, combine([e.verdict for e in result.exponents.values()]), (*reasons, *remarks, FREE_CONSTANT),
+        result.exponents, Bound(NOT_EVALUATED), result.cells.size, result.cells.seeds,
+        {"needed": list(result.needed), "regimes": regimes, "laws": result.rivals}, result.points,
+    )  # fmt: skip
 
 
 def _shape_strata(frame: pd.DataFrame, shape: list[str]) -> list[str]:
@@ -124,13 +101,9 @@ CLAIM = Claim(
         "language-model scale"
     ),
     rule=(
-        "gap ~ r^b N^-c on the linear scale, seeds as clusters. A coordinate is REFUTED if its interval lies on "
-        "the slow side "
-        "(b > 1 + margin or -c > -1/2 + margin; 97.5 % intervals where both are tested), LOOSE on the fast side, "
-        "CONSISTENT if "
-        "the 90 % interval lies within the margin. N must span 2 decades, r .9 of a decade with 5 values, 5 seeds "
-        "a cell, and "
-        "mean/SE >= 3 in 90 % of the cells"
+        "the rules of a rate in N and in r (decision rules), each with a free constant per level of the other: N is "
+        "judged without a power law in r, and r without one in N. Two decades of N with four values, nine tenths of a "
+        "decade of r with five, five seeds"
     ),
     problems=(
         "G4: with one letter for matrix dimension and sample size the form grows with n; N is read as the sample size",

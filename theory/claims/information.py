@@ -112,7 +112,7 @@ def judge_site(site: str, frame: pd.DataFrame, sites: int = 1) -> SiteResult:
     at_best = ratios.iloc[:, position].dropna().to_numpy()
     weights, seeds = information.shape[1], len(at_best)
     failed = [g.reason for g in (gates.levels_gate("clone_weight", information.columns.to_numpy(), MIN_WEIGHTS),
-                                 gates.seeds_gate(seeds)) if not g.passed]  # fmt: skip
+                                 gates.seeds_gate(np.array([seeds]))) if g.tier != gates.FIRST]  # fmt: skip
     if weights >= MIN_WEIGHTS and not ranks:
         failed.append(f"no seed was run at {MIN_WEIGHTS} clone weights: repeat each seed over all of them")
     spearman = np.array([_correlation(r, np.arange(len(r))) for r in ranks], dtype=np.float64)

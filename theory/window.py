@@ -1,0 +1,322 @@
+"""What the tested window shows of one coordinate: slopes of its parts, their bend, and what a plateau would do next.
+
+    S_all           over the whole range
+    S_low, S_top    over its two halves, fitted separately; they share the level nearest to the log-midpoint
+    q               S_top - S_low, the bend
+    t1, t2          over the two parts of the top half, split at its middle level
+    S_reach         over the next half-decade: t2 if t2 <= t1, else the slope of the plateau E + B x^-c (E >= 0) whose
+                    local slopes at the two middles are t1 and t2
+    N-dagger        where that plateau reading would reach the claimed exponent plus the margin
+
+Nothing is decided here; `theory.rules` does that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from theory import comparison
+from theory.cells import Cells
+from theory.fitting import smooth_deviation
+from theory.intervals import (
+    DRAWS,
+    Interval,
+    bootstrap_standard_error,
+    cluster_weights,
+    generator,
+    t_interval,
+    wild_cluster_interval,
+)
+from theory.slopes import PowerLaw
+
+HALF_DECADE = 0.5 * float(np.log(10.0))
+MAX_BEND = 0.15
+EPSILON = 1e-9
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its standard error over seeds; `clusters` is the effective number of seeds behind it."""
+
+    value: float
+    standard_error: float
+    clusters: float
+
+    def interval(self, level: float) -> Interval:
+        """Two-sided Student interval with `clusters` - 1 degrees of freedom."""
+        return t_interval(self.value, self.standard_error, self.clusters, level)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The estimate with its 95 % interval for the JSON."""
+        interval = self.interval(0.95)
+        return {"estimate": self.value, "ci95": [interval.low, interval.high]}
+
+    def low(self, level: float) -> float:
+        return self.interval(level).low
+
+    def high(self, level: float) -> float:
+        return self.interval(level).high
+
+
+UNKNOWN = Estimate(float("nan"), float("nan"), 0.0)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The evidence about one coordinate; slopes are exponents of the quantity's mean.
+
+    Attributes:
+        whole, low, top, early, late, reach, bend: S_all, S_low, S_top, t1, t2, S_reach and q of the module's heading.
+        middle: the level shared by the halves. largest: the last level.
+        gap, to_end: in ln x, the distance of the middles at which t1 and t2 hold, and from the second to the end.
+        bend_level: level at which the bend has to be significant.
+        extrapolation: mean log residual of the largest half-decade under the law fitted without it, and its distance in
+            ln x; None if too few levels remain.
+        offset: an offset of either sign that describes the means better, or None. rivals: all laws compared.
+        wild: second 95 % interval of S_all. local: (x, slope, 95 % low, high) between levels half a decade apart.
+        fitted: [C] means under the power law.
+    """
+
+    whole: Estimate
+    low: Estimate
+    top: Estimate
+    early: Estimate
+    late: Estimate
+    reach: Estimate
+    bend: Estimate
+    middle: float
+    largest: float
+    gap: float
+    to_end: float
+    bend_level: float
+    extrapolation: tuple[float, float] | None
+    offset: comparison.FamilyFit | None
+    rivals: tuple[comparison.FamilyFit, ...]
+    wild: Interval
+    local: tuple[tuple[float, float, float, float], ...]
+    fitted: np.ndarray
+
+    @property
+    def bent(self) -> bool:
+        """|q| exceeds .15 and its interval excludes 0: no single exponent describes the window."""
+        interval = self.bend.interval(self.bend_level)
+        return abs(self.bend.value) > MAX_BEND and (interval.low > 0 or interval.high < 0)
+
+    def extrapolates(self, margin: float) -> bool:
+        """The held-out half-decade is predicted within margin x (distance in ln x)."""
+        return self.extrapolation is not None and abs(self.extrapolation[0]) <= margin * self.extrapolation[1]
+
+    def reaches(self, limit: float) -> float | None:
+        """N-dagger: the level at which the plateau reading's local slope reaches `limit`; None if it never does."""
+        if not self.late.value > self.early.value:
+            return None
+        beyond = plateau_distance(self.early.value, self.late.value, self.gap, self.to_end, limit)
+        return self.largest * float(np.exp(beyond)) if np.isfinite(beyond) else None
+
+
+def near_middle(levels: np.ndarray) -> float:
+    """The inner level nearest to the middle of a sorted range; the lower one of two at the same distance."""
+    inner = levels[1:-1]
+    distance = np.abs(inner - 0.5 * (levels[0] + levels[-1]))
+    return float(inner[np.flatnonzero(distance <= distance.min() + EPSILON)[0]])
+
+
+def plateau_slope(early: np.ndarray | float, late: np.ndarray | float, gap: float, to_end: float) -> np.ndarray:
+    """S_reach: the mean slope over the half-decade beyond the range.
+
+    If the slope flattens (late > early, both negative) an additive plateau under the decay explains it: y = E + B x^-c
+    has local slope -c (1 - phi) with phi = E / y, and logit(phi) grows by c per unit of ln x. The two local slopes
+    determine c. Steepening earns no credit: the late slope is taken.
+
+    Args:
+        early, late: [B] local slopes at the middles of the two parts of the top half.
+        gap: distance of these middles in ln x. to_end: from the second middle to the end of the range.
+    """
+    early, late = np.atleast_1d(early).astype(np.float64), np.atleast_1d(late).astype(np.float64)
+    result = late.copy()
+    flattens = np.isfinite(early) & np.isfinite(late) & (late < 0) & (late > early * (1 - EPSILON))
+    flattens &= -early > -late * (1 + EPSILON)
+    if flattens.any():
+        decay, phi = _plateau(-early[flattens], -late[flattens], gap, to_end)
+        result[flattens] = np.log(phi + (1 - phi) * np.exp(-decay * HALF_DECADE)) / HALF_DECADE
+    return result
+
+
+def plateau_distance(early: float, late: float, gap: float, to_end: float, limit: float) -> float:
+    """ln x beyond the end of the range at which the plateau reading has local slope `limit`; infinite if never.
+
+    Negative where the reading is already slower at the end of the range.
+    """
+    if not (late < 0 and limit < 0 and -early > -late * (1 + EPSILON)):
+        return float("inf")
+    decay, phi = (float(v[0]) for v in _plateau(np.array([-early]), np.array([-late]), gap, to_end))
+    if decay + limit <= 0:
+        return float("-inf")
+    return float((np.log((decay + limit) / -limit) - np.log(phi / (1 - phi))) / decay)
+
+
+def _plateau(first: np.ndarray, second: np.ndarray, gap: float, to_end: float) -> tuple[np.ndarray, np.ndarray]:
+    """The exponent c and the plateau's share phi at the end of the range, by bisection in ln(c / first - 1)."""
+
+    def mismatch(decay: np.ndarray) -> np.ndarray:
+        return np.log((decay - second) / second) - np.log((decay - first) / first) - decay * gap
+
+    low, high = np.full(len(first), -30.0), np.full(len(first), 10.0)
+    for _ in range(80):
+        centre = 0.5 * (low + high)
+        above = mismatch(first * (1 + np.exp(centre))) > 0
+        low, high = np.where(above, centre, low), np.where(above, high, centre)
+    decay = first * (1 + np.exp(0.5 * (low + high)))
+    logit = np.log((decay - second) / second) + decay * to_end
+    return decay, 1.0 / (1.0 + np.exp(-logit))
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Cells with the weights and draws that every slope of the window shares."""
+
+    cells: Cells
+    log_x: np.ndarray
+    group: np.ndarray
+    sd: np.ndarray
+    weights: np.ndarray
+    which: np.ndarray
+    draws: np.ndarray
+
+    def slope(self, use: np.ndarray) -> tuple[Estimate, np.ndarray, PowerLaw]:
+        """The slope over some cells, its bootstrap draws, and the problem that was solved."""
+        law = PowerLaw.of(self.log_x, self.group, self.sd, use)
+        value = float(law.fit(self.cells.mean[None])[0])
+        if not np.isfinite(value) or not len(self.which):
+            return Estimate(value, float("nan"), 0.0), np.full(len(self.which), np.nan), law
+        draws = law.fit(self.draws, value)[self.which]
+        influence = np.zeros(self.cells.size)
+        influence[law.cells] = law.influence(self.cells.mean, value)
+        return self.estimate(value, draws, influence), draws, law
+
+    def estimate(self, value: float, draws: np.ndarray, influence: np.ndarray) -> Estimate:
+        error = bootstrap_standard_error(draws, self.cells.clusters)
+        return Estimate(value, error, self.cells.effective_clusters(influence * self.sd))
+
+
+def look(
+    cells: Cells,
+    name: str,
+    others: Sequence[str],
+    *,
+    leading: bool,
+    rivals: tuple[str, ...] = ("power", "power+offset"),
+) -> Window | None:
+    """Measure the window of one coordinate.
+
+    Args:
+        cells: cell means by design point and seed. name: the coordinate, a column of `cells.levels`.
+        others: the other design columns; each combination of their levels gets its own constant.
+        leading: laws extrapolate along this coordinate (N and T): held-out prediction and offsets are tested, and 95 %
+            decides about a bend. Otherwise (r) the window is too short for that, and 99 % decides.
+        rivals: laws compared with the power law along a leading coordinate.
+
+    Returns:
+        None if no combination of the others has two levels of the coordinate.
+    """
+    x = cells.levels[name].to_numpy(dtype=np.float64)
+    log_x = np.log(x)
+    group = cells.groups(others)
+    columns = [np.ones(cells.size), log_x, *(np.log(v) for v in _positive_columns(cells, others))]
+    sd = smooth_deviation(np.column_stack(columns), cells.mean, cells.sd)
+    sd = sd / np.sqrt(cells.replicates / np.mean(cells.replicates))
+    weights = cluster_weights(cells.clusters, DRAWS, generator(1)) if cells.clusters >= 2 else np.empty((0, 0))
+    distinct, which = np.unique(weights, axis=0, return_inverse=True) if len(weights) else (weights, np.empty(0, int))
+    draws = cells.bootstrap_means(distinct) if len(distinct) else np.empty((0, cells.size))
+    measured = _Measured(cells, log_x, group, sd, weights, np.ravel(which), draws)
+
+    whole, _, law = measured.slope(np.ones(cells.size, dtype=bool))
+    if not law.determined:
+        return None
+    fitted = np.full(cells.size, np.nan)
+    if np.isfinite(whole.value):
+        fitted = law.predict(cells.mean, whole.value, log_x, group)
+    levels = np.unique(log_x)
+    low = top = early = late = reach = bend = UNKNOWN
+    middle, gap, to_end = float("nan"), 0.0, 0.0
+    if len(levels) >= 3:
+        middle = near_middle(levels)
+        low, low_draws, _ = measured.slope(log_x <= middle + EPSILON)
+        top, top_draws, _ = measured.slope(log_x >= middle - EPSILON)
+        bend = _combined(top.value - low.value, top_draws - low_draws, (top, low), cells)
+        upper = levels[levels >= middle - EPSILON]
+        if len(upper) >= 3:
+            split = near_middle(upper)
+            early, early_draws, _ = measured.slope((log_x >= middle - EPSILON) & (log_x <= split + EPSILON))
+            late, late_draws, _ = measured.slope(log_x >= split - EPSILON)
+            ends = (middle, split, float(levels[-1]))
+        else:
+            early, early_draws, late, late_draws = low, low_draws, top, top_draws
+            ends = (float(levels[0]), middle, float(levels[-1]))
+        first, second = 0.5 * (ends[0] + ends[1]), 0.5 * (ends[1] + ends[2])
+        gap, to_end = second - first, float(levels[-1]) - second
+        reach = _combined(
+            float(plateau_slope(early.value, late.value, gap, to_end)[0]),
+            plateau_slope(early_draws, late_draws, gap, to_end),
+            (early, late),
+            cells,
+        )
+    extrapolation, offset = None, None
+    compared: tuple[comparison.FamilyFit, ...] = ()
+    if leading and len(levels) >= 3 and np.isfinite(whole.value):
+        extrapolation = comparison.extrapolation_error(x, group, cells.mean, sd)
+        fits = comparison.compare(x, group, cells.mean, sd, rivals)
+        offset = comparison.best_rival([f for f in fits if f.name in ("power", "power+offset")])
+        compared = tuple(fits)
+    return Window(
+        whole, low, top, early, late, reach, bend, float(np.exp(middle)), float(np.exp(levels[-1])), gap, to_end,
+        0.95 if leading else 0.99, extrapolation, offset, compared, _wild(measured, law, whole),
+        _local(measured, levels), fitted,
+    )  # fmt: skip
+
+
+def _positive_columns(cells: Cells, others: Sequence[str]) -> list[np.ndarray]:
+    """Numeric design columns that vary and have a logarithm: regressors of the noise level."""
+    found = []
+    for name in others:
+        column = cells.levels[name]
+        if column.dtype.kind == "f" and column.notna().all() and (column > 0).all() and column.nunique() > 1:
+            found.append(column.to_numpy(dtype=np.float64))
+    return found
+
+
+def _combined(value: float, draws: np.ndarray, parts: Sequence[Estimate], cells: Cells) -> Estimate:
+    """An estimate made of slopes that are bootstrapped together; it has the seeds of the part that has fewest."""
+    return Estimate(value, bootstrap_standard_error(draws, cells.clusters), min(p.clusters for p in parts))
+
+
+def _wild(measured: _Measured, law: PowerLaw, whole: Estimate) -> Interval:
+    """Wild cluster bootstrap-t interval of S_all: the second opinion beside the first."""
+    cells = measured.cells
+    if not np.isfinite(whole.value):
+        return Interval(float("nan"), float("nan"))
+    influence = np.zeros(cells.size)
+    influence[law.cells] = law.influence(cells.mean, whole.value)
+    mean = law.predict(cells.mean, whole.value, measured.log_x, measured.group)
+    deviations = (cells.sums - cells.counts * np.nan_to_num(mean)) / cells.replicates
+    return wild_cluster_interval(whole.value, deviations @ influence, 0.95, generator(2))
+
+
+def _local(measured: _Measured, levels: np.ndarray) -> tuple[tuple[float, float, float, float], ...]:
+    """Slopes between neighbouring levels at least half a decade apart."""
+    chosen = [0]
+    for i in range(1, len(levels)):
+        if levels[i] - levels[chosen[-1]] >= HALF_DECADE - EPSILON:
+            chosen.append(i)
+    found = []
+    for a, b in pairwise(chosen):
+        at = np.isclose(measured.log_x, levels[a], atol=EPSILON) | np.isclose(measured.log_x, levels[b], atol=EPSILON)
+        slope, _, _ = measured.slope(at)
+        interval = slope.interval(0.95)
+        found.append((float(np.exp(0.5 * (levels[a] + levels[b]))), slope.value, interval.low, interval.high))
+    return tuple(found)
