@@ -15,7 +15,7 @@ from experiments.compare_arms import arms_markdown, kept_tables  # noqa: E402
 from experiments.reference import verdicts_markdown  # noqa: E402
 from experiments.store import REFERENCE, Study  # noqa: E402
 from theory.ledger import all_claims  # noqa: E402
-from theory.render import claims_markdown  # noqa: E402
+from theory.page import theory_markdown  # noqa: E402
 
 project = "lrc-scaling-suite"
 author = "the authors of lrc-scaling-suite"
@@ -44,7 +44,7 @@ def write_pages(app: Sphinx) -> None:
     """What is read off the program and the kept studies, written anew at every build so that it cannot differ."""
     reference = Study.of(str(HERE.parent / "results"), REFERENCE)
     made = {
-        "theory.md": claims_markdown(all_claims().values()),
+        "theory.md": theory_markdown(all_claims().values()),
         "_verdicts.md": verdicts_markdown(reference),
     }
     made |= {f"_ablation_{name}.md": arms_markdown(table) for name, table in kept_tables(reference).items()}

@@ -127,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     planned.add_argument(
         "--replications", type=_positive, default=REPLICATIONS, help="simulated studies (default %(default)s)"
     )
+    planned.add_argument("--cost", metavar="SECONDS", help="seconds per run: a number, or such as 2+0.001*samples*rank")
     planned.add_argument("--json", metavar="OUT", help="write the outcome as JSON")
     planned.set_defaults(run=_plan)
 
@@ -195,7 +196,9 @@ def _positive(text: str) -> int:
 
 def _claims(options: argparse.Namespace) -> int:
     if options.markdown:
-        print(render.claims_markdown(all_claims().values()), end="")
+        from theory.page import theory_markdown
+
+        print(theory_markdown(all_claims().values()), end="")
         return 0
     render.print_claims(all_claims().values(), render.console())
     return 0
@@ -237,7 +240,15 @@ def _plan(options: argparse.Namespace) -> int:
     if not claims:
         raise InputError("plan: give --rank and --samples, or --steps")
     design = design_of(options.rank, options.samples, options.steps, options.seeds, options.noise)
-    outcome = plan(design, claims=claims, dimension=options.dimension, replications=options.replications)
+    with render.console().status("") as status:
+        outcome = plan(
+            design,
+            claims=claims,
+            dimension=options.dimension,
+            replications=options.replications,
+            cost=options.cost,
+            progress=status.update,
+        )
     if options.json:
         write_text(options.json, to_json(outcome.to_dict()))
     render.print_plan(outcome, render.console())

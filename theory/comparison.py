@@ -14,12 +14,14 @@ from scipy import special
 
 from theory.fitting import STUDENT_DF, log_linear, minimise, robust_scale, student
 from theory.law_parser import Law
-from theory.laws import FAMILIES, family_law, law_data
+from theory.laws import FAMILIES, family_law
 from theory.slopes import PowerLaw
 
 HALF_DECADE = 0.5 * np.log(10.0)
 AICC_MARGIN = 4.0
 MAX_GROUPS = 64
+SHARED = "power+shared offset"
+OFFSETS = ("power+offset", SHARED)
 #: Differences below this share of the mean never decide (on deterministic data any would be "significant").
 RELATIVE_FLOOR = 1e-3
 
@@ -57,13 +59,17 @@ def compare(
     out &= known[group]
     inner = ~held_out(x)
     enough = len(np.unique(x[inner])) >= 2 and out.any()
+    size = float(np.min(np.abs(y[y != 0]), initial=np.inf))
+    size = size if np.isfinite(size) else 1.0
     fits = []
     for name in names:
-        theta, law, signed, aicc = _fit(name, x, covariates, y, sd)
+        if name == SHARED and covariates.shape[1] == 1:
+            continue  # with one group it is the other offset
+        theta, law, signed, aicc = _fit(name, x, covariates, y, sd, size)
         error = float("nan")
         if enough:
-            inside, own, own_signed, _ = _fit(name, x[inner], covariates[inner][:, known], y[inner], sd[inner])
-            data = _data(x[out], covariates[out][:, known], x.min())
+            inside, own, own_signed, _ = _fit(name, x[inner], covariates[inner][:, known], y[inner], sd[inner], size)
+            data = _data(x[out], covariates[out][:, known], x.min(), size)
             predicted = own.value(_natural(inside, own, own_signed), data)
             error = float(np.sqrt(np.mean(np.square((y[out] - predicted) / sd[out]))))
         fits.append(
@@ -91,10 +97,11 @@ def best_rival(fits: list[FamilyFit], base: str = "power") -> FamilyFit | None:
     return min(winners, key=lambda f: f.aicc) if winners else None
 
 
-def _data(x: np.ndarray, covariates: np.ndarray, smallest: float) -> dict[str, np.ndarray]:
+def _data(x: np.ndarray, covariates: np.ndarray, smallest: float, size: float) -> dict[str, np.ndarray]:
+    """Columns for a family: x in units of its smallest value, `span` = e so that log(x*span) >= 1, and the unit `size`
+    of an offset that all groups share."""
     columns = {f"z{j + 1}": covariates[:, j] for j in range(covariates.shape[1])}
-    data = law_data(x, columns)
-    return {**data, "x": x / smallest}
+    return {**columns, "x": x / smallest, "span": np.full(len(x), np.e), "size": np.full(len(x), size)}
 
 
 def _natural(theta: np.ndarray, law: Law, signed: frozenset[str]) -> np.ndarray:
@@ -104,11 +111,11 @@ def _natural(theta: np.ndarray, law: Law, signed: frozenset[str]) -> np.ndarray:
 
 
 def _fit(
-    name: str, x: np.ndarray, covariates: np.ndarray, y: np.ndarray, sd: np.ndarray
+    name: str, x: np.ndarray, covariates: np.ndarray, y: np.ndarray, sd: np.ndarray, size: float
 ) -> tuple[np.ndarray, Law, frozenset[str], float]:
     """Maximum Student likelihood (scale fitted by EM) of one family; returns internal parameters and AICc."""
     law, signed = family_law(name, covariates.shape[1])
-    data = _data(x, covariates, x.min())
+    data = _data(x, covariates, x.min(), size)
     free = np.array([p in signed for p in law.parameters])
     # x is measured from its smallest value, so the power law's intercept is the scale at that point for all.
     power = log_linear(np.column_stack([covariates, np.log(data["x"])]), y[None, :], sd)[0]
@@ -152,7 +159,8 @@ def _starts(name: str, law: Law, power: np.ndarray, span: float) -> np.ndarray:
         own["c"] = (decay, *(c + decay for c in own["c"]))
     if "offset" in own:
         own["c"] = (*own["c"], 0.6 * decay)  # what a negative offset steepens
-        own["offset"] = tuple(share * end for share in (0.05, 0.5, 0.9, -0.3, -0.9))
+        unit = 1.0 if name == SHARED else end
+        own["offset"] = tuple(share * unit for share in (0.05, 0.5, 0.9, -0.3, -0.9))
     free = [p for p in law.parameters if p not in fixed]
     rows = [
         [{**fixed, **dict(zip(free, values, strict=True))}[p] for p in law.parameters]

@@ -79,9 +79,9 @@ def levels_gate(name: str, levels: np.ndarray, needed: int) -> Gate:
     levels = np.unique(levels)
     if len(levels) >= needed:
         return Gate("levels")
-    between = _between(levels, needed - len(levels))
-    reason = f"{name} takes {len(levels)} values and {needed} are needed: add {name} = {_listed(between)}"
-    return Gate("levels", FAILED, reason, tuple({name: v, "seeds": MIN_SEEDS} for v in between))
+    new = between(levels, needed - len(levels))
+    reason = f"{name} takes {len(levels)} values and {needed} are needed: add {name} = {_listed(new)}"
+    return Gate("levels", FAILED, reason, tuple({name: v, "seeds": MIN_SEEDS} for v in new))
 
 
 def top_gate(name: str, levels: np.ndarray) -> Gate:
@@ -92,12 +92,12 @@ def top_gate(name: str, levels: np.ndarray) -> Gate:
     top = levels[np.log(levels) >= near_middle(np.log(levels)) - TOLERANCE]
     if len(top) >= MIN_LEVELS_TOP:
         return Gate("top")
-    between = _between(top, MIN_LEVELS_TOP - len(top))
+    new = between(top, MIN_LEVELS_TOP - len(top))
     reason = (
         f"the upper half of {name} ({top[0]:g} to {top[-1]:g}) holds {len(top)} values and {MIN_LEVELS_TOP} are "
-        f"needed: add {name} = {_listed(between)}"
+        f"needed: add {name} = {_listed(new)}"
     )
-    return Gate("top", FAILED, reason, tuple({name: v, "seeds": MIN_SEEDS} for v in between))
+    return Gate("top", FAILED, reason, tuple({name: v, "seeds": MIN_SEEDS} for v in new))
 
 
 def seeds_gate(replicates: np.ndarray) -> Gate:
@@ -199,7 +199,7 @@ def cells_that_count(cells: Cells) -> tuple[Cells, str]:
     return cells.keep(~few), remark
 
 
-def _between(levels: np.ndarray, count: int) -> list[float]:
+def between(levels: np.ndarray, count: int) -> list[float]:
     """Whole values at the middles of the widest gaps (beyond the largest level where there is a single one)."""
     values = [float(v) for v in levels if v > 0] or [1.0]
     added = []

@@ -6,7 +6,6 @@ other coordinates; the same optimiser serves all of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -20,6 +19,8 @@ FAMILIES: dict[str, tuple[str, dict[str, tuple[float, ...]], frozenset[str]]] = 
     "power": ("base*x**-c", {"c": (0.5,)}, frozenset({"c"})),
     # An offset of either sign, relative to the group's constant (a plateau that scales with the law).
     "power+offset": ("base*(x**-c + offset)", {"c": (0.5,), "offset": ()}, frozenset({"c", "offset"})),
+    # One offset for all groups, in units of the smallest mean.
+    "power+shared offset": ("base*x**-c + offset*size", {"c": (0.5,), "offset": ()}, frozenset({"c", "offset"})),
     # A logarithmic factor, as in ln T / sqrt(T) for Adam (Defossez et al. 2020).
     "power*log": ("base*x**-c*log(x*span)**q", {"c": (0.5,), "q": (0.0,)}, frozenset({"c", "q"})),
     "exponential": ("base*exp(-k*x)", {"k": (0.01, 0.1, 1.0)}, frozenset()),
@@ -50,14 +51,14 @@ def family_law(name: str, covariates: int) -> tuple[Law, frozenset[str]]:
     text, _, signed = FAMILIES[name]
     terms = [f"k{j}*z{j}" for j in range(1, covariates + 1)]
     base = f"exp({_balanced_sum(terms)})" if terms else "1"
-    columns = {"x", "span", *(f"z{j}" for j in range(1, covariates + 1))}
+    columns = {"x", "span", "size", *(f"z{j}" for j in range(1, covariates + 1))}
     law = parse_law(text.replace("base", base), columns, max_length=None)
     return law, signed | {f"k{j}" for j in range(1, covariates + 1)}
 
 
 @dataclass(frozen=True)
 class Surface:
-    """The risk surface E + A r^-alpha + B r^beta N^-gamma (all parameters >= 0; theory page, section C1).
+    """The risk surface E + A r^-alpha + B r^beta N^-gamma (all parameters >= 0; theory page, "The risk surface").
 
     r: rank, N: samples. Its minimum over r is at r* = (alpha A / (beta B))^(1/(alpha+beta)) N^(gamma/(alpha+beta)).
     """
@@ -117,8 +118,3 @@ def nonnegative_least_squares(columns: np.ndarray, y: np.ndarray) -> tuple[np.nd
         solution[better] = 0.0
         solution[np.ix_(better, support)] = x[better]
     return solution, np.maximum(best, 0.0)
-
-
-def law_data(x: np.ndarray, covariates: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Columns for a family: x in units of its smallest value, and `span` = e, so that log(x*span) >= 1."""
-    return {"x": x / x.min(), "span": np.full(len(x), np.e), **covariates}

@@ -1,112 +1,214 @@
-"""Before the runs: does a design pass the gates, and what will it be able to decide?
+"""Before the runs: does a design pass the gates, what will it be able to decide, and what does it cost?
 
-The gates are those of the judge; the power is found by simulating the design on planted laws and judging the result.
+The gates are those of the judge. Where they pass, the design is simulated on planted laws, straight, bent and with
+plateaus, and the tables are judged; where they fail nothing is simulated, since every verdict would be UNTESTABLE.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from theory import gates
+from theory.claims import convergence, generalization, optimal_rank
+from theory.law_parser import LawError, parse_law
 from theory.laws import Surface
-from theory.optimum import HALF_WINDOW, LARGEST_SHARE, SMALLEST_RANK
+from theory.optimum import LARGEST_SHARE, SMALLEST_RANK
 from theory.planted.cases import Case
-from theory.planted.surfaces import Design, gap_table, gradient_table, risk_table
+from theory.planted.rates import Law, Slopes, broken, power, slopes, with_offset
+from theory.planted.surfaces import Design, gradient_table, law_table, risk_table
 from theory.tables import InputError
 from theory.validate import run_case
+from theory.verdicts import MARGIN
 
 REPLICATIONS = 50
+COORDINATES = {"generalization": ("rank", "samples"), "optimal_rank": ("rank", "samples"), "convergence": ("steps",)}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The outcome: failed gates by claim and coordinate, and verdict shares on planted truths."""
+    """The outcome.
+
+    Attributes:
+        gates: by claim, why it would be UNTESTABLE (empty if it would not). weak: by claim, why only the second tier
+            of the rules would apply. needed: by claim, the missing runs as data.
+        power: verdict shares on planted truths, each with the words that would be right; none where gates fail.
+        runs: by claim, how many runs the design has. seconds: by claim, what they cost, where a cost was given.
+    """
 
     gates: dict[str, list[str]]
+    weak: dict[str, list[str]]
+    needed: dict[str, list[dict[str, float]]]
     power: list[dict[str, Any]]
+    runs: dict[str, int]
+    seconds: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"schema": 1, "gates": self.gates, "power": self.power}
+        return {
+            "schema": 2,
+            "gates": self.gates,
+            "second_tier": self.weak,
+            "needed": self.needed,
+            "power": self.power,
+            "runs": self.runs,
+            "seconds": self.seconds,
+        }
 
 
-def plan(design: Design, *, claims: Sequence[str], dimension: float = np.inf, replications: int = REPLICATIONS) -> Plan:
-    """Check the gates of a design and simulate its power.
+def plan(
+    design: Design,
+    *,
+    claims: Sequence[str],
+    dimension: float = np.inf,
+    replications: int = REPLICATIONS,
+    cost: str | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Plan:
+    """Check the gates of a design and simulate what it would decide.
 
     Args:
         claims: of generalization, optimal_rank (ranks and samples) and convergence (steps).
-        dimension: smaller side of the weight matrix, which limits r* to d/8.
+        dimension: smaller side of the weight matrix, which limits r* to d/4.
+        replications: simulated studies per planted law.
+        cost: seconds per run, a number or an expression in rank, samples and steps. progress: told what is simulated.
+
+    Raises:
+        InputError: the cost cannot be read.
     """
-    failed: dict[str, list[str]] = {}
-    power: list[dict[str, Any]] = []
+    outcome = Plan({}, {}, {}, [], {}, {})
     for claim in claims:
-        failed[claim] = [g.reason for g in _gates(claim, design, dimension) if not g.passed]
-        for stream, case in enumerate(_cases(claim, design, dimension)):
-            tally = run_case(case, replications, 1000 + stream)
-            power.append({"claim": claim, "planted": case.name, "verdicts": dict(tally.verdicts)})
-    return Plan(failed, power)
-
-
-def _gates(claim: str, design: Design, dimension: float) -> list[gates.Gate]:
-    cell_error = np.array([max(design.noise, 1e-12) / np.sqrt(design.seeds)])
-    common = [gates.seeds_gate(design.seeds), gates.signal_gate("measurement", np.ones(1), cell_error)]
-    if claim == "convergence":
-        return [gates.range_gate("steps", np.array(design.steps, dtype=float), gates.MIN_DECADES_SIZE), *common]
-    ranks, samples = np.array(design.ranks, dtype=float), np.array(design.samples, dtype=float)
-    checks = [
-        gates.range_gate("samples", samples, gates.MIN_DECADES_SIZE),
-        gates.levels_gate("rank", ranks, gates.MIN_RANKS),
-        *common,
+        found = design_gates(claim, design, dimension)
+        outcome.gates[claim] = [g.reason for g in found if g.tier == gates.FAILED]
+        outcome.weak[claim] = [g.reason for g in found if g.tier == gates.SECOND]
+        outcome.needed[claim] = [dict(run) for g in found for run in g.needed]
+        outcome.runs[claim], seconds = _price(claim, design, cost)
+        if seconds is not None:
+            outcome.seconds[claim] = seconds
+    simulated = [
+        (claim, case) for claim in claims if not outcome.gates[claim] for case in _cases(claim, design, dimension)
     ]
-    if claim == "generalization":
-        return [*checks, gates.range_gate("rank", ranks, gates.MIN_DECADES_RANK)]
-    if len(ranks) >= 3:
-        low = max(SMALLEST_RANK, np.sort(ranks)[1])
-        high = min(np.sort(ranks)[-2], dimension / LARGEST_SHARE)
-        span = np.log10(max(high / low, 1.0))
-        needed = 0.5 * gates.MIN_DECADES_SIZE
-        checks.append(
-            gates.Gate(
-                "window",
-                bool(span >= needed - gates.TOLERANCE),
-                f"r* counts between {low:g} and {high:g} ({span:.2f} decades), and growth as sqrt N over "
-                f"{gates.MIN_DECADES_SIZE:g} decades of N needs {needed:g}: add ranks up to "
-                f"{low * 10**needed * 1.5:.0f} or more"
-                f"{' and a larger matrix' if high < np.sort(ranks)[-2] else ''}",
-            )
+    for k, (claim, case) in enumerate(simulated):
+        progress(f"{k} of {len(simulated)} planted laws judged: {case.name}")
+        tally = run_case(case, replications, 1000 + k)
+        (name, planted), *_ = case.slopes.items()
+        outcome.power.append(
+            {
+                "claim": claim,
+                "planted": case.name,
+                "right": sorted(planted.allowed(_claimed(claim, name), MARGIN)),
+                "verdicts": dict(tally.verdicts),
+            }
         )
-    if len(ranks) < 2 * HALF_WINDOW + 1:
-        checks.append(gates.Gate("window", False, f"{len(ranks)} ranks: the local cubic uses {2 * HALF_WINDOW + 1}"))
-    return checks
+    return outcome
+
+
+def _claimed(claim: str, coordinate: str) -> float:
+    if claim == "generalization":
+        return generalization.CLAIMED[coordinate]
+    return convergence.CLAIMED if claim == "convergence" else optimal_rank.CLAIMED
+
+
+def design_gates(claim: str, design: Design, dimension: float = np.inf) -> list[gates.Gate]:
+    """The judge's gates on a design: grid, seeds, and the signal that its noise leaves."""
+    error = np.array([max(design.noise, 1e-12) / np.sqrt(design.seeds)])
+    common = [
+        gates.seeds_gate(np.array([float(design.seeds)])),
+        gates.signal_gate("the measurement", [{}], np.ones(1), error),
+    ]
+    if claim == "convergence":
+        return [*gates.size_gates("steps", np.array(design.steps, dtype=float)), *common]
+    ranks, samples = np.array(design.ranks, dtype=float), np.array(design.samples, dtype=float)
+    if claim == "generalization":
+        return [*gates.rank_gates(ranks), *gates.size_gates("samples", samples), *common]
+    levels = gates.levels_gate("rank", ranks, gates.MIN_RANKS)
+    window = [] if levels.tier == gates.FAILED else [optimal_rank.window_gate(ranks, samples, dimension)]
+    return [levels, *window, *common]
+
+
+def _price(claim: str, design: Design, cost: str | None) -> tuple[int, float | None]:
+    """Number of runs, and their seconds."""
+    grids = {"rank": design.ranks, "samples": design.samples, "steps": design.steps}
+    names = COORDINATES[claim]
+    mesh = np.meshgrid(*(np.array(grids[n], dtype=np.float64) for n in names), indexing="ij")
+    points = {n: m.ravel() for n, m in zip(names, mesh, strict=True)}
+    runs = design.seeds * len(next(iter(points.values())))
+    if cost is None:
+        return runs, None
+    try:
+        return runs, runs * float(cost)
+    except ValueError:
+        pass
+    try:
+        law = parse_law(f"unit*({cost})", points)
+        if law.parameters != ("unit",):
+            raise LawError(f"{law.parameters[-1]} is no coordinate")
+    except LawError as wrong:
+        raise InputError(
+            f"--cost {cost!r}: {wrong}; give seconds per run as a number or in {', '.join(names)}"
+        ) from None
+    return runs, float(np.sum(law.value(np.ones(1), points)) * design.seeds)
 
 
 def _cases(claim: str, design: Design, dimension: float) -> list[Case]:
-    if claim == "convergence":
-        return [Case(f"T^{e:g}", "plan", claim, partial(gradient_table, e, design)) for e in (-0.5, -0.35, -0.25, -1.0)]
-    if claim == "generalization":
-        return [
-            Case(f"gap r^{b:g} N^-{c:g}", "plan", claim, partial(gap_table, b, c, design))
-            for b, c in ((1, 0.5), (1, 0.35), (1, 0.25), (1.25, 0.5), (1, 1))
-        ]
+    if claim == "optimal_rank":
+        return _optimum_cases(design, dimension)
+    in_steps = claim == "convergence"
+    grid = replace(design, samples=design.steps) if in_steps else design
+    b = 0.0 if in_steps else 1.0
+    laws: dict[str, Law] = {
+        **{f"-{c:g}": power(c, b) for c in (0.5, 0.25, 1.0)},
+        "-1, then -0.75": broken(1.0, 0.75, grid),
+        "-0.75, then -0.25": broken(0.75, 0.25, grid),
+        "-1 with a plateau of a third of its end": with_offset(power(1.0, b), 0.3, grid),
+        "-1 with a plateau of three times its end": with_offset(power(1.0, b), 3.0, grid),
+    }
+    name, letter = ("steps", "T") if in_steps else ("samples", "N")
+    cases = []
+    for words, law in laws.items():
+        draw = partial(_gradients, law, grid) if in_steps else partial(law_table, law, grid)
+        cases.append(Case(f"exponent in {letter} {words}", "plan", claim, draw, {name: slopes(law, grid, "samples")}))
+    if not in_steps:
+        for exponent in (1.25, 0.5):
+            law = power(0.5, exponent)
+            cases.append(
+                Case(
+                    f"exponent in r {exponent:g}",
+                    "plan",
+                    claim,
+                    partial(law_table, law, grid),
+                    {"rank": slopes(law, grid, "rank")},
+                )
+            )
+    return cases
+
+
+def _gradients(law: Law, grid: Design, rng: np.random.Generator) -> Any:
+    """A law of N read as one of T, with the design's noise."""
+    plain = gradient_table(0.0, grid, rng)
+    return plain.assign(grad_norm_sq=plain["grad_norm_sq"] * law(1.0, plain["steps"].to_numpy()))
+
+
+def _optimum_cases(design: Design, dimension: float) -> list[Case]:
     low, high = max(SMALLEST_RANK, min(design.ranks)), min(max(design.ranks), dimension / LARGEST_SHARE)
     middle, centre = float(np.sqrt(low * max(high, low))), float(np.exp(np.mean(np.log(design.samples))))
-    result = []
+    cases = []
     for alpha, beta, gamma in ((1.0, 1.0, 1.0), (2.0, 1.0, 1.0), (1.0, 1.0, 1.5)):
         scale = alpha * middle ** -(alpha + beta) * centre**gamma / beta
         surface = Surface(0.0, 1.0, alpha, scale, beta, gamma)
-        result.append(
+        cases.append(
             Case(
                 f"r* ~ N^{surface.rank_exponent:.2f} through {middle:.3g} at N = {centre:.3g}",
                 "plan",
-                claim,
+                "optimal_rank",
                 partial(risk_table, surface, design, dimension=dimension if np.isfinite(dimension) else 1e9),
+                {"samples": Slopes.constant(surface.rank_exponent)},
             )
         )
-    return result
+    return cases
 
 
 def design_of(ranks: Sequence[int], samples: Sequence[int], steps: Sequence[int], seeds: int, noise: float) -> Design:

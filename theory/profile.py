@@ -26,7 +26,7 @@ def profile_intervals(
     Returns:
         low and high; infinite where the loss never rises far enough, NaN without any noise.
 
-    Source: profile likelihood with a t cut-off (theory page, section F2).
+    Source: profile likelihood with a t cut-off (theory page, "Intervals").
     """
     p = len(theta)
     r = residual(theta[None, :], np.zeros(1, dtype=np.int64))[0][0]

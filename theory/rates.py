@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from theory import gates, scrutiny
+from theory import comparison, gates, scrutiny
 from theory.cells import Cells, build_cells
 from theory.intervals import t_interval
 from theory.laws import FAMILIES
 from theory.report import Exponent, interval_list, undefined_exponent
 from theory.rules import Limits, decide
 from theory.scrutiny import Doubt
-from theory.verdicts import CONSISTENT, LOOSE, REFUTED, UNTESTABLE, as_equality
+from theory.verdicts import LOOSE, REFUTED, UNTESTABLE, as_equality
 from theory.window import Window, look
 
 
@@ -81,7 +81,7 @@ def judge_rates(
     checks = {c.name: design_gates(c, cells, quantity, names) for c in coordinates}
     tiers = {name: gates.tier_of(found) for name, found in checks.items()}
     tested = sum(tier != gates.FAILED for tier in tiers.values())
-    rivals = tuple(FAMILIES) if all_rivals else ("power", "power+offset")
+    rivals = tuple(FAMILIES) if all_rivals else ("power", *comparison.OFFSETS)
     exponents: dict[str, Exponent] = {}
     windows: dict[str, Window | None] = {}
     limits: dict[str, Limits] = {}
@@ -182,8 +182,11 @@ def explain(name: str, window: Window | None, limit: Limits, exponent: Exponent)
             f"{name}: if the flattening were a plateau, the slope would reach {limit.worse:g} at {name} = {beyond:.3g} "
             f"(over the next half-decade {window.reach.value:.2f}, upper 90 % limit {window.reach.high(0.90):.2f})"
         )
-    if window.offset is not None and exponent.verdict != CONSISTENT and not window.bent:
-        found.append(f"{name}: an offset describes the means better than a power law (AICc lower by more than 4)")
+    if window.offset is not None and not window.bent:
+        found.append(
+            f"{name}: an offset describes the means better than a power law ; beside it the exponent "
+            f"is {-window.offset.parameters['c']:.2f}"
+        )
     if window.extrapolation is None and limit.leading:
         found.append(f"{name}: too few values below the largest half-decade to test the extrapolation")
     elif limit.leading and not window.extrapolates(limit.margin) and exponent.verdict != REFUTED and not window.bent:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -124,52 +123,6 @@ def print_claims(claims: Iterable[Claim], out: Console) -> None:
         out.print(f"  rule         {escape(claim.rule)}", soft_wrap=True)
 
 
-def claims_markdown(claims: Iterable[Claim]) -> str:
-    """The ledger as a page: the register of problems with the wording, then each claim."""
-    claims = list(claims)
-    register: dict[str, dict[str, str]] = {}  # label -> claim -> the problem in that claim's words
-    for claim in claims:
-        for problem in claim.problems:
-            label, _, text = problem.partition(": ")
-            register.setdefault(label, {})[claim.name] = text
-    lines = [
-        "# The claims, and what is wrong with their wording",
-        "",
-        "Made from the ledger (`python -m theory claims` prints the same). The claims are those of the abstract of "
-        "arXiv 2603.22355; only the abstract was at hand, so a theorem in the paper may say more than is tested here. "
-        "The statements below are the closest ones that can be tested.",
-        "",
-        "Letters: N is the number of samples, T the number of optimiser steps, r the rank; matrix shapes are d_in and "
-        "d_out.",
-        "",
-        "## Register of problems with the abstract as worded",
-        "",
-        "| | problem | claims |",
-        "|---|---|---|",
-    ]
-    for label, problems in sorted(register.items(), key=lambda item: int(item[0][1:])):
-        texts = "; ".join(_markdown(text) for text in dict.fromkeys(problems.values()))
-        lines.append(f"| {label} | {texts} | {', '.join(problems)} |")
-    for claim in claims:
-        exponents = ", ".join(f"`{name}` {value:g}" for name, value in claim.exponents.items()) or "none"
-        labels = ", ".join(problem.partition(": ")[0] for problem in claim.problems)
-        columns = [", ".join(f"`{c}`" for c in names) or "none" for names in (claim.columns, claim.optional)]
-        lines += ["", f"## {claim.name}: {_markdown(claim.title)}", "", _markdown(claim.statement), ""]
-        lines += ["| symbol | meaning |", "|---|---|"]
-        lines += [f"| {_markdown(symbol)} | {_markdown(meaning)} |" for symbol, meaning in claim.symbols.items()]
-        lines += ["", "**Assumptions**", "", *(f"* {_markdown(text)}" for text in claim.assumptions)]
-        lines += ["", f"**Columns** {columns[0]}; used if present: {columns[1]}"]
-        lines += ["", f"**Claimed exponents** {exponents}", "", f"**Bound** {_markdown(claim.bound)}"]
-        lines += ["", f"**Rule** {_markdown(claim.rule)}", "", f"**Problems** {labels} of the register"]
-        lines += ["", "**Sources**", "", *(f"* {_markdown(text)}" for text in claim.sources)]
-    return "\n".join(lines) + "\n"
-
-
-def _markdown(text: str) -> str:
-    """Plain text with its signs kept: none of them is markup."""
-    return re.sub(r"([\\`*_|<>\[\]^$~])", r"\\\1", text)
-
-
 def print_fit(result: FitResult, out: Console) -> None:
     """Parameters with intervals, agreement of starts, and the held-out error."""
     rows = [
@@ -194,13 +147,27 @@ def print_fit(result: FitResult, out: Console) -> None:
 
 
 def print_plan(outcome: Plan, out: Console) -> None:
-    """Failed gates, and what the design would say about planted truths."""
+    """Failed gates, runs and cost, and what the design would say about planted truths."""
     for claim, reasons in outcome.gates.items():
-        out.print(f"[bold]{claim}[/bold]: {'the gates fail' if reasons else 'every gate is passed'}")
+        state = "the gates fail: every verdict would be UNTESTABLE" if reasons else "every gate is passed"
+        cost = f", about {duration(outcome.seconds[claim])} in all" if claim in outcome.seconds else ""
+        out.print(f"[bold]{claim}[/bold]: {state} ({outcome.runs[claim]} runs{cost})", soft_wrap=True)
         for reason in reasons:
             out.print(f"  - {escape(reason)}", soft_wrap=True)
-    rows = [(p["claim"], p["planted"], *_shares(p["verdicts"])) for p in outcome.power]
-    out.print(grid("Verdicts on planted truths (share of simulated studies)", ("claim", "planted", *WORDS), rows))
+        for reason in outcome.weak[claim]:
+            out.print(f"  - second tier, never CONSISTENT: {escape(reason)}", soft_wrap=True)
+    if not outcome.power:
+        return
+    rows = [(p["claim"], p["planted"], *_shares(p["verdicts"]), ", ".join(p["right"])) for p in outcome.power]
+    header = ("claim", "planted", *WORDS, "right")
+    out.print(grid("Verdicts on planted truths (share of simulated studies)", header, rows))
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`: seconds in words."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
 def print_advice(advice: Advice, out: Console) -> None:
@@ -226,31 +193,27 @@ def print_advice(advice: Advice, out: Console) -> None:
 
 
 def print_validation(outcome: Validation, out: Console) -> None:
-    """Confusion, errors at the margin and power, coverage, and the requirements."""
-    near = ("margin", "power at .15")
-    far = [t for t in outcome.tallies if t.case.group not in near]
-    confusion = [
-        (t.case.name, str(t.replications), *_shares(t.verdicts), ", ".join(t.case.expected or ("not CONSISTENT",)))
-        for t in far
-    ]
-    out.print(grid("Verdicts on planted truths (share)", ("planted", "draws", *WORDS, "right"), confusion))
-    close = [
-        (t.case.name, str(t.replications), *_shares(t.verdicts), _pairs(t.refuted))
-        for t in outcome.tallies
-        if t.case.group in near
-    ]
-    header = ("planted", "draws", *WORDS, "coordinate refuted")
-    out.print(grid("At the margin (errors) and at distance .15 (power)", header, close))
-    intervals = [
+    """Shares by family, verdicts and coverage by case, and the requirements."""
+    rows = [
         (
-            *(t.case.name, quantity, f"{truth:.3f}", f"{t.bias[quantity]:+.4f}"),
-            *(f"{t.coverage90[quantity]:.3f}", f"{t.coverage95[quantity]:.3f}", _pairs(t.rates[quantity])),
+            *(f.name, str(f.cases), *(f"{share:.3f}" for share in (f.right, f.harmful, f.undecided))),
+            "" if f.coverage95 is None else f"{f.coverage95:.3f}",
+            f"{f.worst.case.name} ({f.worst.grade('harmful'):.2f})" if f.worst.grade("harmful") else "",
+        )
+        for f in outcome.families
+    ]
+    header = ("family", "cases", "right", "harmful", "undecided", "95 % intervals cover", "most harmful (share)")
+    out.print(grid("Words by family (share of draws, every case counting alike)", header, rows))
+    cases = [
+        (
+            *(t.case.name, str(t.replications), *_shares(t.verdicts)),
+            *(f"{t.grade(name):.2f}" for name in ("right", "harmful", "undecided")),
+            _pairs({name: hits / n for name, (hits, n) in t.covered.items()}),
         )
         for t in outcome.tallies
-        for quantity, truth in t.case.truth.items()
     ]
-    columns = ("planted", "exponent", "truth", "bias", "coverage 90 %", "95 %", "equal to the claimed one?")
-    out.print(grid("Intervals (E4: against the chord of a bent curve, see bias)", columns, intervals))
+    columns = ("planted", "draws", *WORDS, "right", "harmful", "undecided", "95 % intervals cover")
+    out.print(grid("Verdicts on the claim, and grades of the words that count", columns, cases))
     met = [
         (r.name, f"{r.value:.3f}", f"{r.low:g} to {r.high:g}", "yes" if r.met else "NO") for r in outcome.requirements
     ]
@@ -262,8 +225,8 @@ WORDS = (CONSISTENT, HOLDS, LOOSE, REFUTED, INCONCLUSIVE, UNTESTABLE)
 
 
 def _shares(verdicts: Mapping[str, float]) -> list[str]:
-    return [f"{verdicts[word]:.3f}" if word in verdicts else "" for word in WORDS]
+    return [f"{verdicts[word]:.2f}" if word in verdicts else "" for word in WORDS]
 
 
 def _pairs(shares: Mapping[str, float]) -> str:
-    return ", ".join(f"{word.lower()} {share:.3f}" for word, share in shares.items())
+    return ", ".join(f"{word.lower()} {share:.2f}" for word, share in shares.items())

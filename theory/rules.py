@@ -1,5 +1,5 @@
 """The decision rules: from what a window shows to a word. One named condition per rule; its docstring is the
-documentation (`rules_markdown`, the theory page and `python -m theory claims`).
+documentation: the theory page is made from it (`theory.page`).
 
 Larger exponents are worse. `limit.worse` is the claimed exponent plus the margin, `limit.better` the claimed one minus
 the margin. All intervals are two-sided Student intervals over seeds; "the upper 90 % limit" is the upper end of one.
@@ -71,15 +71,20 @@ def better_throughout(w: Window, limit: Limits) -> bool:
 
 def at_the_rate(w: Window, limit: Limits) -> bool:
     """The 90 % interval of S_all lies within claimed +- margin, and the lower 95 % limit of S_top not above it. Along N
-    and T the largest half-decade is predicted from the rest to within margin x (distance in ln x), and no offset of
-    either sign is detected (AICc lower by more than 4 and a smaller error on the held-out half-decade). First tier
-    only."""
+    and T the largest half-decade is predicted from the rest to within margin x (distance in ln x), no offset of
+    either sign is detected (AICc lower by more than 4 and a smaller error on the held-out half-decade), and beside an
+    offset (of each group, or shared by all) the exponent stays within claimed +- margin. First tier only."""
     return (
         limit.tier == 1
         and w.whole.interval(0.90).inside(limit.better, limit.worse)
         and w.top.low(0.95) <= limit.worse
-        and (not limit.leading or (w.extrapolates(limit.margin) and w.offset is None))
+        and (not limit.leading or (w.extrapolates(limit.margin) and _no_offset(w, limit)))
     )
+
+
+def _no_offset(w: Window, limit: Limits) -> bool:
+    beside = w.exponents_beside_an_offset()
+    return w.offset is None and all(limit.better <= c <= limit.worse for c in beside)
 
 
 def not_worse_throughout(w: Window, limit: Limits) -> bool:

@@ -77,7 +77,7 @@ class Window:
         bend_level: level at which the bend has to be significant.
         extrapolation: mean log residual of the largest half-decade under the law fitted without it, and its distance in
             ln x; None if too few levels remain.
-        offset: an offset of either sign that describes the means better, or None. rivals: all laws compared.
+        rivals: all laws compared with the power law.
         wild: second 95 % interval of S_all. local: (x, slope, 95 % low, high) between levels half a decade apart.
         fitted: [C] means under the power law.
     """
@@ -95,7 +95,6 @@ class Window:
     to_end: float
     bend_level: float
     extrapolation: tuple[float, float] | None
-    offset: comparison.FamilyFit | None
     rivals: tuple[comparison.FamilyFit, ...]
     wild: Interval
     local: tuple[tuple[float, float, float, float], ...]
@@ -110,6 +109,16 @@ class Window:
     def extrapolates(self, margin: float) -> bool:
         """The held-out half-decade is predicted within margin x (distance in ln x)."""
         return self.extrapolation is not None and abs(self.extrapolation[0]) <= margin * self.extrapolation[1]
+
+    @property
+    def offset(self) -> comparison.FamilyFit | None:
+        """An offset of either sign that beats the power law (see `comparison.best_rival`), or None."""
+        fits = [f for f in self.rivals if f.name in ("power", *comparison.OFFSETS)]
+        return comparison.best_rival(fits) if fits else None
+
+    def exponents_beside_an_offset(self) -> list[float]:
+        """The exponent where an offset of either sign is fitted with it, of each group or shared by all."""
+        return [-f.parameters["c"] for f in self.rivals if f.name in comparison.OFFSETS]
 
     def reaches(self, limit: float) -> float | None:
         """N-dagger: the level at which the plateau reading's local slope reaches `limit`; None if it never does."""
@@ -210,7 +219,7 @@ def look(
     others: Sequence[str],
     *,
     leading: bool,
-    rivals: tuple[str, ...] = ("power", "power+offset"),
+    rivals: tuple[str, ...] = ("power", *comparison.OFFSETS),
 ) -> Window | None:
     """Measure the window of one coordinate.
 
@@ -266,16 +275,14 @@ def look(
             (early, late),
             cells,
         )
-    extrapolation, offset = None, None
+    extrapolation = None
     compared: tuple[comparison.FamilyFit, ...] = ()
     if leading and len(levels) >= 3 and np.isfinite(whole.value):
         extrapolation = comparison.extrapolation_error(x, group, cells.mean, sd)
-        fits = comparison.compare(x, group, cells.mean, sd, rivals)
-        offset = comparison.best_rival([f for f in fits if f.name in ("power", "power+offset")])
-        compared = tuple(fits)
+        compared = tuple(comparison.compare(x, group, cells.mean, sd, rivals))
     return Window(
         whole, low, top, early, late, reach, bend, float(np.exp(middle)), float(np.exp(levels[-1])), gap, to_end,
-        0.95 if leading else 0.99, extrapolation, offset, compared, _wild(measured, law, whole),
+        0.95 if leading else 0.99, extrapolation, compared, _wild(measured, law, whole),
         _local(measured, levels), fitted,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Claim 3: growth of the optimal rank, censoring, monotone risks."""
+"""Claim 3: growth of the optimal rank, what counts as seen, the correction for a finite matrix."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from theory.check import check_table
+from theory.claims.optimal_rank import rank_cost
 from theory.laws import Surface
-from theory.optimum import censored_regression, local_minimum
+from theory.optimum import RankCost, local_minimum
+from theory.planted.denoising import denoising_table
 from theory.planted.surfaces import Design, risk_table
-from theory.verdicts import CONSISTENT, LOOSE, REFUTED, UNTESTABLE
+from theory.verdicts import CONSISTENT, HOLDS, LOOSE, REFUTED, UNTESTABLE
 
 RANKS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 DESIGN = Design(ranks=RANKS, samples=tuple(1000 * 2**k for k in range(8)), noise=0.03)
@@ -49,38 +51,109 @@ def test_monotone_risk_is_untestable(rng):
     """Soft labels: the risk falls in r at every N."""
     report = report_of(risk_table(Surface(0.1, 1.0, 1.0, 1e-9, 1.0, 1.0), DESIGN, rng))
     assert report.verdict == UNTESTABLE
-    assert any("monotone in rank" in r for r in report.reasons)
+    assert any("a best rank inside the window was seen nowhere" in r for r in report.reasons)
 
 
-def test_optima_at_the_edges_are_censored_not_used(rng):
+def statuses(report):
+    return [o["status"] for o in report.exponents["samples"].details["optima"]]
+
+
+def test_optima_at_the_edges_are_limits_not_numbers(rng):
     """With ranks up to 32 the larger optima lie beyond the grid; an argmin there would flatten the growth to zero."""
     design = replace(DESIGN, ranks=RANKS[:9])
-    report = report_of(risk_table(surface(1.0, 1.0, 1.0), design, rng))
-    assert any("censored optima" in r for r in report.reasons)
-    statuses = [o["status"] for o in report.exponents["samples"].details["optima"]]
-    assert statuses[-1] == "above"
-    assert report.exponents["samples"].estimate > 0.35
+    report = report_of(risk_table(surface(1.0, 1.0, 1.0), design, rng, dimension=4096))
+    assert statuses(report)[:4] == ["used"] * 4
+    assert statuses(report)[-1] == "at_least"
+    assert any("r*(128000) >= 24" in r for r in report.reasons), report.reasons
+    assert report.exponents["samples"].estimate == pytest.approx(0.5, abs=0.06)
+    low = report_of(risk_table(surface(1.0, 1.0, 1.0, first=1.5), DESIGN, rng, dimension=4096))
+    assert statuses(low)[0] == "at_most"
+    assert any("r*(1000) <= 3" in r for r in low.reasons), low.reasons
 
 
-def test_the_matrix_dimension_censors(rng):
-    frame = risk_table(surface(1.0, 1.0, 1.0), DESIGN, rng, dimension=128)
-    statuses = [o["status"] for o in report_of(frame).exponents["samples"].details["optima"]]
-    assert "above" in statuses  # beyond d/8 = 16
-    roomy = risk_table(surface(1.0, 1.0, 1.0), DESIGN, rng, dimension=4096)
-    assert "above" not in [o["status"] for o in report_of(roomy).exponents["samples"].details["optima"]]
+def test_the_window_ends_at_a_quarter_of_the_matrix_and_begins_at_four(rng):
+    """r* runs from 4.5 to 51; where it was seen outside the window it is said, and not used."""
+    for dimension, last in ((160, 36.0), (144, 25.0)):  # d/4 = 40 and 36
+        frame = risk_table(surface(1.0, 1.0, 1.0), replace(DESIGN, ranks=RANKS[:13]), rng, dimension=dimension)
+        report = report_of(frame)
+        assert statuses(report)[-1] == "outside"
+        used = [o["rank"] for o in report.exponents["samples"].details["optima"] if o["status"] == "used"]
+        assert max(used) == pytest.approx(last, rel=0.1)
+    below = report_of(risk_table(surface(1.0, 1.0, 1.0, first=3.5), DESIGN, rng, dimension=4096))
+    assert statuses(below)[:2] == ["outside", "used"]
 
 
-def test_too_few_seeds_are_untestable(rng):
-    report = report_of(risk_table(surface(1.0, 1.0, 1.0), replace(DESIGN, seeds=3), rng))
-    assert report.verdict == UNTESTABLE
+@pytest.mark.parametrize(("values", "verdict"), [(4, CONSISTENT), (3, UNTESTABLE)])
+def test_four_optima_are_needed(values, verdict, rng):
+    design = replace(DESIGN, samples=tuple(int(1000 * 10 ** (k / (values - 1))) for k in range(values)))
+    report = report_of(risk_table(surface(1.0, 1.0, 1.0), design, rng, dimension=4096))
+    assert report.verdict == verdict
+    assert bool(report.fields["needed"]) == (verdict == UNTESTABLE)
 
 
-def test_a_saturating_optimum_is_not_consistent(rng):
+@pytest.mark.parametrize(("last", "verdict"), [(8000, CONSISTENT), (7900, UNTESTABLE)])
+def test_nine_tenths_of_a_decade_of_seen_n_are_needed(last, verdict, rng):
+    design = replace(DESIGN, samples=(1000, 2000, 3000, 5000, last))
+    assert report_of(risk_table(surface(1.0, 1.0, 1.0), design, rng, dimension=4096)).verdict == verdict
+
+
+def test_three_seeds_are_the_second_tier_and_two_are_untestable(rng):
+    report = report_of(risk_table(surface(1.0, 1.0, 1.0), replace(DESIGN, seeds=3, noise=0.01), rng, dimension=4096))
+    assert (report.verdict, report.exponents["samples"].details["tier"]) == (HOLDS, 2)
+    two = report_of(risk_table(surface(1.0, 1.0, 1.0), replace(DESIGN, seeds=2), rng, dimension=4096))
+    assert two.verdict == UNTESTABLE
+
+
+def test_a_saturating_optimum_is_bent_and_not_consistent(rng):
     """r* grows linearly, then stays at the rank of the truth: the average slope is near 1/2."""
     frame = risk_table(surface(1.0, 1.0, 1.0), DESIGN, rng, dimension=4096)
     best = np.minimum(4.0 * frame["samples"] / 1000, 48.0)
     frame["test_loss"] = 0.1 + 0.05 * np.log(frame["rank"] / best) ** 2 + 1e-4 * rng.standard_normal(len(frame))
-    assert report_of(frame).verdict != CONSISTENT
+    report = report_of(frame)
+    assert report.verdict != CONSISTENT
+    assert report.exponents["samples"].details["bent"]
+
+
+def test_the_correction_recovers_the_exponent_of_a_finite_matrix(rng):
+    """Truncating a noisy 96 x 96 matrix with spectrum k^-1: r* ~ N^1/2, and faster as it nears the matrix."""
+    design = Design(
+        ranks=(2, 3, 4, 6, 8, 10, 13, 16, 22, 30, 48), samples=tuple(8192 * 2**k for k in range(8)), seeds=5
+    )
+    frame = denoising_table(1.0, 96, design, rng)
+    exponent = report_of(frame).exponents["samples"]
+    corrected = exponent.details["corrected"]
+    assert exponent.estimate > 0.56
+    assert corrected["ci95"][0] < 0.52
+    assert corrected["estimate"] < exponent.estimate - 0.03
+    assert exponent.verdict == CONSISTENT
+
+
+def test_the_correction_is_for_the_rank_of_a_matrix_and_not_for_the_width_of_a_clone(rng):
+    frame = risk_table(surface(1.0, 1.0, 1.0), DESIGN, rng, dimension=256)
+    frame = frame[frame["rank"] <= 192]
+    size = 512
+
+    def sizes(params):
+        return rank_cost(frame.assign(params=params)).sizes
+
+    assert sizes(frame["rank"] * size) == size  # the entries of both factors
+    assert sizes(frame["rank"] * (size - frame["rank"])) == size  # degrees of freedom
+    assert sizes(frame["rank"] * (size - frame["rank"]) + 256) == size  # and a bias
+    assert sizes(frame["rank"] * 3000) is None  # many projections: the width of a clone
+    assert rank_cost(frame).sizes == size  # not said: one matrix
+    assert rank_cost(frame.drop(columns=["d_in", "d_out"])) == RankCost()
+    assert rank_cost(frame.assign(d_in=frame["rank"])) == RankCost(256.0, None)  # follows the rank
+    report = report_of(frame.assign(params=3000 * frame["rank"]))
+    assert report.exponents["samples"].details["corrected"]["estimate"] is None
+    assert report.verdict == CONSISTENT
+
+
+def test_without_the_shape_a_jump_to_full_rank_refutes_nothing():
+    """Spectrum k^-1 in a 96 x 96 matrix: r* ~ N^1/2 until it jumps; only the upper half of the window is too fast."""
+    design = Design(ranks=(2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96), samples=tuple(2000 * 2**k for k in range(8)))
+    for k in range(3):
+        frame = denoising_table(1.0, 96, design, np.random.default_rng(k)).drop(columns=["d_in", "d_out", "gap"])
+        assert report_of(frame).verdict not in (REFUTED, CONSISTENT)
 
 
 def test_local_minimum_is_exact_for_a_cubic():
@@ -99,17 +172,6 @@ def test_a_cubic_is_less_biased_than_a_parabola():
     off = abs(-parabola[1] / (2 * parabola[0]) - np.log(best))
     assert off == pytest.approx(0.1, abs=0.05)
     assert abs(local_minimum(x, risk[None])[0] - np.log(best)) < off / 3
-
-
-def test_censored_regression_recovers_a_slope_that_truncation_hides():
-    x = np.linspace(-3, 3, 9)
-    design = np.column_stack([np.ones(9), x])
-    truth = 1.0 + 0.5 * x
-    low, high = np.full(9, 0.2), np.full(9, 1.8)
-    y = np.where(truth > high, high + 0.3, np.where(truth < low, low - 0.3, truth))
-    assert censored_regression(design, y[None], low, high)[0, 1] == pytest.approx(0.5, abs=0.02)
-    naive = np.polyfit(x, np.clip(y, low, high), 1)[0]
-    assert naive < 0.4
 
 
 def test_consistency_statistic_uses_gamma_over_alpha_plus_beta(rng):

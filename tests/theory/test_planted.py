@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
 
-from theory.planted.denoising import denoising_table, mixture_risk, spectrum, threshold_rank, truncation_risk
+from theory.planted import attacks
+from theory.planted.cases import CONCAVE, DESIGN, HIDDEN, MARGINS, PLATEAUS, all_cases
+from theory.planted.denoising import (
+    curve_optimum,
+    curve_risk,
+    curve_table,
+    denoising_table,
+    minimum_between_ranks,
+    mixture_risk,
+    population_optimum,
+    spectrum,
+    threshold_rank,
+    truncation_risk,
+)
 from theory.planted.linear_loss import finite_size_slope, gap_from_singular_values, top_singular_values
 from theory.planted.optimisation import (
     alignment,
@@ -17,8 +30,10 @@ from theory.planted.optimisation import (
     quadratic_table,
     worst_case_ratio,
 )
+from theory.planted.rates import Slopes, broken, broken_rank, counted, power, saturating, slopes, with_offset
 from theory.planted.softmax import parameters, softmax_gap
-from theory.planted.surfaces import Design
+from theory.planted.surfaces import Design, law_table
+from theory.verdicts import CONSISTENT, HOLDS, LOOSE, REFUTED
 
 
 def test_e1_risk_of_a_strong_low_rank_signal_is_its_parameter_count():
@@ -55,6 +70,122 @@ def test_e2_table_has_every_rank_and_seed():
     frame = denoising_table(1.0, 16, design, np.random.default_rng(0))
     assert len(frame) == 8
     assert (frame.groupby("rank")["gap"].mean().diff().dropna() > 0).all()
+
+
+def test_e2_population_optimum_is_that_of_the_mean_risk():
+    """Continuous, within half a rank of the best whole rank, and half a rank below Gavish and Donoho's threshold."""
+    d, s, samples = 96, 1.0, np.array([8192.0, 16384.0, 32768.0])
+    found = population_optimum(samples, d, s)
+    rng = np.random.default_rng(1)
+    for n, optimum in zip(samples, found, strict=True):
+        best = np.argmin(np.mean([truncation_risk(spectrum(d, s), n**-0.5, rng)[0] for _ in range(100)], axis=0))
+        assert abs(optimum - best) < 0.7
+        assert optimum == pytest.approx(threshold_rank(n, d, s) - 0.5, rel=0.07)
+    # Four hundred other draws, not smoothed, gave 4.79, 7.09, 10.51.
+    assert np.log(found / [4.79, 7.09, 10.51]) == pytest.approx(0.0, abs=0.01)
+    assert population_optimum(np.array([1e9]), 16, 0.75)[0] == 16
+
+
+def test_optimum_between_ranks_is_that_of_the_exact_continuation():
+    """Minimum of zeta(2s, r + 1) + (3/2) p/N over real r, which needs no interpolation."""
+    samples = np.array([16384.0, 65536.0, 262144.0])
+    assert curve_optimum(samples, 64, 1.5) == pytest.approx([3.961, 6.729, 11.324], rel=2e-3)
+    assert minimum_between_ranks(np.array([3.0, 2.0, 1.0])) == 2
+    assert minimum_between_ranks(np.array([1.0, 2.0, 3.0])) == 0
+    # Parameters that cost more where they outnumber the samples make the optimum smaller.
+    assert (curve_optimum(samples, 64, 1.5, blow_up=2.0) < curve_optimum(samples, 64, 1.5)).all()
+
+
+def test_curve_table_is_the_curve_times_noise():
+    design = Design(ranks=(2, 4), samples=(100, 1000), noise=0.0, intercept_sd=0.0, slope_sd=0.0)
+    frame = curve_table(1.0, 16, design, np.random.default_rng(0))
+    assert frame["test_loss"].to_numpy() == pytest.approx(curve_risk(frame["rank"], frame["samples"], 16, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("law", "coordinate", "low_top_beyond"),
+    [
+        (power(0.5), "samples", (-0.5, -0.5, -0.5)),
+        (power(0.5, 1.4), "rank", (1.4, 1.4, 1.4)),
+        (broken(0.75, 0.25, DESIGN), "samples", (-0.75, -0.25, -0.25)),
+        # N^-1 plus its end value M: the sum of x^-1 and M^-1 at N = 64, 1024, 16384 and sqrt(10) times that.
+        (with_offset(power(1.0), 1.0, DESIGN), "samples", (-0.980, -0.772, -0.363)),
+        # The break lies at 11.3, between the ranks 8 and 12 of which the halves share the latter.
+        (broken_rank(1.5, 0.5, DESIGN), "rank", (1.446, 0.5, 0.5)),
+        # r (128 - r) is concave; beyond the largest rank nothing is assumed but the slope of the upper half.
+        (counted(64), "rank", (0.939, 0.807, 0.807)),
+        (counted(64), "samples", (-1.0, -1.0, -1.0)),
+        (counted(64, 4.0), "samples", (-1.555, -1.094, -1.012)),
+        (saturating(8.0), "rank", (0.619, 0.239, 0.239)),
+    ],
+)
+def test_slopes_are_those_of_the_law(law, coordinate, low_top_beyond):
+    assert astuple(slopes(law, DESIGN, coordinate)) == pytest.approx(low_top_beyond, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("planted", "allowed"),
+    [
+        (Slopes.constant(-0.25), {REFUTED}),
+        (Slopes.constant(-0.4), {CONSISTENT, HOLDS}),
+        (Slopes.constant(-0.6), {CONSISTENT, HOLDS}),
+        (Slopes.constant(-1.0), {HOLDS, LOOSE}),
+        (Slopes(-1.0, -0.7, -0.5), {HOLDS}),  # better than claimed in the window, at the claimed rate beyond it
+        (Slopes(-1.0, -0.7, -0.3), {REFUTED}),  # a plateau beyond the window
+        (Slopes(-0.25, -0.75, -0.75), {HOLDS, LOOSE}),  # only the top of the window and what follows count
+    ],
+)
+def test_words_that_slopes_allow(planted, allowed):
+    assert planted.allowed(-0.5, 0.1) == allowed
+    harmful = planted.harmful(-0.5, 0.1)
+    assert not harmful & allowed
+    assert harmful == ({CONSISTENT, HOLDS, LOOSE} if allowed == {REFUTED} else {REFUTED})
+
+
+def test_law_tables_have_the_law_as_their_mean():
+    quiet = replace(DESIGN, noise=0.0, intercept_sd=0.0, slope_sd=0.0)
+    law = with_offset(power(1.0), 1.0, quiet, per_rank=False)
+    frame = law_table(law, quiet, np.random.default_rng(0))
+    assert frame["gap"].to_numpy() == pytest.approx(0.1 * frame["rank"] / frame["samples"] + law(0.0, 1.0))
+
+
+def test_the_zoo_has_every_family_and_its_truths():
+    cases = {c.name: c for c in all_cases()}
+    for b, c in ((1, 1), (0.5, 0.5), (1, 0.5), (0.75, 0.75), (1.4, 0.5), (1, 0.25)):
+        assert cases[f"gap r^{b:g} N^-{c:g}"].exponents == {"rank": b, "samples": -c}
+    sizes = {family: sum(c.family == family for c in cases.values()) for family in (PLATEAUS, CONCAVE, HIDDEN)}
+    assert sizes == {PLATEAUS: 18, CONCAVE: 3, HIDDEN: 2}
+    # At the margin exactly: never slower than the claim allows, so that REFUTED is the only harmful word.
+    claimed = {"rank": 1.0, "samples": -0.5, "steps": -0.5}
+    for case in cases.values():
+        if case.family == MARGINS:
+            (coordinate,) = case.slopes
+            value = 0.5 if case.claim == "optimal_rank" else claimed[coordinate]
+            assert not case.slopes[coordinate].slower(value, 0.1), case.name
+    assert all((c.log_rank_of is not None) == (c.claim == "optimal_rank") for c in cases.values() if c.slopes)
+
+
+def test_attacked_tables_are_what_they_say(rng):
+    copied = attacks.copied_seeds(rng)
+    assert copied["seed"].nunique() == 6
+    assert (copied.groupby(["rank", "samples"])["gap"].nunique() == 2).all()
+    assert attacks.crowded_cell(rng).groupby(["rank", "samples"]).size().value_counts().to_dict() == {5: 34, 105: 1}
+    for small, thin in ((True, [64, 256]), (False, [4096, 16384])):
+        kept = attacks.survivors(rng, small=small).groupby("samples").size()
+        assert kept[kept == 35].index.tolist() == thin
+    second = attacks.second_study(rng).groupby("samples")[["teacher", "data", "learning_rate"]].first()
+    assert second.loc[256].tolist() != second.loc[1024].tolist()
+    assert set(attacks.pooled_labels(rng)["labels"]) == {"data", "teacher"}
+    assert attacks.lone_run(rng).groupby("samples").size()[6400] == 1
+    wild = attacks.misplaced_point(rng)
+    assert (wild["gap"] / wild.groupby(["rank", "samples"])["gap"].transform("median") > 30).sum() == 1
+    for c, share in ((0.35, 0.5), (0.38, 0.3)):
+        negative = attacks.negative_offset(rng, c=c, share=share)
+        slope = np.polyfit(np.log(negative["samples"]), np.log(negative["gap"]), 1)[0]
+        assert -0.6 < slope < -c
+    assert (attacks.impossible_rank(rng)[["d_in", "d_out"]].min(axis=1) < 512).all()
+    assert attacks.missing_runs(rng).groupby(["rank", "samples"]).size().value_counts().to_dict() == {5: 31, 4: 4}
+    assert attacks.other_shape(rng).groupby("seed")["d_in"].first().value_counts().to_dict() == {4096: 4, 2048: 1}
 
 
 def test_e3_softmax_gap_is_p_over_n():

@@ -31,7 +31,7 @@ def window(whole: Estimate, **parts: object) -> Window:
     """A straight window whose parts all have the slope of the whole, unless they are given."""
     same = at(whole.value)
     found = Window(
-        whole, same, same, same, same, same, at(0.0), 1e3, 1e4, 1.0, 1.0, 0.95, (0.0, 2.0), None, (), UNDEFINED, (),
+        whole, same, same, same, same, same, at(0.0), 1e3, 1e4, 1.0, 1.0, 0.95, (0.0, 2.0), (), UNDEFINED, (),
         np.zeros(0),
     )  # fmt: skip
     return replace(found, **parts)
@@ -89,9 +89,24 @@ def test_consistent_needs_the_extrapolation_and_no_offset_along_a_leading_coordi
     for off in (limit + ALMOST, -limit - ALMOST):
         assert decide(window(at(-0.5), extrapolation=(off, 2.0)), N) == HOLDS
     assert decide(window(at(-0.5), extrapolation=None), N) == HOLDS
-    offset = FamilyFit("power+offset", {}, 0.0, 0.0)
-    assert decide(window(at(-0.5), offset=offset), N) == HOLDS
-    assert decide(window(at(1.0), extrapolation=None, offset=offset), R) == CONSISTENT  # r is no leading coordinate
+    assert decide(window(at(-0.5), rivals=laws()), N) == CONSISTENT
+    assert decide(window(at(-0.5), rivals=laws(gain=4 + ALMOST)), N) == HOLDS
+    assert decide(window(at(-0.5), rivals=laws(gain=4 - ALMOST)), N) == CONSISTENT
+    assert decide(window(at(-0.5), rivals=laws(gain=9.0, error=1.0 + ALMOST)), N) == CONSISTENT
+    # r is no leading coordinate.
+    assert decide(window(at(1.0), extrapolation=None, rivals=laws(gain=9.0)), R) == CONSISTENT
+
+
+def laws(gain: float = 0.0, error: float = 0.5, exponent: float = -0.5, name: str = "power+offset"):
+    """A power law and an offset beside it, with an AICc lower by `gain`."""
+    return FamilyFit("power", {"c": 0.5}, 0.0, 1.0), FamilyFit(name, {"c": -exponent}, -gain, error)
+
+
+@pytest.mark.parametrize("name", ["power+offset", "power+shared offset"])
+def test_consistent_needs_the_exponent_beside_an_offset_within_the_margin_too(name):
+    for limit, inside in ((WORSE, -ALMOST), (BETTER, ALMOST)):
+        assert decide(window(at(-0.5), rivals=laws(exponent=limit + inside, name=name)), N) == CONSISTENT
+        assert decide(window(at(-0.5), rivals=laws(exponent=limit - inside, name=name)), N) == HOLDS
 
 
 def test_holds_needs_the_95_percent_limit_of_the_whole_and_the_90_percent_limit_of_the_top_below():

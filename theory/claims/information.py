@@ -271,7 +271,10 @@ CLAIM = Claim(
         "H_t, H_s": "teacher and student activations at one layer site (column site)",
         "tau n": "Gaussian noise of fixed size on student activations of unit power (else I is infinite or constant)",
         "I": "noise-smoothed mutual information in nats (column mutual_information)",
-        "I*": "(1/2) sum_{k<=r} ln(1 + lambda_k / tau^2), attained by the top r principal components (mi_ceiling)",
+        "I*": (
+            "(r/2) ln(1 + 1/tau^2), the most that r activations of unit power can carry (column mi_ceiling); the "
+            "formula of the top r principal components, (1/2) sum_{k<=r} ln(1 + lambda_k/tau^2), is mi_pca_reference"
+        ),
         "lambda": "weight of the clone loss (column clone_weight)",
         "r": "rank of the student's bottleneck",
     },

@@ -12,7 +12,18 @@ from theory.cells import Cells, build_cells
 from theory.fitting import log_linear, smooth_deviation
 from theory.intervals import bootstrap_standard_error, t_interval
 from theory.ledger import Claim
-from theory.optimum import MIN_DECADES, MIN_OPTIMA, UNRESOLVED, Growth, Optima, RankCost, find_optima, fit_growth
+from theory.optimum import (
+    LARGEST_SHARE,
+    MIN_DECADES,
+    MIN_OPTIMA,
+    SMALLEST_RANK,
+    UNRESOLVED,
+    Growth,
+    Optima,
+    RankCost,
+    find_optima,
+    fit_growth,
+)
 from theory.report import FREE_CONSTANT, Bound, ClaimReport, Exponent, interval_list, undefined_exponent
 from theory.rules import Limits, decide_growth
 from theory.tables import InputError, Table, claim_rows, longest_training, resolve_duplicates
@@ -131,6 +142,38 @@ def optima_gate(optima: Optima | None) -> gates.Gate:
     )  # fmt: skip
 
 
+def window_gate(ranks: np.ndarray, samples: np.ndarray, dimension: float) -> gates.Gate:
+    """Before the runs: could four optima be seen inside the window, over nine tenths of a decade of N, if r* grew as
+    claimed? `optima_gate` asks the same of measured risks.
+
+    Args:
+        ranks, samples: the grids. dimension: d, infinite if not known.
+    """
+    ranks, x = np.sort(ranks), np.log10(np.sort(samples))
+    low, high = max(SMALLEST_RANK, float(ranks[1])), min(dimension / LARGEST_SHARE, float(ranks[-2]))
+    span = float(np.log10(max(high / low, 1.0)))
+    inside = [x[(x >= start - gates.TOLERANCE) & (x <= start + span / CLAIMED + gates.TOLERANCE)] for start in x]
+    if any(len(part) >= MIN_OPTIMA and np.ptp(part) >= MIN_DECADES - gates.TOLERANCE for part in inside):
+        return gates.Gate("window")
+    needed = CLAIMED * MIN_DECADES
+    if span < needed - gates.TOLERANCE:
+        wide = float(np.ceil(low * 10**needed))
+        bigger = f" in a matrix of side {LARGEST_SHARE * wide:g} or more" if dimension / LARGEST_SHARE < wide else ""
+        return gates.Gate(
+            "window", gates.FAILED,
+            f"r* counts between {low:g} and {high:g}, a factor of {10**span:.3g}; growth as sqrt N over "
+            f"{MIN_DECADES:g} decades of N needs a factor of {10**needed:.3g}: add ranks beyond {wide:g}{bigger}",
+            ({"rank": wide, "seeds": gates.MIN_SEEDS},),
+        )  # fmt: skip
+    return gates.Gate(
+        "window", gates.FAILED,
+        f"while r* crosses the window ({low:g} to {high:g}) N grows by a factor of {10 ** (span / CLAIMED):.3g}, in "
+        f"which the design has {max(len(part) for part in inside)} values; {MIN_OPTIMA} over {MIN_DECADES:g} decades "
+        "are needed: add values of samples between",
+        tuple({"samples": n, "seeds": gates.MIN_SEEDS} for n in gates.between(np.sort(samples), MIN_OPTIMA)),
+    )  # fmt: skip
+
+
 def _missing_optima(optima: Optima, used: np.ndarray) -> tuple[dict[str, float], ...]:
     """Values of N at which the optimum should be visible: between and around those where it was."""
     if not len(used):
@@ -200,7 +243,7 @@ def _explain(optima: Optima | None, growth: Growth | None, cost: RankCost, word:
 
 
 def _consistency(frame: pd.DataFrame, optima: Optima, growth: Growth, margin: float) -> dict[str, Any] | None:
-    """rho - gamma/(alpha + beta) from independent legs; advisory (theory page, section C5).
+    """rho - gamma/(alpha + beta) from independent legs; advisory (theory page, "The risk surface").
 
     alpha from the population loss over ranks near the optima, in excess of `teacher_loss` where that column gives
     the best loss possible (else the offset is fitted); (beta, gamma) from the signed gap there; the joint bootstrap

@@ -5,7 +5,7 @@ Every measured cell carries log-normal noise of the given size; every seed its o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,7 @@ def grid_frame(first: str, a: Sequence[int], second: str, b: Sequence[int], seed
     return index.to_frame(index=False).astype(np.float64)
 
 
-def _seed_effects(frame: pd.DataFrame, design: Design, columns: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+def seed_effects(frame: pd.DataFrame, design: Design, columns: Sequence[str], rng: np.random.Generator) -> np.ndarray:
     """Log deviation of every row: seed intercept, seed slopes in the centred coordinates, and cell noise."""
     seed = frame["seed"].to_numpy(dtype=np.int64)
     total = design.intercept_sd * rng.standard_normal(design.seeds)[seed]
@@ -47,6 +47,15 @@ def _seed_effects(frame: pd.DataFrame, design: Design, columns: Sequence[str], r
         x = np.log(frame[column].to_numpy())
         total = total + design.slope_sd * rng.standard_normal(design.seeds)[seed] * (x - x.mean())
     return total + design.noise * rng.standard_normal(len(frame))
+
+
+def law_table(
+    law: Callable[[np.ndarray, np.ndarray], np.ndarray], design: Design, rng: np.random.Generator
+) -> pd.DataFrame:
+    """A gap whose mean is a law of (rank, samples), times the design's noise."""
+    frame = grid_frame("rank", design.ranks, "samples", design.samples, design.seeds)
+    mean = law(frame["rank"].to_numpy(), frame["samples"].to_numpy())
+    return frame.assign(gap=mean * np.exp(seed_effects(frame, design, ("rank", "samples"), rng)))
 
 
 def gap_table(
@@ -61,7 +70,7 @@ def gap_table(
     law = constant * frame["rank"] ** b * frame["samples"] ** -c
     middle = float(np.exp(np.mean(np.log(design.ranks))))
     level = constant * middle**b * max(design.samples) ** -c
-    noise = np.exp(_seed_effects(frame, design, ("rank", "samples"), rng))
+    noise = np.exp(seed_effects(frame, design, ("rank", "samples"), rng))
     return frame.assign(gap=law * noise + offset * level)
 
 
@@ -87,14 +96,14 @@ def risk_table(surface: Surface, design: Design, rng: np.random.Generator, *, di
     """Risk E + A r^-alpha + B r^beta N^-gamma, the excess over E being noisy."""
     frame = grid_frame("rank", design.ranks, "samples", design.samples, design.seeds)
     excess = surface(frame["rank"].to_numpy(), frame["samples"].to_numpy()) - surface.offset
-    noise = np.exp(_seed_effects(frame, design, ("rank", "samples"), rng))
+    noise = np.exp(seed_effects(frame, design, ("rank", "samples"), rng))
     return frame.assign(test_loss=surface.offset + excess * noise, d_in=dimension, d_out=dimension)
 
 
 def gradient_table(exponent: float, design: Design, rng: np.random.Generator, *, plateau: float = 0.0) -> pd.DataFrame:
     """Mean squared gradient norm T^exponent over horizons, plus a plateau in units of its value at the largest T."""
     frame = grid_frame("samples", (1,), "steps", design.steps, design.seeds).drop(columns="samples")
-    noise = np.exp(_seed_effects(frame, design, ("steps",), rng))
+    noise = np.exp(seed_effects(frame, design, ("steps",), rng))
     level = max(design.steps) ** exponent
     return frame.assign(grad_norm_sq=(frame["steps"] ** exponent + plateau * level) * noise)
 
