@@ -4,8 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.complete
 STUDY  ?= demo
+MODULES ?=
+SAMPLE ?= 100
 
-.PHONY: env check test reproduce figures docs clean
+.PHONY: env check test mutants reproduce figures docs clean
 
 env: $(STAMP)
 
@@ -24,6 +26,10 @@ check: env
 
 test: env
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Random mistakes in the judge, and those that no test notices: make mutants MODULES=gates,rates SAMPLE=50
+mutants: env
+	$(BIN)/python tests/tools/mutants.py --modules "$(MODULES)" --sample $(SAMPLE)
 
 reproduce: env
 	$(BIN)/python -m experiments.reproduce study=$(STUDY)
