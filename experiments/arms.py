@@ -2,9 +2,10 @@
 
     python -m experiments.arms study=NAME
 
-Writes arms.csv: a line a claim, arm and coordinate with exponent, interval, verdict and worst measured/bound. Two arms
-are derived: `best_step`, at each horizon the step size with the smallest mean squared gradient norm (a minimum over
-noisy means, so biased low), and `plateau`, whose exponent is that of the noise floor of long runs in their step size.
+Writes arms.csv: one line per claim, arm and quantity with its interval, its own verdict and the claim's largest
+measured/bound. Two arms are derived: `best_step`, at each horizon the step size with the smallest mean squared gradient
+norm (a minimum over noisy means, so biased low), and `plateau`, whose exponent is that of the noise floor of long runs
+in their step size.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import pandas as pd
 
 from experiments.command import guarded, study_arguments
 from experiments.files import write_csv
+from experiments.lines import claims_of, lines_of
 from experiments.store import Study
 from experiments.tables import measurements, rows_of
 from lrc_jax.errors import InputError
 from theory.check import check_table
 from theory.intervals import mean_interval
 from theory.ledger import all_claims
-from theory.report import ClaimReport
 from theory.tables import InputError as TableError
 
 FILE = "arms.csv"
@@ -86,24 +87,19 @@ def _judged(claim: str, arm: str, part: pd.DataFrame) -> list[dict[str, Any]]:
             # and without noise no horizon would lie beyond the crossover.
             part = part.drop(columns=["smoothness", "grad_variance"])
     try:
-        report = check_table(part.drop(columns="arm"), claims=[claim]).claims[claim]
+        report = check_table(part.drop(columns="arm"), claims=[claim])
     except (TableError, KeyError) as wrong:
         return [line | {"verdict": "not judged", "reason": str(wrong)}]
-    line |= {"verdict": report.verdict, "reason": report.reasons[0] if report.reasons else ""}
-    line["worst_ratio"] = report.bound.worst_ratio
-    return [line | own | numbers for numbers in _numbers(report)] or [line | own]
-
-
-def _numbers(report: ClaimReport) -> Iterator[dict[str, Any]]:
-    for name, e in report.exponents.items():
-        yield {
-            "coordinate": name, "estimate": e.estimate, "low": e.ci95.low, "high": e.ci95.high, "claimed": e.claimed,
-        }  # fmt: skip
-    for name in ("ceiling_ratio", "divergence_ratio"):
-        ratio = report.fields.get(name)
-        if isinstance(ratio, dict) and ratio.get("estimate") is not None:
-            low, high = ratio["ci95"]
-            yield {"coordinate": name, "estimate": ratio["estimate"], "low": low, "high": high, "claimed": 1.0}
+    found = report.claims[claim]
+    line |= {"reason": "", "worst_ratio": found.bound.worst_ratio} | own
+    return [
+        line
+        | {
+            "verdict": one.verdict, "coordinate": one.quantity, "estimate": one.estimate, "low": one.low,
+            "high": one.high, "claimed": one.claimed, "reason": one.note,
+        }
+        for one in lines_of(claims_of(report), report.margin)
+    ] or [line | {"verdict": found.verdict}]  # fmt: skip
 
 
 def _floor(part: pd.DataFrame) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One function a figure of a claim, a control or a table; each takes rows and gives a `Drawn`.
+"""One function per figure of a claim, a control or a table; each takes rows and gives a `Drawn`.
 
 Each figure shows its uncertainty, the fitted law and the claimed law. Nothing here runs a model.
 """
@@ -13,6 +13,8 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -20,8 +22,23 @@ from experiments.tables import rows_of
 from experiments.theme import CLAIMED, COLUMN, FITTED, series_style
 from theory.claims.convergence import CONSTANTS, right_hand_side
 from theory.claims.dynamics import NOT_PRESERVED, PRESERVED, ratio_interval
+from theory.figures import draw_optima, level_colours, slope_triangle
 from theory.intervals import mean_interval
+from theory.optimum import AT_LEAST, AT_MOST, OUTSIDE, UNRESOLVED, USED
+from theory.palette import LETTER
 from theory.report import ClaimReport, Exponent
+from theory.verdicts import MARGIN
+from theory.window import near_middle
+
+#: Axes of the coordinates, and the colours of their levels where these tell series apart, the same in every figure.
+AXIS = {"samples": "training sequences N", "rank": "rank r", "steps": "steps T (one run each)"}
+SCALE = {"samples": "viridis", "rank": "plasma"}
+#: How the optimum of a risk curve is marked, by its status.
+MARKS = {
+    USED: ("*", True, "r*"), OUTSIDE: ("*", False, "r* outside the trusted range"),
+    AT_MOST: ("<", False, "r* at most this"), AT_LEAST: (">", False, "r* at least this"),
+    UNRESOLVED: ("X", False, "r* open: no larger rank is clearly worse"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,7 +82,7 @@ def interval_words(estimate: float | None, low: float | None, high: float | None
     return f"{estimate:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _errorbars(axes: Axes, x: np.ndarray, frame: pd.DataFrame, label: str, i: int) -> None:
+def _errorbars(axes: Axes, x: np.ndarray, frame: pd.DataFrame, label: str, i: int, **style: Any) -> None:
     """Means with 95 % intervals; an interval that is not known is not drawn."""
     known = frame["low"].notna() & frame["high"].notna()
     spread = np.array(
@@ -74,9 +91,8 @@ def _errorbars(axes: Axes, x: np.ndarray, frame: pd.DataFrame, label: str, i: in
             frame["high"].where(known, frame["mean"]) - frame["mean"],
         ]
     )
-    axes.errorbar(
-        x, frame["mean"], yerr=np.maximum(spread, 0), linestyle="none", label=label, elinewidth=0.8, **series_style(i)
-    )
+    style = series_style(i) | style
+    axes.errorbar(x, frame["mean"], yerr=np.maximum(spread, 0), linestyle="none", label=label, elinewidth=0.8, **style)
 
 
 def _cell_means(frame: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
@@ -94,62 +110,117 @@ def _legend_above(figure: Figure, axes: Axes, columns: int) -> None:
     figure.legend(*axes.get_legend_handles_labels(), ncols=columns, loc="outside upper center", fontsize=6)
 
 
-def gap_against_samples(claim: ClaimReport, frame: pd.DataFrame) -> Drawn:
-    """Generalisation gap against N, one series a rank, with the fitted and the claimed law."""
-    figure = Figure(figsize=(COLUMN, 2.7))
+def power_text(coordinate: str, value: float | str) -> str:
+    """A power for a figure: $N^{-0.5}$."""
+    return f"${LETTER[coordinate]}^{{{value}}}$".replace(".0}", "}")
+
+
+def fitted_text(coordinate: str, exponent: Exponent) -> str:
+    """A fitted power with its interval, for a legend."""
+    if not np.isfinite(exponent.estimate):
+        return "no power law can be fitted"
+    power = power_text(coordinate, f"{exponent.estimate:.2f}")
+    return f"{power} [{exponent.ci95.low:.2f}, {exponent.ci95.high:.2f}]"
+
+
+def _level_bar(figure: Figure, axes: Axes, coordinate: str, levels: list[float]) -> None:
+    """The colours of the levels of a coordinate, beside the axes: many series need no legend and no markers."""
+    colours = ListedColormap(list(level_colours(levels, SCALE[coordinate]).values()))
+    edges = BoundaryNorm(np.arange(len(levels) + 1) - 0.5, len(levels))
+    bar = figure.colorbar(ScalarMappable(edges, colours), ax=axes, ticks=range(len(levels)), pad=0.02, aspect=25)
+    bar.ax.set_yticklabels([f"{v:g}" for v in levels], fontsize=6)
+    bar.ax.tick_params(length=0)
+    bar.ax.minorticks_off()
+    bar.ax.grid(visible=False)
+    bar.set_label(AXIS[coordinate], fontsize=7)
+
+
+def _gap(claim: ClaimReport, x: str, series: str) -> Drawn:
+    """Generalisation gap against one coordinate, a series per level of the other, with fits and the claimed slope."""
+    figure = Figure(figsize=(COLUMN, 2.6))
     axes = figure.add_subplot()
-    points = claim.points
-    for i, (rank, part) in enumerate(points.groupby("rank")):
-        part = part.sort_values("samples")
-        _errorbars(axes, part["samples"].to_numpy() * (1 + 0.015 * i), part, f"r = {rank:g}", i)
-        axes.plot(part["samples"], part["fitted"], **FITTED | {"color": series_style(i)["color"]})
-    middle = points[points["rank"] == sorted(points["rank"].unique())[points["rank"].nunique() // 2]].sort_values(
-        "samples"
-    )
-    axes.plot([], [], label=f"fit: N^{interval_text(claim.exponents['samples'])}", **FITTED)
-    axes.plot(middle["samples"], middle["claimed"], label="claimed: N^-0.5 (free constant)", **CLAIMED)
-    axes.set(xscale="log", yscale="log", xlabel="training sequences N", ylabel="generalisation gap (nats/token)")
-    plain_log(axes.xaxis, points["samples"].to_numpy())
+    points, exponent = claim.points, claim.exponents[x]
+    levels = sorted(points[series].unique())
+    for level, colour in level_colours(levels, SCALE[series]).items():
+        part = points[points[series] == level].sort_values(x)
+        _errorbars(axes, part[x].to_numpy(), part, "", 0, color=colour, marker="o", markersize=2.5)
+        axes.plot(part[x], part[f"fitted_{x}"], color=colour, linewidth=0.8)
+    bent = bool(exponent.details.get("bent"))
+    axes.plot([], [], label=f"one power law per series: {fitted_text(x, exponent)}{', bent' * bent}", **FITTED)
+    axes.set(xscale="log", yscale="log", xlabel=AXIS[x], ylabel="generalisation gap (nats/token)")
+    plain_log(axes.xaxis, points[x].to_numpy())
     positive = points.loc[points["mean"] > 0, "mean"]
     if len(positive):
-        axes.set_ylim(positive.min() / 3, positive.max() * 3)
-    _legend_above(figure, axes, 2)
+        axes.set_ylim(positive.min() / 2, positive.max() * 2)
+    slope_triangle(axes, exponent.claimed, f"claimed\n{power_text(x, exponent.claimed)}")
+    _level_bar(figure, axes, series, levels)
+    _legend_above(figure, axes, 1)
+    halves = ""
+    if bent:
+        low, top = (interval_words(exponent.details[part]["estimate"], *exponent.details[part]["ci95"])
+                    for part in ("low", "top"))  # fmt: skip
+        halves = f" No single exponent describes the range: {low} in its lower half, {top} in its upper."
     caption = (
-        f"Generalisation gap against training sequences N at {points['rank'].nunique()} ranks, cell means "
-        f"with 95 % intervals over {claim.seeds} seeds; fitted exponent {interval_text(claim.exponents['samples'])}, "
-        "claimed -0.5."
+        f"Generalisation gap against {AXIS[x]}, one series per {AXIS[series]} ({len(levels)}): cell means with 95 % "
+        f"intervals over {claim.seeds} seeds, and power laws with a common exponent, {interval_text(exponent)}; "
+        f"claimed {exponent.claimed:g} (triangle).{halves}"
     )
-    return Drawn("gap_against_samples", caption, figure, points)
+    return Drawn(f"gap_against_{x}", caption, figure, points)
+
+
+def gap_against_samples(claim: ClaimReport, frame: pd.DataFrame) -> Drawn:
+    """Generalisation gap against N, one series per rank."""
+    return _gap(claim, "samples", "rank")
 
 
 def gap_against_rank(claim: ClaimReport, frame: pd.DataFrame) -> Drawn:
-    """The same cells against rank, one series a sample size."""
-    figure = Figure(figsize=(COLUMN, 2.7))
+    """The same cells against rank, one series per sample size."""
+    return _gap(claim, "rank", "samples")
+
+
+def gap_local_slopes(claim: ClaimReport, frame: pd.DataFrame) -> Drawn | None:
+    """Local exponent of the gap in N, with the parts of the range that the verdict rests on."""
+    exponent = claim.exponents["samples"]
+    found = exponent.details
+    sizes = np.unique(claim.points["samples"])
+    if not found.get("local_slopes") or len(sizes) < 3:
+        return None
+    middle, last = float(np.exp(near_middle(np.log(sizes)))), float(sizes[-1])
+    parts = [
+        ("lower half", "low", sizes[0], middle, "#0072B2", "-", None),
+        ("upper half", "top", middle, last, "#0072B2", "-", "halves of the range"),
+        ("next half-decade", "reach", last, last * 10**0.5, "#56B4E9", ":", "next half-decade, if a plateau"),
+    ]
+    lines = [("local", x, x, slope, low, high) for x, slope, low, high in found["local_slopes"]]
+    figure = Figure(figsize=(COLUMN, 2.4))
     axes = figure.add_subplot()
-    points = claim.points
-    for i, (samples, part) in enumerate(points.groupby("samples")):
-        part = part.sort_values("rank")
-        _errorbars(axes, part["rank"].to_numpy() * (1 + 0.01 * i), part, f"N = {samples:g}", i)
-        axes.plot(part["rank"], part["fitted"], **FITTED | {"color": series_style(i)["color"]})
-    sizes = sorted(points["samples"].unique())
-    middle = points[points["samples"] == sizes[len(sizes) // 2]].sort_values("rank")
-    axes.plot([], [], label=f"fit: r^{interval_text(claim.exponents['rank'])}", **FITTED)
-    axes.plot(middle["rank"], middle["claimed"], label="claimed: r^1 (free constant)", **CLAIMED)
-    axes.set(xscale="log", yscale="log", xlabel="rank r", ylabel="generalisation gap (nats/token)")
-    plain_log(axes.xaxis, points["rank"].to_numpy())
-    positive = points.loc[points["mean"] > 0, "mean"]
-    if len(positive):
-        axes.set_ylim(positive.min() / 3, positive.max() * 3)
+    axes.axhspan(exponent.claimed - MARGIN, exponent.claimed + MARGIN, color="#000000", alpha=0.1, linewidth=0)
+    axes.axhline(exponent.claimed, label=f"claimed {exponent.claimed:g} ± {MARGIN:g}", **CLAIMED)
+    for name, key, start, end, colour, style, label in parts:
+        mean, (low, high) = found[key]["estimate"], found[key]["ci95"]
+        axes.plot([start, end], [mean, mean], color=colour, linewidth=1.8, linestyle=style, label=label)
+        axes.fill_between([start, end], low, high, color=colour, alpha=0.18, linewidth=0)
+        lines.append((name, start, end, mean, low, high))
+    points = pd.DataFrame(lines, columns=["part", "from", "to", "mean", "low", "high"])
+    local = points[points["part"] == "local"]
+    _errorbars(axes, local["from"].to_numpy(), local, "between neighbouring N (95 %)", 0)
+    axes.set(xscale="log", xlabel=AXIS["samples"], ylabel="exponent of the gap in N")
+    plain_log(axes.xaxis, sizes)
+    words = ((exponent.claimed + MARGIN, "slower than claimed", "bottom"), (exponent.claimed - MARGIN, "faster", "top"))
+    axes.set_ylim(top=max(axes.get_ylim()[1], exponent.claimed + 3 * MARGIN))
+    for height, word, side in words:
+        axes.text(sizes[0], height, word, va=side, fontsize=6, color="#444444")
     _legend_above(figure, axes, 2)
     caption = (
-        f"Generalisation gap against rank at {len(sizes)} sample sizes, cell means with 95 % intervals over "
-        f"{claim.seeds} seeds; fitted exponent {interval_text(claim.exponents['rank'])}, claimed 1."
+        f"Local exponent of the generalisation gap in N (95 % intervals over {claim.seeds} seeds), over the two halves "
+        "of the tested range, and over the half-decade beyond it if the flattening were a plateau. Below the grey band "
+        f"the gap falls faster than claimed ({exponent.claimed:g} ± {MARGIN:g}), above it more slowly."
     )
-    return Drawn("gap_against_rank", caption, figure, points)
+    return Drawn("gap_local_slopes", caption, figure, points)
 
 
 def risk_against_rank(claim: ClaimReport, frame: pd.DataFrame) -> Drawn:
-    """Test loss in excess of the teacher's against rank, one curve a sample size, with the optimum marked."""
+    """Test loss in excess of the teacher's against rank, one curve per sample size, with the optimum marked."""
     figure = Figure(figsize=(COLUMN, 2.8))
     axes = figure.add_subplot()
     curves, optima = claim.curves, claim.points
@@ -160,62 +231,65 @@ def risk_against_rank(claim: ClaimReport, frame: pd.DataFrame) -> Drawn:
         best = float(curves["mean"].min())
         floor = best - 0.02 * (float(curves["mean"].max()) - best)
         label = f"test loss - {floor:.3f} (nats/token)"
-    shades = mpl.colormaps["viridis"](np.linspace(0.0, 0.88, len(sizes)))
-    for colour, n in zip(shades, sizes, strict=True):
+    seen = dict.fromkeys(MARKS, False)
+    for n, colour in level_colours(sizes).items():
         part = curves[curves["samples"] == n].sort_values("rank")
         y = part["mean"] - floor
-        axes.plot(part["rank"], y, color=colour, marker="o", markersize=2, linewidth=0.9, label=f"N = {n:g}")
+        axes.plot(part["rank"], y, color=colour, marker="o", markersize=2, linewidth=0.9)
         if part["low"].notna().all():
             low, high = part["low"] - floor, part["high"] - floor
             axes.fill_between(part["rank"], low.clip(lower=1e-9), high, color=colour, alpha=0.2, linewidth=0)
-        found = optima[optima["samples"] == n]
-        if len(found) and np.isfinite(found["mean"].iloc[0]):
-            r_star = found["mean"].iloc[0]
-            height = np.interp(np.log(r_star), np.log(part["rank"]), y)
-            face = "white" if bool(found["censored"].iloc[0]) else colour
-            axes.plot(r_star, height, "*", markersize=8, markerfacecolor=face, markeredgecolor=colour, zorder=5)
-    for face, text in (("#444444", "r*"), ("white", "r* beyond trusted range")):
-        axes.plot([], [], "*", color="#444444", markerfacecolor=face, markersize=7, label=text)
+        for rank, status in optima.loc[optima["samples"] == n, ["mean", "status"]].to_numpy():
+            height = np.interp(np.log(rank), np.log(part["rank"]), y)
+            marker, filled, _ = MARKS[status]
+            face = colour if filled else "white"
+            axes.plot(rank, height, marker, markersize=7, markerfacecolor=face, markeredgecolor=colour, zorder=5)
+            seen[status] = True
+    for marker, filled, text in (MARKS[status] for status, is_seen in seen.items() if is_seen):
+        face = "#444444" if filled else "white"
+        axes.plot([], [], marker, color="#444444", markerfacecolor=face, markersize=6, label=text)
     heights = curves["mean"] - floor
     axes.set(xscale="log", yscale="log", xlabel="rank r", ylabel=label)
     axes.set_ylim(heights[heights > 0].min() / 1.6, heights.max() * 1.6)
     plain_log(axes.xaxis, curves["rank"].to_numpy())
-    _legend_above(figure, axes, 3)
+    _level_bar(figure, axes, "samples", sizes)
+    _legend_above(figure, axes, 2)
     caption = (
-        f"Test loss against rank at {len(sizes)} sample sizes with the optimum marked (95 % bands over "
+        f"Test loss against rank at {len(sizes)} sample sizes with the best rank r* marked (95 % bands over "
         f"{claim.seeds} seeds)."
     )
     return Drawn("risk_against_rank", caption, figure, curves)
 
 
 def optimal_rank_against_samples(claim: ClaimReport, frame: pd.DataFrame) -> Drawn:
-    """r* against N with interval, fit and the claimed square root."""
-    figure = Figure(figsize=(COLUMN, 2.5))
+    """Every r* against N: those in the fit, those outside the trusted range, limits, and the three lines."""
+    figure = Figure(figsize=(COLUMN, 2.9))
     axes = figure.add_subplot()
-    points = claim.points.sort_values("samples")
-    for censored, part in points.groupby("censored"):
-        style: dict[str, Any] = {"color": "#0072B2", "marker": "o"}
-        if censored:
-            style["markerfacecolor"] = "none"
-        known = part["low"].notna()
-        low, high = part["low"].where(known, part["mean"]), part["high"].where(known, part["mean"])
-        label = "r* outside the trusted range" if censored else "r*"
-        axes.errorbar(
-            part["samples"], part["mean"], yerr=np.maximum([part["mean"] - low, high - part["mean"]], 0),
-            linestyle="none", elinewidth=0.8, label=label, **style,
-        )  # fmt: skip
-    exponent = claim.exponents["samples"]
+    points, exponent = claim.points.sort_values("samples"), claim.exponents["samples"]
+    draw_optima(axes, points, claim.curves, "#0072B2", 3.5)
+    corrected = exponent.details.get("corrected", {})
+    both = interval_text(exponent)
     if "fitted" in points:  # too few optima: no law
-        axes.plot(points["samples"], points["fitted"], label=f"fit: N^{interval_text(exponent)}", **FITTED)
-        axes.plot(points["samples"], points["claimed"], label="claimed: N^0.5 (free constant)", **CLAIMED)
-    axes.set(xscale="log", yscale="log", xlabel="training sequences N", ylabel="optimal rank r*")
+        axes.plot(points["samples"], points["fitted"], label=f"fit: {fitted_text('samples', exponent)}", **FITTED)
+        if points["fitted_corrected"].notna().any():
+            low, high = corrected["ci95"]
+            power = power_text("samples", f"{corrected['estimate']:.2f}")
+            label = f"corrected: {power} [{low:.2f}, {high:.2f}]"
+            axes.plot(points["samples"], points["fitted_corrected"], color="#D55E00", linewidth=1, label=label)
+            both += f", corrected for the finite matrix {interval_words(corrected['estimate'], low, high)}"
+        claimed = f"claimed: {power_text('samples', exponent.claimed)}"
+        axes.plot(points["samples"], points["claimed"], label=claimed, **CLAIMED)
+    axes.set(xscale="log", yscale="log", xlabel=AXIS["samples"], ylabel="optimal rank r*")
     plain_log(axes.xaxis, points["samples"].to_numpy())
-    low, high = points["mean"].min() / 2, points["mean"].max() * 2
+    ranks = claim.curves["rank"]
+    low, high = ranks.min() / 1.2, ranks.max() * 1.2
     axes.set_ylim(low, high)
     plain_log(axes.yaxis, 2.0 ** np.arange(np.ceil(np.log2(low)), np.floor(np.log2(high)) + 1))
-    axes.legend(loc="upper left")
+    _legend_above(figure, axes, 2)
     caption = (
-        f"Optimal rank against sample size with 95 % intervals; fitted exponent {interval_text(exponent)}, claimed 0.5."
+        f"Optimal rank against sample size with 95 % intervals; exponent {both}, claimed {exponent.claimed:g}. Optima "
+        "outside the trusted range (grey) and limits (arrows) enter no fit. The correction takes out that r* "
+        "accelerates as it nears the size of the matrix."
     )
     return Drawn("optimal_rank_against_samples", caption, figure, points)
 
@@ -239,9 +313,11 @@ def gradient_against_steps(claim: ClaimReport, frame: pd.DataFrame) -> Drawn:
         )  # fmt: skip
     _errorbars(axes, points["steps"].to_numpy(), points, "measured (95 %)", 1)
     exponent = claim.exponents["steps"]
-    axes.plot(points["steps"], points["fitted"], label=f"fit: T^{interval_text(exponent)}", **FITTED)
-    axes.plot(points["steps"], points["claimed"], label="claimed: T^-0.5 (free constant)", **CLAIMED)
-    axes.set(xscale="log", yscale="log", xlabel="steps T (one run each)", ylabel="mean squared gradient norm")
+    fitted = f"fit: {fitted_text('steps', exponent)}"
+    axes.plot(points["steps"], points["fitted_steps"], label=fitted, **FITTED)
+    claimed = f"claimed: {power_text('steps', exponent.claimed)} (free constant)"
+    axes.plot(points["steps"], points["claimed"], label=claimed, **CLAIMED)
+    axes.set(xscale="log", yscale="log", xlabel=AXIS["steps"], ylabel="mean squared gradient norm")
     plain_log(axes.xaxis, frame["steps"].to_numpy())
     plain_decades(axes.yaxis)
     _legend_above(figure, axes, 2)
@@ -296,8 +372,9 @@ def dynamics_divergence(claim: ClaimReport, frame: pd.DataFrame) -> Drawn:
         if np.isfinite(interval.low):
             axes.plot([interval.low, interval.high], [i, i], color=style["color"], linewidth=1.2)
         axes.plot(centre, i, color=style["color"], marker=style["marker"])
-    for value in (PRESERVED, NOT_PRESERVED):
+    for value, word, side in ((PRESERVED, "same", "right"), (NOT_PRESERVED, "different", "left")):
         axes.axvline(value, **CLAIMED)
+        axes.text(value, 1.01, f" {word}: {value:g} ", transform=axes.get_xaxis_transform(), ha=side, fontsize=6)
     axes.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
     axes.set(xscale="log", xlabel="divergence / that of two data orders", ylim=(len(names) - 0.5, -0.5))
     caption = (
@@ -356,8 +433,8 @@ def convergence_arms(frame: pd.DataFrame) -> Drawn | None:
         _errorbars(axes, part["steps"].to_numpy() * (1 + 0.02 * i), part, name.replace("_", " "), i)
     first = points[points["arm"] == names[0]].sort_values("steps")
     claimed = first["mean"].iloc[0] * (first["steps"] / first["steps"].iloc[0]) ** -0.5
-    axes.plot(first["steps"], claimed, label="claimed: T^-0.5", **CLAIMED)
-    axes.set(xscale="log", yscale="log", xlabel="steps T (one run each)", ylabel="mean squared gradient norm")
+    axes.plot(first["steps"], claimed, label=f"claimed: {power_text('steps', -0.5)}", **CLAIMED)
+    axes.set(xscale="log", yscale="log", xlabel=AXIS["steps"], ylabel="mean squared gradient norm")
     plain_log(axes.xaxis, points["steps"].to_numpy())
     plain_decades(axes.yaxis)
     _legend_above(figure, axes, 3)
@@ -460,7 +537,7 @@ def certificate_against_bits(frame: pd.DataFrame) -> Drawn | None:
     axes.axhline(float(points["unigram"].iloc[0]), label="unigram entropy", **CLAIMED)
     if "uniform" in points:
         axes.axhline(float(points["uniform"].iloc[0]), color="#444444", linewidth=0.6, label="log2 V")
-    axes.set(xscale="log", xlabel="bits of the compressed student", ylabel="bits a token")
+    axes.set(xscale="log", xlabel="bits that describe the compressed student", ylabel="loss (bits/token)")
     plain_log(axes.xaxis, points["message_bits"].to_numpy())
     _legend_above(figure, axes, 2)
     best, best_samples = points.sort_values("certificate")[["certificate", "samples"]].to_numpy()[0]
@@ -473,7 +550,7 @@ def certificate_against_bits(frame: pd.DataFrame) -> Drawn | None:
 
 
 CLAIM_FIGURES: dict[str, list[Callable[[ClaimReport, pd.DataFrame], Drawn | None]]] = {
-    "generalization": [gap_against_samples, gap_against_rank],
+    "generalization": [gap_against_samples, gap_against_rank, gap_local_slopes],
     "optimal_rank": [optimal_rank_against_samples, risk_against_rank],
     "convergence": [gradient_against_steps],
     "information": [information_against_clone_weight],

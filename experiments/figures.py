@@ -8,7 +8,11 @@ Nothing here runs a model; the figures themselves are in experiments.claim_figur
 from __future__ import annotations
 
 import io
+import math
+import re
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +21,7 @@ from matplotlib.image import imread
 
 from experiments.claim_figures import CLAIM_FIGURES, TABLE_FIGURES, Drawn
 from experiments.command import guarded, study_arguments
-from experiments.files import write_bytes, write_csv
+from experiments.files import write_bytes, write_csv, write_text
 from experiments.store import Study
 from experiments.tables import FILE, measurements, rows_of
 from experiments.theme import COLUMN, series_style, theme
@@ -27,6 +31,9 @@ from theory.report import Report
 from theory.tables import InputError as TableError
 
 TRAINING_POINTS = "training.csv"
+ROUNDING = 2e-3  # relative difference that another processor makes in an estimate or the end of an interval
+SMALLEST = 1e-9  # what is smaller is as good as zero
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])")
 WITH_ARMS = ("dynamics",)  # claims whose figure shows the arms beside the primary rows
 
 
@@ -93,12 +100,41 @@ def looks_the_same(before: bytes, after: bytes) -> bool:
     return old.shape == new.shape and bool(np.abs(old - new).max(initial=0.0) < 1.5 / 255)
 
 
+def same_text(before: str, after: str, *, sentence: bool = False) -> bool:
+    """Whether two texts have the same words and, up to rounding, the same numbers.
+
+    Args:
+      sentence: numbers are printed with few digits, so that rounding may change the last one by one.
+    """
+
+    def close(a: str, b: str) -> bool:
+        places = [place for x in (a, b) if (place := int(Decimal(x).as_tuple().exponent)) and "." in x]
+        last = 1.01 * 10.0 ** max(places) if sentence and places else 0.0
+        return math.isclose(float(a), float(b), rel_tol=ROUNDING, abs_tol=max(last, SMALLEST))
+
+    numbers = zip(NUMBER.findall(before), NUMBER.findall(after), strict=False)
+    return NUMBER.split(before) == NUMBER.split(after) and all(close(a, b) for a, b in numbers)
+
+
+def same_verdicts(before: Any, after: Any) -> bool:
+    """Whether two JSON values agree: exactly in words and structure, up to rounding in numbers."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return before.keys() == after.keys() and all(same_verdicts(v, after[k]) for k, v in before.items())
+    if isinstance(before, list) and isinstance(after, list):
+        return len(before) == len(after) and all(map(same_verdicts, before, after))
+    if isinstance(before, str) and isinstance(after, str):
+        return same_text(before, after, sentence=True)
+    if isinstance(before, (int, float)) and isinstance(after, (int, float)) and bool not in (type(before), type(after)):
+        return math.isclose(before, after, rel_tol=ROUNDING, abs_tol=SMALLEST)
+    return type(before) is type(after) and bool(before == after)
+
+
 def save(drawn: Drawn, folder: Path, *, points: bool = True) -> None:
     """Write NAME.pdf, NAME.png and, unless the figure was drawn from it, NAME.csv at six digits: fits differ in the
     tenth between processors.
 
-    A PNG that is there and looks the same is left alone, so that drawing a kept figure on another machine does not
-    change it.
+    A PNG that is there and looks the same, or a CSV that says the same, is left alone, so that drawing a kept figure on
+    another machine does not change it.
     """
     with theme():
         for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
@@ -108,7 +144,11 @@ def save(drawn: Drawn, folder: Path, *, points: bool = True) -> None:
             if not (kind == "png" and path.is_file() and looks_the_same(path.read_bytes(), buffer.getvalue())):
                 write_bytes(path, buffer.getvalue())
     if points:
-        write_csv(folder / f"{drawn.name}.csv", drawn.points, digits=6)
+        path = folder / f"{drawn.name}.csv"
+        before = path.read_text() if path.is_file() else ""
+        write_csv(path, drawn.points, digits=6)
+        if before and same_text(before, path.read_text()):
+            write_text(path, before)
 
 
 def judge(study: Study) -> Report:

@@ -17,6 +17,7 @@ from theory.plan import plan
 from theory.planted.surfaces import Design
 
 REPLICATIONS = 20
+RULES = 2  # edition of the decision rules: what was simulated under another is simulated anew
 FILE = "power.json"
 #: By claim: what is measured, and the coordinates of its grid.
 GRIDS = {
@@ -27,7 +28,7 @@ GRIDS = {
 
 
 def design_of_rows(claim: str, rows: pd.DataFrame) -> Design | None:
-    """Grid, seeds a cell and relative noise of one run; None where the rows are no grid with replicates."""
+    """Grid, seeds per cell and relative noise of one run; None where the rows are no grid with replicates."""
     if claim not in GRIDS:
         return None
     value, coordinates = GRIDS[claim]
@@ -48,7 +49,11 @@ def design_of_rows(claim: str, rows: pd.DataFrame) -> Design | None:
 
 
 def power(study: Study, claim: str, rows: pd.DataFrame) -> dict[str, Any] | None:
-    """Gates and verdict shares of the claim's design, from `power.json` where the design is the same."""
+    """Gates and verdict shares of the claim's design, from `power.json` where the design is the same.
+
+    `gates` are reasons for which the design would be UNTESTABLE (nothing is simulated then), `weak` those for which the
+    weaker second tier of the rules would apply.
+    """
     design = design_of_rows(claim, rows)
     if design is None:
         return None
@@ -60,12 +65,18 @@ def power(study: Study, claim: str, rows: pd.DataFrame) -> dict[str, Any] | None
         "noise": design.noise,
         "dimension": dimension if np.isfinite(dimension) else None,
         "replications": REPLICATIONS,
+        "rules": RULES,
     }
     path = study.path / FILE
     kept: dict[str, Any] = read_json(path) if path.is_file() else {}
     if kept.get(claim, {}).get("design") != asked:
         with np.errstate(all="ignore"):
             outcome = plan(design, claims=[claim], dimension=dimension, replications=REPLICATIONS)
-        kept[claim] = {"design": asked, "gates": outcome.gates[claim], "power": outcome.power}
+        kept[claim] = {
+            "design": asked,
+            "gates": outcome.gates[claim],
+            "weak": outcome.weak[claim],
+            "power": outcome.power,
+        }
         write_json(path, kept)
     return kept[claim]

@@ -5,26 +5,32 @@
 
 The copy holds the table of measurements, the points of the training curves, the verdicts, the power of the design, and
 the environment and commands that made them; figures, verdicts and pages are made from these alone, without a model.
-CSV and JSON come out byte-identical; PNG files do with the pinned versions. PDF files and pages are not kept in git.
+Files that say the same up to rounding are left alone, so that drawing them on another machine changes nothing. PDF
+files and pages are not kept in git. `study=all` also draws the forest, results/reference/forest.png, from the verdicts.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
-from experiments.claim_figures import interval_words
 from experiments.command import guarded, study_arguments
 from experiments.compare_arms import draw_kept
-from experiments.figures import TRAINING_POINTS, training_points
+from experiments.figures import TRAINING_POINTS, same_verdicts, save, training_points
 from experiments.files import read_json, write_bytes, write_csv, write_json, write_text
+from experiments.forest import forest
+from experiments.lines import lines_of
 from experiments.power import FILE as POWER
 from experiments.provenance import ENVIRONMENT, environment
 from experiments.report import parts_of
 from experiments.reproduce import tell
 from experiments.store import REFERENCE, Study
+from experiments.theme import theme
 from lrc_jax.errors import InputError
+from theory.verdicts import MARGIN
 
 VERDICTS = "verdicts.md"  # what README shows of it
 
@@ -55,39 +61,46 @@ def keep(study: Study, target: Study) -> list[Study]:
     return kept
 
 
-def verdicts_markdown(reference: Study) -> str:
-    """The verdicts of every kept study as a Markdown table, each line with the folder that `theory check` judges."""
-    lines = [
-        "| table | claim | verdict | quantity | measured, 95 % interval | claimed | bound |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def kept_verdicts(reference: Study) -> dict[Path, dict[str, Any]]:
+    """Folder of a kept table -> its claims, the studies by name and in each the tables with most claims first."""
     found = {
         path.parent.relative_to(reference.path): read_json(path)["claims"]
         for path in reference.path.rglob("verdicts.json")
     }
-    for folder, claims in sorted(found.items(), key=lambda item: (item[0].parts[0], -len(item[1]), item[0])):
-        for name, claim in claims.items():
-            head = [f"`{folder}`", name, claim["verdict"]]
-            bound, ratio = claim["bound"]["verdict"], claim["bound"]["worst_ratio"]
-            held = "" if bound == "NOT_EVALUATED" else bound + (f", at most {ratio:.2f} of it" if ratio else "")
-            quantities = _measured(claim) or [["", "", ""]]
-            lines += [f"| {' | '.join([*head, *quantity, held])} |" for quantity in quantities]
+    return dict(sorted(found.items(), key=lambda item: (item[0].parts[0], -len(item[1]), item[0])))
+
+
+def verdicts_markdown(reference: Study) -> str:
+    """The verdicts of every kept study as a Markdown table, each quantity with its own."""
+    lines = [
+        "| table | claim | verdict | quantity | measured, 95 % interval | claimed | note |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for folder, claims in kept_verdicts(reference).items():
+        for line in lines_of(claims, MARGIN):
+            cells = [f"`{folder}`", line.claim, line.verdict, line.name, line.measured, line.target, line.note]
+            lines.append(f"| {' | '.join(cells)} |")
     if len(lines) == 2:
         return "No study is kept in `results/reference/` yet.\n"
     return "\n".join(lines) + "\n"
 
 
-def _measured(claim: dict[str, Any]) -> list[list[str]]:
-    """Lines (quantity, measured, claimed) of a claim's verdict."""
-    lines = []
-    for coordinate, e in claim["exponents"].items():
-        word = "trend in" if coordinate == "clone_weight" else "exponent in"
-        lines.append([f"{word} {coordinate}", interval_words(e["estimate"], *e["ci95"]), format(e["claimed"], "g")])
-    for name, what, claimed in (("ceiling_ratio", "I / I*", "1"), ("divergence_ratio", "D / D_0", "at most 1.5")):
-        ratio = claim.get(name)
-        if ratio is not None and ratio.get("estimate") is not None:
-            lines.append([what, interval_words(ratio["estimate"], *ratio["ci95"]), claimed])
-    return lines
+def draw_forest(reference: Study) -> None:
+    """The forest of all kept verdicts."""
+    verdicts = kept_verdicts(reference)
+    if verdicts:
+        with theme():
+            drawn = forest(verdicts)
+        save(drawn, reference.path)
+
+
+def tell_again(study: Study) -> None:
+    """Judge and draw a kept study; verdicts that differ from the kept ones by rounding alone do not replace them."""
+    kept = {path: path.read_text() for path in study.path.rglob("verdicts.json")}
+    tell(study)
+    for path, before in kept.items():
+        if same_verdicts(json.loads(before), read_json(path)):
+            write_text(path, before)
 
 
 def main() -> int:
@@ -104,9 +117,10 @@ def main() -> int:
         keep(Study.of(arguments["results_dir"], arguments["study"]), target)
         studies = [target]
     for study in studies:
-        tell(study)
+        tell_again(study)
         print(study.path)
     draw_kept(reference)
+    draw_forest(reference)
     write_text(reference.path / VERDICTS, verdicts_markdown(reference))
     return 0
 

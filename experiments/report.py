@@ -16,7 +16,6 @@ import base64
 import functools
 import io
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,21 +27,24 @@ import pandas as pd
 from markupsafe import Markup
 
 from experiments.arms import arm_table
-from experiments.claim_figures import CLAIM_FIGURES, Drawn, interval_text
+from experiments.claim_figures import CLAIM_FIGURES, Drawn, interval_words
 from experiments.command import guarded, study_arguments
 from experiments.compare import side_by_side
 from experiments.figures import draw, judge
 from experiments.files import read_json, write_text
+from experiments.forest import data_set, forest
+from experiments.lines import OUTCOME, Line, claims_of, lines_of
 from experiments.power import power
 from experiments.provenance import environment
 from experiments.store import Study
-from experiments.svg import DARK_GROUND, dark_variables, inline_svg
+from experiments.svg import DARK_GROUND, dark_variables, inline_svg, on_dark
 from experiments.tables import measurements, rows_of
+from experiments.theme import theme
 from lrc_jax.errors import InputError
-from theory.claims.dynamics import PRESERVED
-from theory.claims.information import REACHES
 from theory.ledger import all_claims
+from theory.palette import INK, LETTER, QUANTITY
 from theory.report import ClaimReport, Report
+from theory.verdicts import MEANING, REFUTED, UNTESTABLE
 
 TEMPLATES = Path(__file__).parent / "templates"
 SENTENCE = 40  # characters from which a column is text to read
@@ -50,23 +52,11 @@ FIRST_ROWS = 15  # of a table, before "show more"
 MOST_ROWS = 4000  # of a table that the page carries; more are in measurements.csv
 HEAVY_FIGURE = 400_000  # bytes of SVG beyond which a figure is embedded as PNG
 
-#: What a verdict says, in half a sentence.
-MEANING = {
-    "CONSISTENT": "measured as claimed",
-    "LOOSE": "holds as an upper bound, but the truth is better than the claimed rate",
-    "REFUTED": "worse than claimed in the range tested",
-    "INCONCLUSIVE": "the data cannot tell",
-    "UNTESTABLE": "this design cannot test it",
-}
-#: A coordinate as the reader meets it.
-COORDINATE = {
-    "steps": "exponent in T",
-    "samples": "exponent in N",
-    "rank": "exponent in r",
-    "clone_weight": "trend in λ",
-    "ceiling_ratio": "I / I*",
-    "divergence_ratio": "D / D₀",
-}
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+#: Parts of the evidence about an exponent, as the table of its numbers names them.
+PARTS = {
+    "low": "lower half", "top": "upper half", "reach": "next half-decade", "corrected": "finite matrix corrected",
+}  # fmt: skip
 #: Sections beside the claims: figures whose names start so go there.
 EXTRAS = {
     "ablation": "Ablation and rival students",
@@ -93,6 +83,16 @@ class Part:
     report: Report
     figures: list[Drawn]
     frame: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        """The data set in plain words."""
+        return data_set(Path(self.label)) if self.label else ""
+
+    @functools.cached_property
+    def lines(self) -> list[Line]:
+        """Every quantity of every claim with its own verdict."""
+        return lines_of(claims_of(self.report), self.report.margin)
 
     @functools.cached_property
     def arms(self) -> pd.DataFrame:
@@ -174,84 +174,81 @@ def strip(
 # --- claims ----------------------------------------------------------------------------------------------------------
 
 
-def _coordinates(claim: ClaimReport, margin: float) -> list[dict[str, Any]]:
-    """What was measured against what was claimed, a line a coordinate."""
-    lines = []
-    for name, e in claim.exponents.items():
-        line = {"name": COORDINATE.get(name, name), "text": interval_text(e), "claimed": f"{e.claimed:g}", "strip": ""}
-        if name == "clone_weight":
-            line["claimed"] = "rising"
-        elif np.isfinite(e.estimate):
-            band = (e.claimed - margin, e.claimed + margin)
-            line["strip"] = strip(e.estimate, e.ci95.low, e.ci95.high, band, line["name"], e.claimed)
-        lines.append(line)
-    limits = {
-        "ceiling_ratio": (f"at least {REACHES:g}", (REACHES, 1.0)),
-        "divergence_ratio": (f"at most {PRESERVED:g}", (0.0, PRESERVED)),
-    }
-    for key, (claimed, band) in limits.items():
-        if key in claim.fields:
-            field = claim.fields[key]
-            low, high = field["ci95"]
-            text = f"{field['estimate']:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else " (no interval)")
-            drawing = strip(field["estimate"], low, high, band, COORDINATE[key])
-            lines.append({"name": COORDINATE[key], "text": text, "claimed": claimed, "strip": drawing})
-    return lines
+def _measured(line: Line) -> dict[str, Any]:
+    """What was measured against what was claimed, for the table at the top."""
+    drawing: str = ""
+    if math.isfinite(line.estimate):
+        claimed = line.claimed if line.quantity not in ("clone_weight", "ceiling_ratio", "divergence_ratio") else None
+        drawing = strip(line.estimate, line.low, line.high, line.band, line.name, claimed)
+    return {
+        "name": line.name, "text": line.measured, "claimed": line.target, "verdict": line.verdict, "strip": drawing,
+        "note": "; ".join(filter(None, (line.missing, *line.remarks))),
+    }  # fmt: skip
 
 
-def _bound(claim: ClaimReport) -> str:
-    bound = claim.bound
-    words = {"NOT_EVALUATED": "none evaluated", "HOLDS": "holds", "VIOLATED": "violated"}
-    text = words.get(bound.verdict, bound.verdict.lower())
-    return f"{text}; worst measured/bound {bound.worst_ratio:.2f}" if np.isfinite(bound.worst_ratio) else text
+def _sentence(claim: ClaimReport, lines: list[Line]) -> str:
+    """The verdict in words: what decided it, and what belongs to the claim as a whole."""
+    deciding = ", ".join(line.name for line in lines if line.verdict == claim.verdict)
+    said = [f"{OUTCOME[claim.verdict]}: {deciding}" if deciding else OUTCOME[claim.verdict]]
+    said += [remark for line in lines for remark in line.of_claim]
+    return " ".join(f"{text[0].upper()}{text[1:]}." for text in said)
 
 
-def _sentence(claim: ClaimReport) -> str:
-    """What the verdict means and what decided it."""
-    meaning = MEANING.get(claim.verdict, "").capitalize()
-    deciding = [
-        f"{COORDINATE.get(name, name)} {e.estimate:.2f}, claimed {e.claimed:g}"
-        for name, e in claim.exponents.items()
-        if e.verdict == claim.verdict and name != "clone_weight" and np.isfinite(e.estimate)
-    ]
-    if claim.bound.verdict == "VIOLATED":
-        return f"{meaning}: the measured value exceeds its bound."
-    if claim.verdict in ("CONSISTENT", "LOOSE", "REFUTED") and deciding:
-        return f"{meaning}: {'; '.join(deciding)}."
-    return f"{meaning}: {claim.reasons[0]}." if claim.reasons else f"{meaning}."
-
-
-def _details(claim: ClaimReport) -> dict[str, Any] | None:
-    """All numbers of the exponents, as a table."""
+def _details(claim: ClaimReport, lines: list[Line]) -> dict[str, Any] | None:
+    """The evidence about each exponent, as a table without the columns that nothing fills."""
     rows = []
-    for name, e in claim.exponents.items():
+    for line in (line for line in lines if line.quantity in claim.exponents):
+        exponent = claim.exponents[line.quantity]
+        found = exponent.details
+        decided = line.verdict not in (REFUTED, UNTESTABLE)
         rows.append(
-            [
-                COORDINATE.get(name, name), e.estimate, e.ci95.low, e.ci95.high, e.claimed, e.verdict, e.rate,
-                e.details.get("decades"), e.details.get("drift"),
-            ]
-        )  # fmt: skip
-    columns = (
-        "coordinate", "estimate", "95 % low", "high", "claimed", "verdict", "as an equality", "decades",
-        "drift of slope",
-    )  # fmt: skip
-    return data_table(pd.DataFrame(rows, columns=list(columns)), "exponents") if rows else None
+            {
+                "quantity": line.name,
+                "measured": line.measured,
+                "claimed": line.target,
+                "verdict": line.verdict,
+                "as an equality": exponent.rate,
+                "bent": ("yes" if found["bent"] else "no") if "bent" in found else "",
+                **{word: _part(found.get(key)) for key, word in PARTS.items()},
+                "plateau reaches margin at": f"{beyond:.3g}" if (beyond := found.get("n_dagger")) and decided else "",
+                "rules": "second tier" if found.get("tier") == 2 else "",
+            }
+        )
+    frame = pd.DataFrame(rows)
+    filled = [name for name in frame if (frame[name] != "").any()]
+    return data_table(frame[filled], "exponents") if rows else None
+
+
+def _part(found: Mapping[str, Any] | None) -> str:
+    """The estimate of a part of the range with its interval."""
+    return "" if found is None or found["estimate"] is None else interval_words(found["estimate"], *found["ci95"])
+
+
+def _needed(claim: ClaimReport) -> dict[str, Any] | None:
+    """The runs that would make an untestable coordinate testable, as a small table."""
+    runs = claim.fields.get("needed")
+    if not runs:
+        return None
+    frame = pd.DataFrame(runs)
+    seeds = frame.pop("seeds")
+    frame = frame.rename(columns=LETTER).astype(object).fillna("every")
+    return data_table(frame.assign(seeds=seeds.astype(int)), f"{claim.name}_needed")
 
 
 def _claim(claim: ClaimReport, part: Part, figures: list[dict[str, Any]]) -> dict[str, Any]:
     ledger = all_claims()[claim.name]
     rows = rows_of(claim.name, part.frame)
     first = [*ledger.columns, *ledger.optional, "site", "clone_weight", "student"]
+    lines = [line for line in part.lines if line.claim == claim.name]
     return {
         "name": claim.name,
         "id": f"{part.label}-{claim.name}".strip("-"),
-        "part": part.label,
+        "part": part.name,
         "title": ledger.title,
         "statement": ledger.statement,
         "verdict": claim.verdict,
-        "coordinates": _coordinates(claim, part.report.margin),
-        "bound": _bound(claim),
-        "sentence": _sentence(claim),
+        "measured": [_measured(line) for line in lines],
+        "sentence": _sentence(claim, lines),
         "reasons": claim.reasons,
         "cells": claim.cells,
         "seeds": claim.seeds,
@@ -261,11 +258,12 @@ def _claim(claim: ClaimReport, part: Part, figures: list[dict[str, Any]]) -> dic
         "symbols": ledger.symbols,
         "rule": ledger.rule,
         "sources": ledger.sources,
-        "details": _details(claim),
+        "details": _details(claim, lines),
+        "needed": _needed(claim),
         "points": data_table(claim.points, f"{claim.name}_cells") if len(claim.points) else None,
         "rows": data_table(rows, f"{claim.name}_rows", first=first) if len(rows) else None,
         "arms": _arms(part, claim.name),
-        "power": _power(part, claim.name, rows),
+        "power": _power(part, claim, rows),
         "command": f"python -m theory check {part.study.path} --claim {claim.name}",
     }
 
@@ -273,15 +271,30 @@ def _claim(claim: ClaimReport, part: Part, figures: list[dict[str, Any]]) -> dic
 def _arms(part: Part, name: str) -> dict[str, Any] | None:
     """Controls and other protocols of a claim beside its primary design."""
     table = part.arms[part.arms["claim"] == name].drop(columns="claim")
+    words = {**QUANTITY, "step_size": "exponent in the step size"}
+    table = table.assign(coordinate=table["coordinate"].replace(words)).rename(columns={"coordinate": "quantity"})
     return data_table(table, f"{name}_arms") if len(table) else None
 
 
-def _power(part: Part, name: str, rows: pd.DataFrame) -> dict[str, Any] | None:
-    found = power(part.study, name, rows)
+def _power(part: Part, claim: ClaimReport, rows: pd.DataFrame) -> dict[str, Any] | None:
+    """What the design could decide, in words that are true beside the verdict."""
+    found = power(part.study, claim.name, rows)
     if found is None:
         return None
-    lines = [{"planted": p["planted"]} | _shares(p["verdicts"]) for p in found["power"]]
-    return found | {"table": data_table(pd.DataFrame(lines), "power")}
+    decided = claim.verdict != UNTESTABLE
+    if found["gates"] and decided:
+        said = "The measured table passes every gate. Planned anew from its grid and typical noise, it would not:"
+    elif found["gates"]:
+        said = "The design fails gates, so nothing was simulated:"
+    elif decided:
+        said = "The design passes every gate."
+    else:
+        said = "The grid and the noise pass every gate; what was measured on it does not (reasons above)."
+    lines = [
+        {"planted": p["planted"], "right": ", ".join(p.get("right", ()))} | _shares(p["verdicts"])
+        for p in found["power"]
+    ]
+    return found | {"said": said, "table": data_table(pd.DataFrame(lines), "power") if lines else None}
 
 
 def _shares(verdicts: Mapping[str, float]) -> dict[str, str]:
@@ -445,10 +458,54 @@ def _environment(parts: list[Part]) -> list[dict[str, Any]]:
 
 
 def _lead(parts: list[Part]) -> str:
-    verdicts = Counter(claim.verdict for part in parts for claim in part.report.claims.values())
+    """How much was tested on what."""
+    claims = len({name for part in parts for name in part.report.claims})
     runs = sum(part.report.rows for part in parts)
-    counts = ", ".join(f"{n} {word}" for word, n in verdicts.most_common())
-    return f"{verdicts.total()} claims put to the test on {runs:,} rows of measurements: {counts}."
+    sets = f"{_count(len(parts), 'data set')} ({runs:,} rows of measurements)"
+    return f"{_count(claims, 'claim').capitalize()} tested on {sets}. What the measurements say:"
+
+
+def _count(number: int, noun: str) -> str:
+    word = NUMBERS[number] if number < len(NUMBERS) else str(number)
+    return f"{word} {noun}{'s' * (number != 1)}"
+
+
+def _outcomes(parts: list[Part]) -> list[dict[str, Any]]:
+    """Per claim, its verdicts in words: on which data sets it was refuted, held, or could not be tested."""
+    outcomes = []
+    for name, ledger in all_claims().items():
+        judged = [(part.name, part.report.claims[name].verdict) for part in parts if name in part.report.claims]
+        said = []
+        for word, text in OUTCOME.items():
+            labels = [label for label, verdict in judged if verdict == word]
+            if labels:
+                said.append({"verdict": word, "text": f"{text} on {', '.join(labels)}" if any(labels) else text})
+        if said:
+            outcomes.append({"title": ledger.title, "said": said})
+    return outcomes
+
+
+def _shades() -> list[dict[str, str]]:
+    """The verdicts' colours as text on a tint of itself, in the light and the dark scheme."""
+    shades = []
+    for word, ink in INK.items():
+        ground = mixed(ink, DARK_GROUND, 0.25)
+        shades.append({"word": word, "ink": ink, "tint": mixed(ink, "#ffffff", 0.12),
+                       "dark_ink": on_dark(ink, ground), "dark_tint": ground})  # fmt: skip
+    return shades
+
+
+def mixed(colour: str, ground: str, share: float) -> str:
+    """A colour thinned with its ground; both '#rrggbb'."""
+    pairs = [[int(c[i : i + 2], 16) for c in (colour, ground)] for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in pairs)
+
+
+def _forest(study: Study, parts: list[Part], makers: _Figures) -> dict[str, Any]:
+    tables = {Path(study.path.name) / part.label: claims_of(part.report) for part in parts}
+    with theme():
+        drawn = forest(tables, parts[0].report.margin)
+    return makers.element(drawn, "")
 
 
 @functools.cache
@@ -465,7 +522,7 @@ def render(study: Study, parts: list[Part], validation: Path | None = None) -> s
     claims, extras = [], []
     for part in parts:
         prefix = f"{part.label}-" if part.label else ""
-        of_part = f" ({part.label})" if part.label else ""
+        of_part = f" ({part.name})" if part.label else ""
         placed: dict[str, list[dict[str, Any]]] = {}
         for drawn in part.figures:
             placed.setdefault(_section(drawn), []).append(makers.element(drawn, prefix))
@@ -473,7 +530,7 @@ def render(study: Study, parts: list[Part], validation: Path | None = None) -> s
         for name, title in (EXTRAS | {"other": "Further figures"}).items():
             table = TABLES[name](part.frame) if name in TABLES else None
             if placed.get(name) or table is not None:
-                heading = f"{title}: {part.label}" if part.label else title
+                heading = f"{title}: {part.name}" if part.label else title
                 link = title.partition(":")[0].lower() + of_part
                 found = {"id": f"{prefix}{name}", "title": heading, "link": link}
                 extras.append(found | {"figures": placed.get(name, []), "table": table})
@@ -483,8 +540,11 @@ def render(study: Study, parts: list[Part], validation: Path | None = None) -> s
             extras.append(found | {"figures": leftover, "table": None})
     information = next((t for p in parts if (t := _information_calibration(p.frame)) is not None), None)
     return _templates().get_template("report.html.j2").render(
-        title=f"Study {study.path.name}",
+        study=study.path.name,
         lead=_lead(parts),
+        outcomes=_outcomes(parts),
+        forest=_forest(study, parts, makers) if len(parts) > 1 else None,
+        shades=_shades(),
         claims=claims,
         extras=extras,
         several=len(parts) > 1,

@@ -30,11 +30,11 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from experiments.claim_figures import interval_text
 from experiments.collect import collect
 from experiments.command import guarded, study_arguments
 from experiments.figures import save
 from experiments.files import write_json, write_text
+from experiments.lines import claims_of, lines_of
 from experiments.progress import duration
 from experiments.report import load_parts, parts_of, render, validation_of
 from experiments.store import Study
@@ -184,16 +184,12 @@ def sweep(logs: Path, jobs: list[Arm], at_once: int) -> list[str]:
 
 
 def verdict_table(report: Report, title: str | None = None) -> Table:
-    """The verdicts for a terminal."""
+    """The verdicts for a terminal, one line per measured quantity."""
     grid = Table(
-        "claim", "verdict", "coordinate", "measured exponent [95 %]", "claimed", title=title, title_justify="left"
+        "claim", "verdict", "quantity", "measured, 95 % interval", "claimed", title=title, title_justify="left"
     )
-    for name, claim in report.claims.items():
-        for i, (coordinate, e) in enumerate(claim.exponents.items()):
-            head = (name, claim.verdict) if i == 0 else ("", "")
-            grid.add_row(*head, coordinate, interval_text(e), f"{e.claimed:g}")
-        if not claim.exponents:
-            grid.add_row(name, claim.verdict, "-", "-", "-")
+    for line in lines_of(claims_of(report), report.margin):
+        grid.add_row(line.claim, line.verdict, line.name, line.measured, line.target)
     return grid
 
 

@@ -128,11 +128,11 @@ def signal_gate(quantity: str, levels: Sequence[Mapping[str, Any]], mean: np.nda
     share = float(np.mean(strong[known]))
     if share >= MIN_SIGNAL_SHARE - TOLERANCE:
         return Gate("signal")
-    # A cell whose mean is not above 0 has no number of seeds that would be enough; 100 times stands for it.
-    factor = np.square(MIN_SIGNAL / np.clip(np.where(known, ratio, MIN_SIGNAL), MIN_SIGNAL / 10, MIN_SIGNAL))
+    # A cell whose mean is not clearly above 0 has no number of seeds that would be enough.
+    hopeful = known & ~strong & (ratio > MIN_SIGNAL / 10)
     needed = tuple(
-        {**levels[k], "seeds": int(np.ceil(MIN_SEEDS * (factor[k] - 1)))}
-        for k in np.flatnonzero(known & ~strong).tolist()
+        {**levels[k], "seeds": int(np.ceil(MIN_SEEDS * ((MIN_SIGNAL / ratio[k]) ** 2 - 1)))}
+        for k in np.flatnonzero(hopeful).tolist()
     )
     tenth = float(np.quantile(ratio[known], 1 - MIN_SIGNAL_SHARE, method="lower"))
     more = (

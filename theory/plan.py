@@ -163,8 +163,8 @@ def _cases(claim: str, design: Design, dimension: float) -> list[Case]:
         **{f"-{c:g}": power(c, b) for c in (0.5, 0.25, 1.0)},
         "-1, then -0.75": broken(1.0, 0.75, grid),
         "-0.75, then -0.25": broken(0.75, 0.25, grid),
-        "-1 with a plateau of a third of its end": with_offset(power(1.0, b), 0.3, grid),
-        "-1 with a plateau of three times its end": with_offset(power(1.0, b), 3.0, grid),
+        "-1 with a plateau of a third of its end": with_offset(power(1.0, b), 0.3, grid, per_rank=not in_steps),
+        "-1 with a plateau of three times its end": with_offset(power(1.0, b), 3.0, grid, per_rank=not in_steps),
     }
     name, letter = ("steps", "T") if in_steps else ("samples", "N")
     cases = []

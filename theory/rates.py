@@ -130,6 +130,7 @@ def exponent_of(window: Window | None, limit: Limits, doubts: Sequence[Doubt] = 
         "tier": limit.tier,
         **{name: e.to_dict() for name, e in (("low", window.low), ("top", window.top), ("reach", window.reach))},
         "n_dagger": beyond,
+        "middle": window.middle,
         "standard_error": window.whole.standard_error,
         "ci95_wild": [window.wild.low, window.wild.high],
         "drift": window.bend.value,
@@ -173,18 +174,19 @@ def explain(name: str, window: Window | None, limit: Limits, exponent: Exponent)
             f"{name}: bent: the slope is {low.value:.2f} up to {window.middle:g} and {top.value:.2f} "
             f"[{top.low(0.95):.2f}, {top.high(0.95):.2f}] beyond; no single exponent describes this range"
         )
-    if exponent.verdict in (LOOSE, REFUTED) and limit.tier:
-        side = "better" if exponent.verdict == LOOSE else "worse"
-        found.append(f"{name}: {side} than claimed in every part that decides ({limit.claimed:g} claimed)")
+        if exponent.verdict in (LOOSE, REFUTED):
+            side = "better" if exponent.verdict == LOOSE else "worse"
+            found.append(f"{name}: {side} than claimed in every part that decides ({limit.claimed:g} claimed)")
     beyond = window.reaches(limit.worse)
-    if beyond is not None and exponent.verdict not in (REFUTED, UNTESTABLE):
+    guarded = window.bent or limit.tier == gates.SECOND
+    if beyond is not None and guarded and exponent.verdict not in (REFUTED, UNTESTABLE):
         found.append(
             f"{name}: if the flattening were a plateau, the slope would reach {limit.worse:g} at {name} = {beyond:.3g} "
             f"(over the next half-decade {window.reach.value:.2f}, upper 90 % limit {window.reach.high(0.90):.2f})"
         )
     if window.offset is not None and not window.bent:
         found.append(
-            f"{name}: an offset describes the means better than a power law ; beside it the exponent "
+            f"{name}: an offset describes the means better than a power law; beside it the exponent "
             f"is {-window.offset.parameters['c']:.2f}"
         )
     if window.extrapolation is None and limit.leading:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from theory.palette import QUANTITY, TERMINAL
 from theory.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, MEANING, NOT_EVALUATED, REFUTED, UNTESTABLE
 
 if TYPE_CHECKING:  # they bring SciPy, and commands that only print a table start without it
@@ -20,10 +21,6 @@ if TYPE_CHECKING:  # they bring SciPy, and commands that only print a table star
     from theory.plan import Plan
     from theory.report import Exponent, Report
     from theory.validate import Validation
-
-COLOURS = {
-    CONSISTENT: "green", LOOSE: "cyan", HOLDS: "blue", REFUTED: "red", INCONCLUSIVE: "yellow", UNTESTABLE: "magenta",
-}  # fmt: skip
 
 
 def console(width: int = 160) -> Console:
@@ -52,7 +49,7 @@ def print_report(report: Report, out: Console) -> None:
     for remark in report.remarks:
         out.print(f"  {escape(remark)}", soft_wrap=True)
     for name, claim in report.claims.items():
-        colour = COLOURS.get(claim.verdict, "white")
+        colour = TERMINAL.get(claim.verdict, "white")
         out.print(
             f"\n[bold]{name}[/bold]: [{colour}]{claim.verdict}[/{colour}], {MEANING[claim.verdict]}  "
             f"({claim.cells} cells, {claim.seeds} seeds)",
@@ -60,13 +57,13 @@ def print_report(report: Report, out: Console) -> None:
         )
         for quantity, exponent in claim.exponents.items():
             out.print("  " + escape(_exponent_line(quantity, exponent)), soft_wrap=True)
-        for key, label in (("ceiling_ratio", "I/I* at the best weight"), ("divergence_ratio", "D/D_0")):
+        for key in ("ceiling_ratio", "divergence_ratio"):
             if key in claim.fields:
                 field = claim.fields[key]
                 low, high = field["ci95"]
                 out.print(
-                    f"  {label} {number(field['estimate'])}, 95 % interval {number(low)} to {number(high)}: "
-                    f"{field['verdict']}",
+                    f"  {QUANTITY[key]}: estimate {number(field['estimate'])}, 95 % interval {number(low)} to "
+                    f"{number(high)}: {field['verdict']}",
                     soft_wrap=True,
                 )
         ratio = claim.bound.worst_ratio
@@ -82,6 +79,7 @@ def print_report(report: Report, out: Console) -> None:
 
 
 def _exponent_line(quantity: str, exponent: Exponent) -> str:
+    quantity = QUANTITY.get(quantity, quantity)
     if not math.isfinite(exponent.estimate):
         return f"{quantity}: claimed {exponent.claimed:g}, not estimable: {exponent.verdict}"
     line = (

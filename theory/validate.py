@@ -25,6 +25,7 @@ from theory.claims import convergence, dynamics, generalization, information, op
 from theory.intervals import generator
 from theory.planted.cases import (
     BENT,
+    BEYOND,
     CONCAVE,
     FINITE,
     HIDDEN,
@@ -48,7 +49,7 @@ QUICK_REPLICATIONS = 2
 #: Rare errors (at the margin) and coverage of the few cases in T need more draws than words that hardly ever change.
 MANY = 3
 #: Where coverage of planted exponents is required: laws that are pure powers, judged with a full design.
-COVERAGE_FAMILIES = (PURE, MARGINS, RANK_LAWS, CONCAVE, SEED_SLOPES)
+COVERAGE_FAMILIES = (PURE, MARGINS, BEYOND, RANK_LAWS, CONCAVE, SEED_SLOPES)
 
 #: The judges without the rival laws that only the report shows.
 JUDGES: dict[str, Callable[..., ClaimReport]] = {
@@ -70,7 +71,8 @@ class Outcome:
         verdict: of the claim. words: by coordinate.
         grades: RIGHT, HARMFUL, UNDECIDED, or OFF (wrong without harm, as LOOSE of a law at the claimed rate), one for
             every coordinate that counts in the case's family.
-        errors: estimate minus truth, by coordinate. covered: whether the 95 % interval holds the truth.
+        errors: estimate minus truth, by coordinate that could be tested and whose truth is one number. covered:
+            whether its 95 % interval holds the truth.
         regime_right: exactly the planted regime was named (None where there is none).
     """
 
@@ -88,7 +90,7 @@ class Tally:
 
     Attributes:
         verdicts: of the claim. words: by coordinate. grades: of the words that count.
-        covered: by coordinate how often the 95 % interval held the truth, and in how many draws there was one.
+        covered: by coordinate how often the 95 % interval held the truth, and in how many draws it was tested.
         bias: mean estimate minus truth, by coordinate.
     """
 
@@ -133,12 +135,11 @@ def judge_draw(case: Case, stream: int, replication: int, margin: float = MARGIN
     exponents = report.exponents
     words = {name: e.verdict for name, e in exponents.items()}
     grades = [_grade(case, name, words[name], exponents[name].claimed, margin) for name in case.slopes]
-    truths = dict(case.exponents)
-    if case.log_rank_of is not None:
-        window = np.array(exponents["samples"].details.get("window") or (), dtype=np.float64)
-        if len(window) > 1:
-            truths["samples"] = float(np.polyfit(np.log(window), case.log_rank_of(window), 1)[0])
-    known = {name: truth for name, truth in truths.items() if np.isfinite(exponents[name].ci95.width)}
+    tested = [n for n, e in exponents.items() if e.verdict != UNTESTABLE and np.isfinite(e.ci95.width)]
+    known = {name: case.exponents[name] for name in tested if name in case.exponents}
+    if case.log_rank_of is not None and "samples" in tested:
+        window = np.array(exponents["samples"].details["window"], dtype=np.float64)
+        known["samples"] = float(np.polyfit(np.log(window), case.log_rank_of(window), 1)[0])
     regimes = [name for name, word in report.fields.get("regimes", {}).items() if word == CONSISTENT]
     return Outcome(
         report.verdict,

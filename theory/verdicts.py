@@ -25,7 +25,7 @@ MEANING = {
     CONSISTENT: "measured at the claimed rate",
     LOOSE: "better than claimed by more than the margin; true as an upper bound",
     HOLDS: "not worse than claimed; the data do not resolve whether it is at the rate or better",
-    REFUTED: "worse than claimed",
+    REFUTED: "the measurements contradict it",
     INCONCLUSIVE: "the data allow both sides",
     UNTESTABLE: "the design cannot test it; the report names the missing runs",
 }

@@ -13,7 +13,7 @@ import pytest
 from commands import ROOT
 
 from theory.ledger import all_claims
-from theory.render import claims_markdown
+from theory.page import theory_markdown
 from theory.tables import table_from_frame
 
 DOCS = ROOT / "docs"
@@ -44,7 +44,7 @@ def test_the_whole_site_builds_without_a_warning(tmp_path):
 
 
 def test_the_theory_page_has_every_problem_of_the_register():
-    text = claims_markdown(all_claims().values())
+    text = theory_markdown(all_claims().values())
     labels = re.findall(r"^\| (G\d+) \|", text, re.MULTILINE)
     assert labels == [f"G{i}" for i in range(1, 11)]
     for claim in all_claims().values():

@@ -8,7 +8,7 @@ from experiments.arms import arm_table
 from experiments.claim_figures import convergence_arms, generalization_arms
 from theory.planted.surfaces import Design, gap_table, gradient_table
 
-DESIGN = Design(ranks=(8,), samples=(64, 256, 1024, 8192), steps=(256, 1024, 4096, 32768))
+DESIGN = Design(ranks=(8,), samples=(64, 256, 1024, 8192), steps=(256, 1024, 4096, 16384, 65536))
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def frame():
     rng = np.random.default_rng(0)
     primary = gradient_table(-0.5, DESIGN, rng).assign(arm=None)
     slow = gradient_table(-0.1, DESIGN, rng).assign(arm="direct")
-    # Better than the primary step at the two long horizons only.
+    # Better than the primary step at the three long horizons only.
     double = primary.assign(arm="step_double")
     double["grad_norm_sq"] *= np.where(double["steps"] > 2000, 0.5, 2.0)
     decaying = primary.assign(arm="decaying", decay=0.5, bound=primary["grad_norm_sq"] / 0.8, own_grad_variance=1.0)

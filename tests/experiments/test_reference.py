@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
 
 from experiments import power, reference
+from experiments.figures import same_text, same_verdicts
 from experiments.store import Study
 from theory.check import check_table
 from theory.planted.surfaces import Design, gap_table
@@ -45,10 +46,22 @@ def test_drawn_again_byte_by_byte(tmp_path, monkeypatch):
     assert json.loads(before[next(p for p in before if p.name == "environment.json")])["minutes"] == 1.0
     for path in (kept / "figures").iterdir():
         path.unlink()
+    # As another processor would round: such verdicts stay, others are replaced.
+    verdicts = kept / "verdicts.json"
+    exact = json.loads(verdicts.read_text())
+    exact["claims"]["generalization"]["exponents"]["rank"]["estimate"] *= 1.001
+    verdicts.write_text(json.dumps(exact))
+    before[Path("verdicts.json")] = verdicts.read_bytes()
     command("all")
     after = {p.relative_to(kept): p.read_bytes() for p in kept.rglob("*") if p.is_file()}
     assert after.keys() == before.keys()
     assert [str(p) for p in before if after[p] != before[p]] == []
+    for name in ("forest.png", "forest.csv", "verdicts.md"):
+        assert (tmp_path / "reference" / name).is_file(), name
+    exact["claims"]["generalization"]["verdict"] = "HOLDS"
+    verdicts.write_text(json.dumps(exact))
+    command("all")
+    assert json.loads(verdicts.read_text())["claims"]["generalization"]["verdict"] == "UNTESTABLE"
 
 
 def test_verdicts_become_a_table(tmp_path):
@@ -60,9 +73,14 @@ def test_verdicts_become_a_table(tmp_path):
     (part / "verdicts.json").write_text(to_json(gap.to_dict()))
     head, _, rank, samples = reference.verdicts_markdown(reference_study).splitlines()
     assert head.count("|") == rank.count("|") == samples.count("|")
-    e = gap.claims["generalization"].exponents["samples"]
-    measured = f"{e.estimate:.2f} [{e.ci95.low:.2f}, {e.ci95.high:.2f}]"
-    assert samples == f"| `full/synthetic` | generalization | LOOSE | exponent in samples | {measured} | -0.5 |  |"
+    # The claim is LOOSE; its exponent in r is as claimed and says so.
+    for line, quantity, name, verdict in ((rank, "rank", "r", "CONSISTENT"), (samples, "samples", "N", "LOOSE")):
+        e = gap.claims["generalization"].exponents[quantity]
+        measured = f"{e.estimate:.2f} [{e.ci95.low:.2f}, {e.ci95.high:.2f}]"
+        expected = (
+            f"| `full/synthetic` | generalization | {verdict} | exponent in {name} | {measured} | {e.claimed:g} |  |"
+        )
+        assert line == expected
 
 
 def test_the_readme_shows_the_kept_verdicts():
@@ -105,6 +123,27 @@ def test_a_figure_that_looks_the_same_is_left_alone(tmp_path):
     assert (tmp_path / "line.png").read_bytes() == before
     save(draw(2.0), tmp_path)
     assert (tmp_path / "line.png").read_bytes() != before
+
+
+def test_verdicts_agree_up_to_rounding():
+    kept = {"x": 0.5, "n": 16384, "s": ["slope -0.69 [-0.70, -0.68] at N = 25600"], "bent": True, "none": None}
+    assert same_verdicts(kept, json.loads(json.dumps(kept)))
+    assert same_verdicts(kept, kept | {"x": 0.5009})
+    assert same_verdicts(kept, kept | {"s": ["slope -0.69 [-0.71, -0.68] at N = 25600"]})  # the last digit printed
+    for changed in (
+        {"x": 0.502}, {"n": 16500}, {"bent": False}, {"bent": 1}, {"none": 0.0}, {"x": None}, {"s": []}, {"more": 1},
+        {"s": ["slope -0.69 [-0.72, -0.68] at N = 25600"]}, {"s": ["slope -0.69 [-0.70, -0.68] at N = 25700"]},
+        {"s": ["bend -0.69 [-0.70, -0.68] at N = 25600"]},
+    ):  # fmt: skip
+        assert not same_verdicts(kept, kept | changed), changed
+    assert not same_verdicts({"sha256": "12ab34"}, {"sha256": "12ab35"})  # no number
+
+
+def test_points_that_say_the_same_are_left_alone():
+    assert same_text("a,b\n0.5,1e-05\n", "a,b\n0.5001,1.001e-05\n")
+    assert not same_text("a,b\n0.5,2\n", "a,b\n0.6,2\n")
+    assert not same_text("a,b\n0.5,2\n", "a,c\n0.5,2\n")
+    assert not same_text("a,b\n0.5,2\n", "a,b\n0.5,2\n0.5,2\n")
 
 
 def test_verdicts_do_not_show_the_last_bits():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -12,12 +15,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import power, report
+from experiments import figures, power, report
+from experiments.lines import OUTCOME
+from experiments.reference import verdicts_markdown
 from experiments.store import Study
 from experiments.svg import contrast, on_dark
+from theory import render
+from theory.palette import INK, TERMINAL
 from theory.planted.surfaces import Design, dynamics_table, gap_table, gradient_table, information_table
+from theory.report import to_json
+from theory.verdicts import MEANING
 
-SMALL = Design(ranks=(4, 8, 12, 24, 40), samples=(64, 256, 1024, 8192), steps=(256, 1024, 4096, 32768))
+SMALL = Design(ranks=(4, 8, 12, 24, 40), samples=(64, 256, 1024, 4096, 16384), steps=(256, 1024, 4096, 16384, 65536))
 
 
 def planted(folder: Path) -> Study:
@@ -82,7 +91,7 @@ def window(tmp_path_factory):
 
 def test_what_was_judged_stands_in_the_page(study):
     page = (study.path / "report.html").read_text()
-    for word in ("4 claims put to the test", "LOOSE", "REFUTED", "requirements are not met", "Ablation", "Certificate"):
+    for word in ("Four claims tested on one data set", "requirements are not met", "Ablation", "Certificate", *MEANING):
         assert word in page, word
     assert "What compression costs" in page
     assert "&lt;svd&gt;" in page and "<svd>" not in page  # text from a table is never markup
@@ -97,9 +106,80 @@ def test_a_study_of_parts_has_one_page(study, tmp_path):
         (both.path / part).mkdir(parents=True)
         frame = pd.read_csv(study.path / "measurements.csv")
         frame[frame["claim"] == "dynamics"].to_csv(both.path / part / "measurements.csv", index=False)
-    page = report.render(both, report.load_parts(both))
-    assert "2 claims put to the test" in page
+    parts = report.load_parts(both)
+    page = report.render(both, parts)
+    assert "One claim tested on two data sets" in page
+    assert f"{OUTCOME[parts[0].report.claims['dynamics'].verdict]} on one, two" in page
+    assert 'aria-label="all verdicts in one figure"' in page
     assert 'id="one-dynamics"' in page and 'id="two-dynamics"' in page
+
+
+def test_report_and_readme_agree_about_every_quantity(study, tmp_path):
+    """Each quantity has its own verdict, the same in the table of README and wherever the page shows it."""
+    kept = tmp_path / "reference" / "planted"
+    kept.mkdir(parents=True)
+    (kept / "verdicts.json").write_text(to_json(figures.judge(study).to_dict()))
+    rows = [line.split(" | ") for line in verdicts_markdown(Study(tmp_path / "reference")).splitlines()[2:]]
+    readme = [(claim, quantity, verdict) for _, claim, verdict, quantity, *_ in rows]
+    assert ("information", "trend in λ", "CONSISTENT") in readme  # the claim is REFUTED, at its other quantity
+    assert ("information", "I/I*", "REFUTED") in readme
+    page = (study.path / "report.html").read_text()
+    body = page.partition('<table class="verdicts"')[2].partition("</table>")[0]
+    found = []
+    for row in body.split("<tr role")[2:]:
+        claim = re.search(r"<a [^>]*>([^<]*)</a>", row).group(1).replace(" ", "_")
+        found += [(claim, *pair) for pair in re.findall(r'<span class="k">(.*?)</span> .*?<span class="v (\w+)">', row)]
+    assert [(claim, html.unescape(quantity), verdict) for claim, quantity, verdict in found] == readme
+    tables = [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', page)]
+    exponents = [t for t in tables if t["name"] == "exponents"]
+    shown = {(row[t["columns"].index("quantity")], row[t["columns"].index("verdict")]) for t in exponents
+             for row in t["rows"]}  # fmt: skip
+    assert shown and shown <= {(quantity, verdict) for _, quantity, verdict in readme}
+
+
+@pytest.mark.parametrize("verdict", ["LOOSE", "UNTESTABLE"])
+@pytest.mark.parametrize("gates", [[], ["too few seeds"]])
+def test_the_design_is_described_in_words_true_of_the_verdict(study, monkeypatch, verdict, gates):
+    monkeypatch.setattr(report, "power", lambda *_: {"gates": gates, "weak": [], "power": [], "design": {}})
+    (part,) = report.load_parts(study)
+    claim = dataclasses.replace(part.report.claims["generalization"], verdict=verdict)
+    said = report._power(part, claim, pd.DataFrame())["said"]
+    assert ("fails" in said) == (verdict == "UNTESTABLE" and bool(gates))
+    assert ("measured table passes" in said) == (verdict == "LOOSE" and bool(gates))
+    assert ("what was measured on it does not" in said) == (verdict == "UNTESTABLE" and not gates)
+
+
+def test_missing_runs_are_a_table(study, tmp_path):
+    short = Study(tmp_path / "short")
+    short.path.mkdir()
+    frame = pd.read_csv(study.path / "measurements.csv")
+    frame = frame[(frame["claim"] == "generalization") & (frame["samples"] < 5000) & (frame["seed"] < 2)]
+    frame.to_csv(short.path / "measurements.csv", index=False)
+    (part,) = report.load_parts(short)
+    table = report._needed(part.report.claims["generalization"])
+    assert table["columns"] == ["N", "seeds"] and ["every", 3] in table["rows"]
+    page = report.render(short, [part])
+    assert "Runs that would help" in page and "The design fails gates, so nothing was simulated" in page
+
+
+def test_an_arm_shows_the_verdict_of_each_quantity(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [information_table(0.8, SMALL, rng).assign(site="q", claim="information", arm=a) for a in (None, "control")]
+    table = report.arm_table(pd.concat(rows))
+    control = table[table["arm"] == "control"].set_index("coordinate")
+    assert control.loc["clone_weight", "verdict"] == "CONSISTENT"
+    assert control.loc["ceiling_ratio", "verdict"] == "REFUTED"
+
+
+def test_verdict_colours_are_defined_once():
+    assert render.COLOURS == TERMINAL
+    assert set(INK) == set(TERMINAL) == set(MEANING)
+    assert len(set(INK.values())) == len(INK)
+    for word, ink in INK.items():
+        assert contrast(ink, "#ffffff") >= 4.5, word
+    for shade in report._shades():
+        assert contrast(shade["ink"], shade["tint"]) >= 4.5, shade
+        assert contrast(shade["dark_ink"], shade["dark_tint"]) >= 4.5, shade
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -153,7 +153,7 @@ def test_without_the_shape_a_jump_to_full_rank_refutes_nothing():
     design = Design(ranks=(2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96), samples=tuple(2000 * 2**k for k in range(8)))
     for k in range(3):
         frame = denoising_table(1.0, 96, design, np.random.default_rng(k)).drop(columns=["d_in", "d_out", "gap"])
-        assert report_of(frame).verdict not in (REFUTED, CONSISTENT)
+        assert report_of(frame).verdict != REFUTED
 
 
 def test_local_minimum_is_exact_for_a_cubic():

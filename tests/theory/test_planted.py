@@ -275,7 +275,7 @@ def test_a_planted_table_is_judged_as_planted(theory, tmp_path, claim, wrong, ve
     first = path.read_bytes()
     theory("plant", claim, *wrong, "--out", path)
     assert path.read_bytes() == first
-    theory("plant", claim, *wrong, "--seed", 1, "--out", path)
+    theory("plant", claim, *wrong, "--seed", 7, "--out", path)
     assert path.read_bytes() != first
 
 

@@ -90,9 +90,11 @@ def test_consistent_needs_the_extrapolation_and_no_offset_along_a_leading_coordi
         assert decide(window(at(-0.5), extrapolation=(off, 2.0)), N) == HOLDS
     assert decide(window(at(-0.5), extrapolation=None), N) == HOLDS
     assert decide(window(at(-0.5), rivals=laws()), N) == CONSISTENT
-    assert decide(window(at(-0.5), rivals=laws(gain=4 + ALMOST)), N) == HOLDS
-    assert decide(window(at(-0.5), rivals=laws(gain=4 - ALMOST)), N) == CONSISTENT
-    assert decide(window(at(-0.5), rivals=laws(gain=9.0, error=1.0 + ALMOST)), N) == CONSISTENT
+    moved = -0.5 - N.margin / 2
+    for exponent, word in ((moved - ALMOST, HOLDS), (moved + ALMOST, CONSISTENT), (-1.0 - moved + ALMOST, HOLDS)):
+        assert decide(window(at(-0.5), rivals=laws(gain=9.0, exponent=exponent)), N) == word
+    for gain, error, word in ((4 + ALMOST, 0.5, HOLDS), (4 - ALMOST, 0.5, CONSISTENT), (9.0, 1.0 + ALMOST, CONSISTENT)):
+        assert decide(window(at(-0.5), rivals=laws(gain, error, moved - 0.01)), N) == word
     # r is no leading coordinate.
     assert decide(window(at(1.0), extrapolation=None, rivals=laws(gain=9.0)), R) == CONSISTENT
 
@@ -169,9 +171,10 @@ def test_bent_words_need_every_part(bar, inside, outside):
     # The low half, where the slope steepens.
     assert decide(bent(at(bar - half - ALMOST, half), at(steepening)), N) == inside
     assert decide(bent(at(bar - half + ALMOST, half), at(steepening)), N) == outside
-    # What a plateau would do next, only where the slope flattens.
-    assert decide(bent(at(flattening), safe, at(bar - half - ALMOST, half, 0.90)), N) == inside
-    assert decide(bent(at(flattening), safe, at(bar - half + ALMOST, half, 0.90)), N) == outside
+    # What a plateau would do next, only where the slope flattens: the 80 % limit, 90 % in the second tier.
+    for level, limits in ((0.80, N), (0.90, replace(N, tier=2))):
+        assert decide(bent(at(flattening), safe, at(bar - half - ALMOST, half, level)), limits) == inside
+        assert decide(bent(at(flattening), safe, at(bar - half + ALMOST, half, level)), limits) == outside
     assert decide(bent(at(bar - 0.1), at(steepening), at(0.0)), N) == inside
     assert decide(bent(at(bar - 0.1), at(steepening), at(0.0)), replace(N, tier=2)) != inside
 

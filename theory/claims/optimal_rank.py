@@ -13,9 +13,12 @@ from theory.fitting import log_linear, smooth_deviation
 from theory.intervals import bootstrap_standard_error, t_interval
 from theory.ledger import Claim
 from theory.optimum import (
+    AT_LEAST,
+    AT_MOST,
     LARGEST_SHARE,
     MIN_DECADES,
     MIN_OPTIMA,
+    OUTSIDE,
     SMALLEST_RANK,
     UNRESOLVED,
     Growth,
@@ -27,7 +30,7 @@ from theory.optimum import (
 from theory.report import FREE_CONSTANT, Bound, ClaimReport, Exponent, interval_list, undefined_exponent
 from theory.rules import Limits, decide_growth
 from theory.tables import InputError, Table, claim_rows, longest_training, resolve_duplicates
-from theory.verdicts import CONSISTENT, INCONCLUSIVE, LOOSE, NOT_EVALUATED, REFUTED, as_equality, combine
+from theory.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, NOT_EVALUATED, REFUTED, as_equality, combine
 
 CLAIMED = 0.5
 SAME_COUNT = 1.05  # parameters per rank agree with those of one factorised matrix up to this factor
@@ -107,7 +110,7 @@ def judge(table: Table, margin: float) -> ClaimReport:
     reasons += _explain(optima, growth, cost, word)
     reasons += [d.remark for d in doubts]
     fields: dict[str, Any] = {"needed": [dict(run) for g in checks for run in g.needed]}
-    exponent = undefined_exponent(CLAIMED)
+    exponent = undefined_exponent(CLAIMED, **({} if optima is None else _optima_dict(optima)))
     if optima is not None and growth is not None:
         exponent = _exponent(optima, growth, word, tier)
         consistency = _consistency(frame, optima, growth, margin)
@@ -127,19 +130,41 @@ def optima_gate(optima: Optima | None) -> gates.Gate:
     span = gates.decades(used) if len(used) else 0.0
     if len(used) >= MIN_OPTIMA and span >= MIN_DECADES - gates.TOLERANCE:
         return gates.Gate("optima")
-    unresolved = sum(word == UNRESOLVED for word in optima.status)
-    seen = f"at N = {', '.join(f'{n:g}' for n in used)}" if len(used) else "nowhere"
-    advice = (
-        "add larger ranks, smaller N, hard labels or more seeds"
-        if unresolved > len(optima.samples) / 2
-        else "add values of N between those with a visible optimum, or widen the grid of ranks"
-    )
+    seen = f"only at N = {', '.join(f'{n:g}' for n in used)}" if len(used) else "nowhere"
+    advice, needed = _missing_optima(optima, used)
     return gates.Gate(
         "optima", gates.FAILED,
         f"a best rank inside the window was seen {seen}: {len(used)} values of N over {span:.2f} decades, and "
         f"{MIN_OPTIMA} over {MIN_DECADES:g} are needed; {advice}",
-        _missing_optima(optima, used),
+        needed,
     )  # fmt: skip
+
+
+def _missing_optima(optima: Optima, used: np.ndarray) -> tuple[str, tuple[dict[str, float], ...]]:
+    """What would show more optima inside the window, in words and as runs."""
+    status = np.array(optima.status)
+    beyond = status == AT_LEAST
+    room = beyond & (optima.grid_high < optima.high_of_matrix - 1e-9)
+    if room.any():  # the grid of ranks ends before the window does
+        first = float(optima.samples[room].min())
+        rank = float(np.ceil(2 * np.exp(optima.grid_high[room].max())))
+        words = f"at N = {first:g} and above r* lies beyond the grid: add ranks up to {rank:g} or more there"
+        return words, tuple({"rank": rank, "samples": float(n), "seeds": gates.MIN_SEEDS} for n in optima.samples[room])
+    if (status == UNRESOLVED).sum() > len(status) / 2:
+        return "the risk hardly depends on the rank: use hard labels, smaller N or more seeds", ()
+    # N between the last optimum below the window and the first above it.
+    low = optima.samples[(status == AT_MOST) | ((status == OUTSIDE) & (optima.log_rank < optima.low))]
+    high = optima.samples[beyond | ((status == OUTSIDE) & (optima.log_rank > optima.high))]
+    start = float(low.max()) if len(low) else float(optima.samples.min()) / 2
+    end = float(high.min()) if len(high) else float(optima.samples.max()) * 2
+    if not start < end:
+        return "r* does not grow steadily with N here: add seeds", ()
+    values = [float(v) for v in np.round(np.geomspace(start, end, MIN_OPTIMA + 2))[1:-1]]
+    new = [v for v in values if np.min(np.abs(np.log(v / optima.samples))) > np.log(1.15)]
+    words = f"r* crosses the window between N = {start:g} and {end:g}: add values of N there"
+    if np.log10(end / start) < MIN_DECADES:
+        words += f" (a factor of {end / start:.3g}; a larger matrix or steeper spectrum widens it)"
+    return words, tuple({"samples": v, "seeds": gates.MIN_SEEDS} for v in new)
 
 
 def window_gate(ranks: np.ndarray, samples: np.ndarray, dimension: float) -> gates.Gate:
@@ -174,22 +199,9 @@ def window_gate(ranks: np.ndarray, samples: np.ndarray, dimension: float) -> gat
     )  # fmt: skip
 
 
-def _missing_optima(optima: Optima, used: np.ndarray) -> tuple[dict[str, float], ...]:
-    """Values of N at which the optimum should be visible: between and around those where it was."""
-    if not len(used):
-        return ()
-    count = max(MIN_OPTIMA - len(used), 1)
-    low, high = float(used.min()), float(used.max())
-    if len(used) < 2 or gates.decades(used) < MIN_DECADES:
-        low, high = low / 2, high * 2
-    values = np.unique(np.round(np.geomspace(low, high, len(used) + count + 2)))
-    new = [float(v) for v in values if np.min(np.abs(np.log(v / optima.samples))) > np.log(1.15)]
-    return tuple({"samples": v, "seeds": gates.MIN_SEEDS} for v in new[: count + 1])
-
-
 def _exponent(optima: Optima, growth: Growth, word: str, tier: int) -> Exponent:
     """The exponent in the window, with the corrected one in its details."""
-    window, used = growth.window, optima.samples[optima.used]
+    window = growth.window
     corrected = growth.both(0.95)
     details = {
         "bent": growth.bent,
@@ -198,11 +210,22 @@ def _exponent(optima: Optima, growth: Growth, word: str, tier: int) -> Exponent:
             "estimate": float(np.mean([e.value for e in growth.corrected])) if growth.corrected else None,
             "ci95": interval_list(corrected) if growth.corrected else [None, None],
         },
-        "window": used.tolist(),
-        "decades": gates.decades(used),
         "standard_error": window.standard_error,
         "low": growth.low.to_dict(),
         "top": growth.top.to_dict(),
+        **_optima_dict(optima),
+    }
+    return Exponent(
+        CLAIMED, window.value, window.interval(0.90), window.interval(0.95), word, as_equality(word), details
+    )
+
+
+def _optima_dict(optima: Optima) -> dict[str, Any]:
+    """The optima for the JSON: all, those in the regression, and the others in words."""
+    used = optima.samples[optima.used]
+    return {
+        "window": used.tolist(),
+        "decades": gates.decades(used) if len(used) else 0.0,
         "left_out": optima.left_out(),
         "optima": [
             {"samples": n, "rank": r, "ci95": interval_list(optima.interval(k)), "status": status}
@@ -211,14 +234,11 @@ def _exponent(optima: Optima, growth: Growth, word: str, tier: int) -> Exponent:
             )
         ],
     }
-    return Exponent(
-        CLAIMED, window.value, window.interval(0.90), window.interval(0.95), word, as_equality(word), details
-    )
 
 
 def _explain(optima: Optima | None, growth: Growth | None, cost: RankCost, word: str) -> list[str]:
     found = []
-    if growth is not None and growth.corrected and np.isfinite(growth.window.standard_error):
+    if growth is not None and growth.corrected and word in (CONSISTENT, HOLDS, INCONCLUSIVE):
         both, raw = growth.both(0.95), growth.window
         found.append(
             f"two exponents of r*: {raw.value:.3f} [{raw.low(0.95):.3f}, {raw.high(0.95):.3f}] in the window, and "
@@ -342,7 +362,7 @@ CLAIM = Claim(
     exponents={"samples": CLAIMED},
     bound="none: the constant is free",
     rule=(
-        "local cubic in ln r on the seven ranks around the smallest mean risk at each N. Optima count where the "
+        "quartic in ln r through the five ranks around the smallest mean risk at each N. Optima count where the "
         "largest rank is clearly worse and r* lies within [max(4, second rank), min(d/4, last rank but one)]; four of "
         "them over nine tenths of a decade of N are needed. Two exponents: ln r* on ln N (in the window), and ln(r* + "
         "h) on ln N - ln(1 - 2 r*/(d_in + d_out)) with h = 0 and 1/2 (corrected for the finite matrix). The words are "

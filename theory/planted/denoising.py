@@ -16,8 +16,8 @@ from theory.intervals import generator
 from theory.planted.surfaces import Design, grid_frame, seed_effects
 
 #: Draws behind the population risk: with the smoothing below the Monte-Carlo error of the slope of ln r* over four N in
-#: .9 of a decade is below .003.
-POPULATION_DRAWS = 300
+#: .9 of a decade is below .004.
+POPULATION_DRAWS = 200
 #: The marginal cost is smoothed over ranks within this factor of the optimum.
 SMOOTHED_RATIO = 1.4
 

@@ -1,0 +1,113 @@
+"""Figures of claims show what the judge decided from: statuses of optima, local slopes, the claimed slope."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.patches import Polygon
+
+from experiments.claim_figures import (
+    gap_against_rank,
+    gap_against_samples,
+    gap_local_slopes,
+    optimal_rank_against_samples,
+    risk_against_rank,
+)
+from experiments.theme import theme
+from theory.check import check_table
+from theory.figures import OPTIMA, level_colours
+from theory.intervals import Interval
+from theory.planted.surfaces import Design, gap_table
+from theory.report import Bound, ClaimReport, Exponent
+from theory.verdicts import MARGIN
+
+STATUSES = ["at_most", "outside", "used", "used", "unresolved", "at_least"]
+RANKS = (2.0, 4.0, 8.0, 16.0, 32.0)
+
+
+@pytest.fixture(scope="module")
+def optima():
+    samples = 100.0 * 4.0 ** np.arange(6)
+    points = pd.DataFrame({"samples": samples, "mean": [2.0, 3.5, 6.0, 12.0, 16.0, 32.0], "status": STATUSES})
+    points = points.assign(low=points["mean"] / 1.1, high=points["mean"] * 1.1, limit_low=4.0, limit_high=8.0)
+    points = points.assign(fitted=points["mean"], fitted_corrected=np.nan, claimed=points["mean"])
+    curves = pd.DataFrame([{"samples": n, "rank": r} for n in samples for r in RANKS])
+    curves = curves.assign(mean=1.0 + 0.01 * curves["rank"], low=1.0, high=2.0)
+    exponent = Exponent(0.5, 0.3, Interval(0.25, 0.35), Interval(0.2, 0.4), "LOOSE")
+    return ClaimReport("optimal_rank", "LOOSE", (), {"samples": exponent}, Bound(), 30, 5, {}, points, curves)
+
+
+@pytest.fixture(scope="module")
+def gap():
+    frame = gap_table(1, 1, Design(samples=(64, 256, 1024, 4096, 16384)), np.random.default_rng(0))
+    return check_table(frame).claims["generalization"], frame
+
+
+def test_every_optimum_is_shown_by_its_status(optima):
+    with theme():
+        drawn = optimal_rank_against_samples(optima, pd.DataFrame())
+    axes = drawn.figure.axes[0]
+    labels = axes.get_legend_handles_labels()[1]
+    assert set(labels) >= {OPTIMA[status][2] for status in STATUSES}
+    marks = {
+        (float(x), float(y))
+        for line in axes.lines if line.get_linestyle() == "None" and line.get_marker() not in ("_", "|")
+        for x, y in line.get_xydata()
+    }  # fmt: skip
+    samples = drawn.points["samples"].tolist()
+    # Limits stand at the second and the last but one rank of the grid, the others at the optimum.
+    assert marks >= set(zip(samples, [4.0, 3.5, 6.0, 12.0, 16.0, 16.0], strict=True))
+    faces = {line.get_label(): line.get_markerfacecolor() for line in axes.lines}
+    seen = {c.get_label(): c[0].get_markerfacecolor() for c in axes.containers if c.get_label()}
+    assert seen[OPTIMA["outside"][2]] == "white" != seen[OPTIMA["used"][2]]
+    assert faces[OPTIMA["at_least"][2]] == "white"
+    assert any("0.30" in label and "[0.20, 0.40]" in label for label in labels)
+
+
+def test_stars_follow_the_status(optima):
+    with theme():
+        axes = risk_against_rank(optima, pd.DataFrame()).figure.axes[0]
+    stars = [line for line in axes.lines if line.get_marker() in "*<>X" and len(line.get_xdata())]
+    assert [line.get_marker() for line in stars] == ["<", "*", "*", "*", "X", ">"]
+    assert [line.get_markerfacecolor() == "white" for line in stars] == [s != "used" for s in STATUSES]
+
+
+@pytest.mark.parametrize(("make", "slope"), [(gap_against_samples, -0.5), (gap_against_rank, 1.0)])
+def test_the_triangle_has_the_claimed_slope(gap, make, slope):
+    with theme():
+        axes = make(*gap).figure.axes[0]
+        axes.figure.canvas.draw()
+    (triangle,) = [patch for patch in axes.patches if isinstance(patch, Polygon)]
+    (x0, y0), (x1, y1) = axes.transData.inverted().transform(triangle.get_transform().transform(triangle.get_xy()[:2]))
+    assert np.log(y1 / y0) / np.log(x1 / x0) == pytest.approx(slope)
+
+
+def test_one_colour_for_n_in_every_figure(gap, optima):
+    claim, frame = gap
+    sizes = sorted(claim.points["samples"].unique())
+    expected = [to_hex(c) for c in level_colours(sizes).values()]
+    curves = claim.points.assign(low=claim.points["mean"], high=claim.points["mean"])
+    risk = ClaimReport("optimal_rank", "", (), {}, Bound(), 1, 1, {}, optima.points[:0], curves)
+    with theme():
+        for drawn in (gap_against_rank(claim, frame), risk_against_rank(risk, pd.DataFrame())):
+            solid = [line for line in drawn.figure.axes[0].lines if len(line.get_xdata()) > 1 and line.get_ls() == "-"]
+            assert [to_hex(line.get_color()) for line in solid] == expected
+
+
+def test_local_slopes_show_what_the_verdict_rests_on(gap):
+    claim, frame = gap
+    with theme():
+        drawn = gap_local_slopes(claim, frame)
+    points, details = drawn.points.set_index("part"), claim.exponents["samples"].details
+    assert points.loc["upper half", "mean"] == details["top"]["estimate"]
+    assert points.loc["upper half", "to"] == 16384
+    assert points.loc["next half-decade", "to"] == pytest.approx(16384 * 10**0.5)
+    assert len(points.loc[["local"]]) == len(details["local_slopes"])
+    band = drawn.figure.axes[0].patches[0].get_extents()
+    assert (drawn.figure.axes[0].transData.inverted().transform(band)[:, 1]) == pytest.approx(
+        [-0.5 - MARGIN, -0.5 + MARGIN]
+    )
+    short = check_table(frame[frame["samples"] < 300]).claims["generalization"]
+    assert gap_local_slopes(short, frame) is None
