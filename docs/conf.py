@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from experiments.compare_arms import arms_markdown, kept_tables  # noqa: E402
-from experiments.reference import verdicts_markdown  # noqa: E402
+from experiments.reference import validation_markdown, verdicts_markdown  # noqa: E402
 from experiments.store import REFERENCE, Study  # noqa: E402
 from theory.ledger import all_claims  # noqa: E402
 from theory.page import theory_markdown  # noqa: E402
@@ -46,6 +46,7 @@ def write_pages(app: Sphinx) -> None:
     made = {
         "theory.md": theory_markdown(all_claims().values()),
         "_verdicts.md": verdicts_markdown(reference),
+        "_validation.md": validation_markdown(reference),
     }
     made |= {f"_ablation_{name}.md": arms_markdown(table) for name, table in kept_tables(reference).items()}
     for name, text in made.items():

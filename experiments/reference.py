@@ -32,6 +32,7 @@ from experiments.theme import theme
 from lrc_jax.errors import InputError
 from theory.verdicts import MARGIN
 
+VALIDATION = "validation.json"  # of the judge, by `theory validate`
 VERDICTS = "verdicts.md"  # what README shows of it
 
 
@@ -82,6 +83,29 @@ def verdicts_markdown(reference: Study) -> str:
             lines.append(f"| {' | '.join(cells)} |")
     if len(lines) == 2:
         return "No study is kept in `results/reference/` yet.\n"
+    return "\n".join(lines) + "\n"
+
+
+def validation_markdown(reference: Study) -> str:
+    """The judge's calibration by family of planted laws, from the kept output of `theory validate`."""
+    path = reference.path / VALIDATION
+    if not path.is_file():
+        return f"No calibration is kept: write it with `python -m theory validate --json {VALIDATION}`.\n"
+    found = read_json(path)
+    lines = [
+        "| planted laws | cases | right | harmful | undecided | 95 % intervals cover |",
+        "|---|---|---|---|---|---|",
+    ]
+    for family in found["families"]:
+        shares = [f"{100 * family[name]:.1f} %" for name in ("right", "harmful", "undecided")]
+        covered = "" if family["coverage95"] is None else f"{100 * family['coverage95']:.1f} %"
+        lines.append(f"| {' | '.join([family['family'], str(family['cases']), *shares, covered])} |")
+    lines += [
+        "",
+        f"Shares of simulated studies, {found['replications']} or more per case. *Harmful* is support for a law that is "
+        "slower than claimed, or REFUTED for one that is not. The two plateaus inside the margin cannot be seen within 2.5 "
+        "decades: the slopes in the window lie inside the margin.",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -189,8 +189,9 @@ def extrapolation_error(x: np.ndarray, group: np.ndarray, y: np.ndarray, sd: np.
     if not np.isfinite(slope):
         return None
     out &= np.isin(group, law.groups)
-    ratio = y[out] / law.predict(y, slope, np.log(x[out]), group[out])
+    with np.errstate(divide="ignore", invalid="ignore"):  # a steep law may predict nothing at all
+        ratio = y[out] / law.predict(y, slope, np.log(x[out]), group[out])
     distance = float(np.mean(np.log(x[out])) - np.mean(np.log(x[law.cells])))
-    if not np.all(ratio > 0):
+    if not np.all((ratio > 0) & np.isfinite(ratio)):
         return float("inf"), distance
     return float(np.mean(np.log(ratio))), distance
