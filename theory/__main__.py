@@ -7,24 +7,15 @@ cannot be used or advice is refused. Every error is one line on standard error.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import numpy as np
-
-from theory import render
-from theory.advise import advise
-from theory.check import check_file
-from theory.fit import BOOTSTRAPS, fit_law
-from theory.ledger import all_claims
-from theory.plan import REPLICATIONS, design_of, plan
-from theory.planted.cases import planted_case
-from theory.report import to_json, write_text
-from theory.tables import InputError, primary_rows, read_table
-from theory.validate import FULL_REPLICATIONS, QUICK_REPLICATIONS, validate
+from theory.errors import InputError
+from theory.settings import BOOTSTRAPS, FULL_REPLICATIONS, PLAN_REPLICATIONS, QUICK_REPLICATIONS
 from theory.verdicts import MARGIN
 
 
@@ -123,9 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     planned.add_argument("--steps", type=_numbers, default=(), metavar="T,T,...", help="horizons")
     planned.add_argument("--seeds", type=_positive, default=5, help="seeds per cell (default %(default)s)")
     planned.add_argument("--noise", type=float, default=0.2, help="relative noise of one run (default %(default)s)")
-    planned.add_argument("--dimension", type=float, default=np.inf, metavar="D", help="smaller side of the matrix")
+    planned.add_argument("--dimension", type=float, default=math.inf, metavar="D", help="smaller side of the matrix")
     planned.add_argument(
-        "--replications", type=_positive, default=REPLICATIONS, help="simulated studies (default %(default)s)"
+        "--replications", type=_positive, default=PLAN_REPLICATIONS, help="simulated studies (default %(default)s)"
     )
     planned.add_argument("--cost", metavar="SECONDS", help="seconds per run: a number, or such as 2+0.001*samples*rank")
     planned.add_argument("--json", metavar="OUT", help="write the outcome as JSON")
@@ -194,24 +185,30 @@ def _positive(text: str) -> int:
     return value
 
 
-def _claims(options: argparse.Namespace) -> int:
-    if options.markdown:
-        from theory.page import theory_markdown
+# Each command loads what it needs: SciPy, pandas and matplotlib take seconds together.
 
+
+def _claims(options: argparse.Namespace) -> int:
+    from theory import render
+    from theory.ledger import all_claims
+    from theory.page import theory_markdown
+
+    if options.markdown:
         print(theory_markdown(all_claims().values()), end="")
-        return 0
-    render.print_claims(all_claims().values(), render.console())
+    else:
+        render.print_claims(all_claims().values(), render.console())
     return 0
 
 
 def _check(options: argparse.Namespace) -> int:
+    from theory import render
+    from theory.check import check_file
+
     report = check_file(
         options.file, claims=options.claim, margin=options.margin, where=options.where, scale=options.scale
     )
-    if options.json:
-        write_text(options.json, to_json(report.to_dict()))
+    _write_json(options, report)
     if options.figures:
-        # Matplotlib takes a second to load and is needed here only.
         from theory.figures import write_figures
 
         write_figures(report, options.figures)
@@ -220,6 +217,10 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _fit(options: argparse.Namespace) -> int:
+    from theory import render
+    from theory.fit import fit_law
+    from theory.tables import read_table
+
     result = fit_law(
         read_table(options.file).where(options.where),
         options.law,
@@ -228,8 +229,7 @@ def _fit(options: argparse.Namespace) -> int:
         signed=options.signed,
         bootstraps=options.bootstraps,
     )
-    if options.json:
-        write_text(options.json, to_json(result.to_dict()))
+    _write_json(options, result)
     render.print_fit(result, render.console())
     return 0
 
@@ -239,6 +239,9 @@ def _plan(options: argparse.Namespace) -> int:
     claims += ["convergence"] if options.steps else []
     if not claims:
         raise InputError("plan: give --rank and --samples, or --steps")
+    from theory import render
+    from theory.plan import design_of, plan
+
     design = design_of(options.rank, options.samples, options.steps, options.seeds, options.noise)
     with render.console().status("") as status:
         outcome = plan(
@@ -249,25 +252,32 @@ def _plan(options: argparse.Namespace) -> int:
             cost=options.cost,
             progress=status.update,
         )
-    if options.json:
-        write_text(options.json, to_json(outcome.to_dict()))
+    _write_json(options, outcome)
     render.print_plan(outcome, render.console())
     return 0
 
 
 def _advise(options: argparse.Namespace) -> int:
+    from theory import render
+    from theory.advise import advise
+    from theory.tables import primary_rows, read_table
+
     table, _ = primary_rows(read_table(options.file).where(options.where))
     advice = advise(table, options.samples, options.max_rank)
-    if options.json:
-        write_text(options.json, to_json(advice.to_dict()))
+    _write_json(options, advice)
     render.print_advice(advice, render.console())
     return 0
 
 
 def _plant(options: argparse.Namespace) -> int:
-    case = planted_case(options.claim, wrong=options.wrong)
     if options.seed < 0:
         raise InputError(f"--seed {options.seed}: must be at least 0")
+    import numpy as np
+
+    from theory.planted.cases import planted_case
+    from theory.report import write_text
+
+    case = planted_case(options.claim, wrong=options.wrong)
     frame = case.draw(np.random.default_rng(options.seed))
     write_text(options.out, frame.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
     (verdict,) = case.expected or ("",)
@@ -278,13 +288,23 @@ def _plant(options: argparse.Namespace) -> int:
 def _validate(options: argparse.Namespace) -> int:
     if options.quick and options.replications:
         raise InputError("validate: --quick and --replications exclude each other")
+    from theory import render
+    from theory.validate import validate
+
     replications = options.replications or (QUICK_REPLICATIONS if options.quick else FULL_REPLICATIONS)
     with render.console().status("") as status:
         outcome = validate(replications, status.update)
-    if options.json:
-        write_text(options.json, to_json(outcome.to_dict()))
+    _write_json(options, outcome)
     render.print_validation(outcome, render.console())
     return 0 if options.quick or all(r.met for r in outcome.requirements) else 1
+
+
+def _write_json(options: argparse.Namespace, outcome: Any) -> None:
+    """The outcome of a command as JSON, where --json asks for it."""
+    if options.json:
+        from theory.report import to_json, write_text
+
+        write_text(options.json, to_json(outcome.to_dict()))
 
 
 if __name__ == "__main__":

@@ -1,39 +1,75 @@
-"""Is it a power law? Rival laws, held-out extrapolation, drift and local slopes.
+"""Is it a power law? Offsets of either sign beside it, and the prediction of the largest half-decade from the rest.
 
-A rival is named only if it wins twice: AICc lower by more than 4 under a Student likelihood on the cell means, and a
+An offset is named only if it wins twice: AICc lower by more than 4 under a Student likelihood on the cell means, and a
 smaller error on the largest half-decade when fitted without it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 from scipy import special
 
-from theory.fitting import STUDENT_DF, log_linear, minimise, robust_scale, student
-from theory.law_parser import Law
-from theory.laws import FAMILIES, family_law
+from theory.fitting import STUDENT_DF, minimise, robust_scale, student
 from theory.slopes import PowerLaw
 
 HALF_DECADE = 0.5 * np.log(10.0)
 AICC_MARGIN = 4.0
 MAX_GROUPS = 64
-SHARED = "power+shared offset"
-OFFSETS = ("power+offset", SHARED)
+MAX_CELLS = 1000
+#: mean = constant(group) x^-c; with a constant(group) x offset added (a plateau that scales with the law); with one
+#: offset for all groups added, in units of the smallest mean.
+POWER, OFFSET, SHARED = "power", "power+offset", "power+shared offset"
+OFFSETS = (OFFSET, SHARED)
+#: Offsets from which a fit starts, in units of the law at the end of the range (of the smallest mean if shared).
+STARTS = (0.05, 0.5, 0.9, -0.3, -0.9)
 #: Differences below this share of the mean never decide (on deterministic data any would be "significant").
 RELATIVE_FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
-class FamilyFit:
-    """A family fitted to all cells, and judged on the held-out ones."""
+class LawFit:
+    """A law fitted to all cells, and judged on the held-out ones.
+
+    Attributes:
+        exponent: of x in the law's power, negative for a decay. offset: in the law's own units, 0 without one.
+    """
 
     name: str
-    parameters: dict[str, float]
+    exponent: float
+    offset: float
     aicc: float
     heldout_error: float
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Cells of the laws: ln x from its smallest value, group number, mean, deviation, unit of a shared offset."""
+
+    log_x: np.ndarray
+    group: np.ndarray
+    y: np.ndarray
+    sd: np.ndarray
+    size: float
+
+    def keep(self, which: np.ndarray) -> _Cells:
+        return _Cells(self.log_x[which], self.group[which], self.y[which], self.sd[which], self.size)
+
+    def mean(self, name: str, theta: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
+        """Means [B, C] and derivatives [B, C, p] of a law; theta [B, p] holds ln constants, exponent and offset."""
+        constant = np.exp(np.clip(theta[:, :groups], -300.0, 300.0))[:, self.group]
+        power = np.exp(np.clip(theta[:, [groups]] * self.log_x, -300.0, 300.0))
+        offset = theta[:, [groups + 1]] if name != POWER else np.zeros((len(theta), 1))
+        shape = power + offset if name == OFFSET else power
+        mean = constant * shape + (offset * self.size if name == SHARED else 0.0)
+        slopes = np.zeros((*mean.shape, theta.shape[1]))
+        slopes[:, np.arange(len(self.group)), self.group] = constant * shape
+        slopes[:, :, groups] = constant * power * self.log_x
+        if name != POWER:
+            slopes[:, :, groups + 1] = constant if name == OFFSET else self.size
+        return mean, slopes
 
 
 def held_out(x: np.ndarray) -> np.ndarray:
@@ -41,97 +77,65 @@ def held_out(x: np.ndarray) -> np.ndarray:
     return np.log(x) > np.log(x.max()) - HALF_DECADE + 1e-9
 
 
-def compare(
-    x: np.ndarray, group: np.ndarray, y: np.ndarray, sd: np.ndarray, names: tuple[str, ...] = tuple(FAMILIES)
-) -> list[FamilyFit]:
-    """Fit families y = constant(group) * family(x) to cell means.
+def compare(x: np.ndarray, group: np.ndarray, y: np.ndarray, sd: np.ndarray) -> list[LawFit]:
+    """Fit the power law, and an offset beside it, to cell means.
 
     Args:
         x: [C] leading coordinate (N or T). group: [C] number of each cell's group, which has its own constant.
         y: [C] cell means (any sign); sd: [C] their standard deviations up to a common factor.
     """
-    use = _few_groups(group)
-    x, group, y, sd = x[use], np.unique(group[use], return_inverse=True)[1], y[use], sd[use]
-    covariates = (group[:, None] == np.arange(group.max() + 1)).astype(np.float64)
-    out = held_out(x)
-    # Groups without a cell below the largest half-decade have no constant there.
-    known = covariates[~out].any(axis=0)
-    out &= known[group]
-    inner = ~held_out(x)
-    enough = len(np.unique(x[inner])) >= 2 and out.any()
+    use = _few_groups(x, group)
+    x, y, sd = x[use], y[use], sd[use]
+    group = np.unique(group[use], return_inverse=True)[1]
     size = float(np.min(np.abs(y[y != 0]), initial=np.inf))
-    size = size if np.isfinite(size) else 1.0
-    fits = []
-    for name in names:
-        if name == SHARED and covariates.shape[1] == 1:
+    cells = _Cells(np.log(x / x.min()), group, y, sd, size if np.isfinite(size) else 1.0)
+    out = held_out(x)
+    inner, outer = cells.keep(~out), cells.keep(out & np.isin(group, group[~out]))
+    testable = len(np.unique(x[~out])) >= 2 and len(outer.y)
+    groups, fits = int(group.max()) + 1, []
+    for name in (POWER, *OFFSETS):
+        if name == SHARED and groups == 1:
             continue  # with one group it is the other offset
-        theta, law, signed, aicc = _fit(name, x, covariates, y, sd, size)
+        theta, aicc = _fit(name, cells, groups)
         error = float("nan")
-        if enough:
-            inside, own, own_signed, _ = _fit(name, x[inner], covariates[inner][:, known], y[inner], sd[inner], size)
-            data = _data(x[out], covariates[out][:, known], x.min(), size)
-            predicted = own.value(_natural(inside, own, own_signed), data)
-            error = float(np.sqrt(np.mean(np.square((y[out] - predicted) / sd[out]))))
-        fits.append(
-            FamilyFit(name, dict(zip(law.parameters, _natural(theta, law, signed).tolist(), strict=True)), aicc, error)
-        )
+        if testable:
+            predicted, _ = outer.mean(name, _fit(name, inner, groups)[0][None], groups)
+            error = float(np.sqrt(np.mean(np.square((outer.y - predicted[0]) / outer.sd))))
+        fits.append(LawFit(name, float(theta[groups]), float(theta[-1]) if name != POWER else 0.0, aicc, error))
     return fits
 
 
-def _few_groups(group: np.ndarray) -> np.ndarray:
-    """[C] True for the cells of at most MAX_GROUPS groups, evenly chosen: every group costs a parameter."""
+def _few_groups(x: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """[C] True for the cells of some groups, evenly chosen: every group costs a parameter, every cell time."""
     names = np.unique(group)
-    if len(names) <= MAX_GROUPS:
+    kept = min(MAX_GROUPS, max(1, MAX_CELLS // len(np.unique(x))))
+    if len(names) <= kept:
         return np.ones(len(group), dtype=bool)
-    return np.isin(group, names[np.linspace(0, len(names) - 1, MAX_GROUPS).round().astype(int)])
+    return np.isin(group, names[np.linspace(0, len(names) - 1, kept).round().astype(int)])
 
 
-def best_rival(fits: list[FamilyFit], base: str = "power") -> FamilyFit | None:
-    """The rival that beats the base law on both criteria by the largest AICc difference, if any does."""
-    reference = next(f for f in fits if f.name == base)
+def best_rival(fits: Sequence[LawFit]) -> LawFit | None:
+    """The offset that beats the power law on both criteria by the largest AICc difference, if any does."""
+    power = next(f for f in fits if f.name == POWER)
     winners = [
         f
         for f in fits
-        if f.name != base and reference.aicc - f.aicc > AICC_MARGIN and f.heldout_error < reference.heldout_error
+        if f.name != POWER and power.aicc - f.aicc > AICC_MARGIN and f.heldout_error < power.heldout_error
     ]
-    return min(winners, key=lambda f: f.aicc) if winners else None
+    return min(winners, key=lambda f: f.aicc, default=None)
 
 
-def _data(x: np.ndarray, covariates: np.ndarray, smallest: float, size: float) -> dict[str, np.ndarray]:
-    """Columns for a family: x in units of its smallest value, `span` = e so that log(x*span) >= 1, and the unit `size`
-    of an offset that all groups share."""
-    columns = {f"z{j + 1}": covariates[:, j] for j in range(covariates.shape[1])}
-    return {**columns, "x": x / smallest, "span": np.full(len(x), np.e), "size": np.full(len(x), size)}
-
-
-def _natural(theta: np.ndarray, law: Law, signed: frozenset[str]) -> np.ndarray:
-    free = np.array([p in signed for p in law.parameters])
-    with np.errstate(over="ignore"):
-        return np.where(free, theta, np.exp(np.where(free, 0.0, theta)))
-
-
-def _fit(
-    name: str, x: np.ndarray, covariates: np.ndarray, y: np.ndarray, sd: np.ndarray, size: float
-) -> tuple[np.ndarray, Law, frozenset[str], float]:
-    """Maximum Student likelihood (scale fitted by EM) of one family; returns internal parameters and AICc."""
-    law, signed = family_law(name, covariates.shape[1])
-    data = _data(x, covariates, x.min(), size)
-    free = np.array([p in signed for p in law.parameters])
-    # x is measured from its smallest value, so the power law's intercept is the scale at that point for all.
-    power = log_linear(np.column_stack([covariates, np.log(data["x"])]), y[None, :], sd)[0]
-    power = np.nan_to_num(power)
-    starts = _starts(name, law, power, float(np.log(data["x"].max())))
-    starts = np.where(free, starts, np.log(np.where(free, 1.0, starts)))
+def _fit(name: str, cells: _Cells, groups: int) -> tuple[np.ndarray, float]:
+    """Maximum Student likelihood (scale fitted by EM) of one law: parameters [p] and AICc."""
+    starts = _starts(name, cells, groups)
 
     def residual(theta: np.ndarray, _: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        natural = np.where(free, theta, np.exp(np.minimum(theta, 300.0)))
-        values, slopes = law.evaluate(natural, data)
-        chain = np.where(free, 1.0, natural)[:, None, :]
-        return (values - y) / sd, slopes * chain / sd[:, None]
+        mean, slopes = cells.mean(name, theta, groups)
+        return (mean - cells.y) / cells.sd, slopes / cells.sd[:, None]
 
     optimum = minimise(residual, starts, iterations=60)
     theta = optimum.theta[[optimum.best]]
-    floor = RELATIVE_FLOOR * float(np.median(np.abs(y) / sd))
+    floor = RELATIVE_FLOOR * float(np.median(np.abs(cells.y) / cells.sd))
     r = residual(theta, np.zeros(1, dtype=int))[0][0]
     scale = max(robust_scale(r), float(np.sqrt(np.mean(r * r))), floor)
     for _ in range(20):
@@ -143,30 +147,24 @@ def _fit(
         scale = updated
         if settled:
             break
-    n, k = len(y), len(law.parameters) + 1
+    n, k = len(r), len(np.unique(cells.group)) + theta.shape[1] - groups + 1
     aicc = 2 * k - 2 * _log_likelihood(r, scale) + (2 * k * (k + 1) / (n - k - 1) if n > k + 1 else np.inf)
-    return theta[0], law, signed, float(aicc)
+    return theta[0], float(aicc)
 
 
-def _starts(name: str, law: Law, power: np.ndarray, span: float) -> np.ndarray:
-    """Starting points in natural parameters: the family's own grid, scales and slopes from the power law, offsets in
-    units of the power law at the end of the range (`span` in ln x from its start)."""
-    own = dict(FAMILIES[name][1])
-    fixed = {f"k{j + 1}": value for j, value in enumerate(power[:-1])}
-    decay = -float(power[-1])
-    end = float(np.exp(-np.clip(decay * span, -30.0, 30.0)))
-    if "c" in own:
-        own["c"] = (decay, *(c + decay for c in own["c"]))
-    if "offset" in own:
-        own["c"] = (*own["c"], 0.6 * decay)  # what a negative offset steepens
-        unit = 1.0 if name == SHARED else end
-        own["offset"] = tuple(share * unit for share in (0.05, 0.5, 0.9, -0.3, -0.9))
-    free = [p for p in law.parameters if p not in fixed]
-    rows = [
-        [{**fixed, **dict(zip(free, values, strict=True))}[p] for p in law.parameters]
-        for values in product(*(own[p] for p in free))
-    ]
-    return np.array(rows)
+def _starts(name: str, cells: _Cells, groups: int) -> np.ndarray:
+    """[B, p] starting points: the power law of the means, and steeper or flatter ones with offsets of either sign."""
+    law = PowerLaw.of(cells.log_x, cells.group, cells.sd)
+    slope = float(np.nan_to_num(law.fit(cells.y[None])[0]))
+    constants = np.zeros(groups)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        heights = np.log(law.predict(cells.y, slope, np.zeros(groups), np.arange(groups)))
+    constants[np.isfinite(heights)] = heights[np.isfinite(heights)]
+    if name == POWER:
+        return np.array([[*constants, slope]])
+    unit = 1.0 if name == SHARED else float(np.exp(np.clip(slope * cells.log_x.max(), -30.0, 30.0)))
+    steeper = (slope, slope - 0.5, 0.6 * slope)
+    return np.array([[*constants, c, share * unit] for c in steeper for share in STARTS])
 
 
 def _log_likelihood(residuals: np.ndarray, scale: float) -> float:

@@ -21,12 +21,12 @@ from theory.intervals import UNDEFINED, Interval, cluster_weights, generator, sm
 from theory.law_parser import Law, LawError, parse_law
 from theory.laws import nonnegative_least_squares
 from theory.profile import profile_intervals
+from theory.settings import BOOTSTRAPS
 from theory.tables import InputError, Table, numeric_column
 
 STARTS = 256
 POLISHED = 32
 AGREEMENT = 1e-6
-BOOTSTRAPS = 1000
 #: Above this many rows every draw is one Newton step from the full fit instead of a full optimisation.
 LARGE = 20_000
 

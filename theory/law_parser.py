@@ -120,17 +120,16 @@ def _add(left: dict[int, np.ndarray], right: dict[int, np.ndarray]) -> dict[int,
     return total
 
 
-def parse_law(text: str, columns: Collection[str], *, max_length: int | None = MAX_LENGTH) -> Law:
+def parse_law(text: str, columns: Collection[str]) -> Law:
     """Parse a law against the columns of a table.
 
     Args:
-        max_length: in characters; None for laws that this package writes itself.
 
     Raises:
         LawError: anything outside the grammar, no parameter, or no column.
     """
-    if max_length is not None and len(text) > max_length:
-        raise LawError(f"the law is longer than {max_length} characters")
+    if len(text) > MAX_LENGTH:
+        raise LawError(f"the law is longer than {MAX_LENGTH} characters")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -127,7 +127,7 @@ def local_minimum(log_rank: np.ndarray, risk: np.ndarray) -> np.ndarray:
         powers = np.vander(x, increasing=True)
         coefficients = np.linalg.solve(powers, height[rows, ranks].T).T
         ends = np.array([log_rank[max(centre - 1, 0)], log_rank[min(centre + 1, len(log_rank) - 1)]]) - log_rank[centre]
-        grid = np.linspace(*ends, SEARCH)
+        grid = np.linspace(ends[0], ends[1], SEARCH)
         at = grid[np.argmin(coefficients @ np.vander(grid, count, increasing=True).T, axis=1)]
         order = np.arange(1, count)
         for _ in range(3):  # Newton on the derivative, within a step of the grid

@@ -21,11 +21,11 @@ from theory.optimum import LARGEST_SHARE, SMALLEST_RANK
 from theory.planted.cases import Case
 from theory.planted.rates import Law, Slopes, broken, power, slopes, with_offset
 from theory.planted.surfaces import Design, gradient_table, law_table, risk_table
+from theory.settings import PLAN_REPLICATIONS
 from theory.tables import InputError
 from theory.validate import run_case
 from theory.verdicts import MARGIN
 
-REPLICATIONS = 50
 COORDINATES = {"generalization": ("rank", "samples"), "optimal_rank": ("rank", "samples"), "convergence": ("steps",)}
 
 
@@ -64,7 +64,7 @@ def plan(
     *,
     claims: Sequence[str],
     dimension: float = np.inf,
-    replications: int = REPLICATIONS,
+    replications: int = PLAN_REPLICATIONS,
     cost: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Plan:

@@ -13,16 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from theory import comparison, gates, scrutiny
+from theory import gates, scrutiny
 from theory.cells import Cells, build_cells
 from theory.intervals import t_interval
-from theory.laws import FAMILIES
 from theory.report import Exponent, interval_list, undefined_exponent
 from theory.rules import Limits, decide
 from theory.scrutiny import Doubt
 from theory.verdicts import LOOSE, REFUTED, UNTESTABLE, as_equality
 from theory.window import Window, look
-
 
 WIDER = 1.25  # a second interval wider by more than this factor is mentioned
 
@@ -60,7 +58,6 @@ def judge_rates(
     strata: Sequence[str] = (),
     path: str = "<memory>",
     ignore: Sequence[str] = (),
-    all_rivals: bool = True,
 ) -> RateResult:
     """Estimate and judge the exponents of a quantity.
 
@@ -68,7 +65,6 @@ def judge_rates(
         frame: the rows, one per run. quantity: the measured column.
         coordinates: what to estimate. strata: design columns whose combinations get their own constant.
         path: the table's name, for errors. ignore: columns that may change along a coordinate by design.
-        all_rivals: fit every rival law for the report (only the offset is needed for the verdict).
 
     Raises:
         InputError: replicates are copies of each other.
@@ -84,14 +80,13 @@ def judge_rates(
     checks = {c.name: design_gates(c, cells, quantity, names) for c in coordinates}
     tiers = {name: gates.tier_of(found) for name, found in checks.items()}
     tested = sum(tier != gates.FAILED for tier in tiers.values())
-    rivals = tuple(FAMILIES) if all_rivals else ("power", *comparison.OFFSETS)
     exponents: dict[str, Exponent] = {}
     windows: dict[str, Window | None] = {}
     limits: dict[str, Limits] = {}
     doubts: dict[str, list[Doubt]] = {}
     for c in coordinates:
         others = [*strata, *(n for n in names if n != c.name)]
-        window = look(cells, c.name, others, leading=c.leading, rivals=rivals)
+        window = look(cells, c.name, others, leading=c.leading)
         limit = Limits(c.claimed, margin, 1 - 0.05 / max(tested, 1), c.leading, tiers[c.name])
         levels = every.levels[c.name].to_numpy(dtype=np.float64)
         doubts[c.name] = [
@@ -190,7 +185,7 @@ def explain(name: str, window: Window | None, limit: Limits, exponent: Exponent)
     if window.offset is not None and not window.bent:
         found.append(
             f"{name}: an offset describes the means better than a power law; beside it the exponent "
-            f"is {-window.offset.parameters['c']:.2f}"
+            f"is {window.offset.exponent:.2f}"
         )
     if window.extrapolation is None and limit.leading:
         found.append(f"{name}: too few values below the largest half-decade to test the extrapolation")
@@ -207,7 +202,7 @@ def explain(name: str, window: Window | None, limit: Limits, exponent: Exponent)
 def _rivals(windows: Mapping[str, Window | None]) -> list[dict[str, Any]]:
     """Laws compared along the leading coordinate."""
     fits = next((w.rivals for w in windows.values() if w is not None and w.rivals), ())
-    return [{"law": f.name, "aicc": f.aicc, "heldout_error": f.heldout_error} for f in fits]
+    return [{"law": f.name, "exponent": f.exponent, "aicc": f.aicc, "heldout_error": f.heldout_error} for f in fits]
 
 
 def _points(cells: Cells, windows: Mapping[str, Window | None], exponents: Mapping[str, Exponent]) -> pd.DataFrame:

@@ -90,7 +90,7 @@ def at_the_rate(w: Window, limit: Limits) -> bool:
 
 def _no_offset(w: Window, limit: Limits) -> bool:
     inside = all(limit.better <= c <= limit.worse for c in w.exponents_beside_an_offset())
-    moved = 0.0 if w.offset is None else abs(-w.offset.parameters["c"] - w.whole.value)
+    moved = 0.0 if w.offset is None else abs(w.offset.exponent - w.whole.value)
     return inside and moved <= limit.margin / 2
 
 

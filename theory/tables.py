@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from theory.errors import InputError as InputError
+
 #: Columns that are counts of something: strictly positive wherever a claim uses them.
 POSITIVE = frozenset({"rank", "samples", "steps", "d_in", "d_out", "params"})
 
@@ -56,10 +58,6 @@ ALIASES = {
 
 #: Magnitudes beyond this, or below its inverse, are a wrong unit or an overflow (their squares would leave float64).
 LARGEST = 1e100
-
-
-class InputError(ValueError):
-    """The input cannot be used; the message is one line that says where and what to do."""
 
 
 @dataclass(frozen=True)

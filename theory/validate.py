@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -44,17 +43,14 @@ from theory.report import ClaimReport
 from theory.tables import table_from_frame
 from theory.verdicts import CONSISTENT, INCONCLUSIVE, MARGIN, REFUTED, UNTESTABLE
 
-FULL_REPLICATIONS = 30
-QUICK_REPLICATIONS = 2
 #: Rare errors (at the margin) and coverage of the few cases in T need more draws than words that hardly ever change.
 MANY = 3
 #: Where coverage of planted exponents is required: laws that are pure powers, judged with a full design.
 COVERAGE_FAMILIES = (PURE, MARGINS, BEYOND, RANK_LAWS, CONCAVE, SEED_SLOPES)
 
-#: The judges without the rival laws that only the report shows.
 JUDGES: dict[str, Callable[..., ClaimReport]] = {
-    "convergence": partial(convergence.judge, all_rivals=False),
-    "generalization": partial(generalization.judge, all_rivals=False),
+    "convergence": convergence.judge,
+    "generalization": generalization.judge,
     "optimal_rank": optimal_rank.judge,
     "information": information.judge,
     "dynamics": dynamics.judge,

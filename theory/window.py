@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -36,6 +37,7 @@ from theory.slopes import PowerLaw
 
 HALF_DECADE = 0.5 * float(np.log(10.0))
 MAX_BEND = 0.15
+LARGEST_REFIT = 4_000_000  # draws x cells up to which every draw is fitted again
 EPSILON = 1e-9
 
 
@@ -77,7 +79,7 @@ class Window:
         bend_level: level at which the bend has to be significant.
         extrapolation: mean log residual of the largest half-decade under the law fitted without it, and its distance in
             ln x; None if too few levels remain.
-        rivals: all laws compared with the power law.
+        rivals: the power law, and with an offset of each group or shared by all, along a leading coordinate.
         wild: second 95 % interval of S_all. local: (x, slope, 95 % low, high) between levels half a decade apart.
         fitted: [C] means under the power law.
     """
@@ -95,7 +97,7 @@ class Window:
     to_end: float
     bend_level: float
     extrapolation: tuple[float, float] | None
-    rivals: tuple[comparison.FamilyFit, ...]
+    rivals: tuple[comparison.LawFit, ...]
     wild: Interval
     local: tuple[tuple[float, float, float, float], ...]
     fitted: np.ndarray
@@ -111,14 +113,13 @@ class Window:
         return self.extrapolation is not None and abs(self.extrapolation[0]) <= margin * self.extrapolation[1]
 
     @property
-    def offset(self) -> comparison.FamilyFit | None:
+    def offset(self) -> comparison.LawFit | None:
         """An offset of either sign that beats the power law (see `comparison.best_rival`), or None."""
-        fits = [f for f in self.rivals if f.name in ("power", *comparison.OFFSETS)]
-        return comparison.best_rival(fits) if fits else None
+        return comparison.best_rival(self.rivals) if self.rivals else None
 
     def exponents_beside_an_offset(self) -> list[float]:
         """The exponent where an offset of either sign is fitted with it, of each group or shared by all."""
-        return [-f.parameters["c"] for f in self.rivals if f.name in comparison.OFFSETS]
+        return [f.exponent for f in self.rivals if f.name in comparison.OFFSETS]
 
     def reaches(self, limit: float) -> float | None:
         """N-dagger: the level at which the plateau reading's local slope reaches `limit`; None if it never does."""
@@ -194,18 +195,31 @@ class _Measured:
     group: np.ndarray
     sd: np.ndarray
     weights: np.ndarray
-    which: np.ndarray
-    draws: np.ndarray
+
+    @cached_property
+    def distinct(self) -> tuple[np.ndarray, np.ndarray]:
+        """[D, C] cell means of the distinct draws (five seeds allow 126), and [B] which draw is which."""
+        weights, which = np.unique(self.weights, axis=0, return_inverse=True)
+        return self.cells.bootstrap_means(weights), np.ravel(which)
+
+    def fits(self, law: PowerLaw, value: float, influence: np.ndarray) -> np.ndarray:
+        """[B] the slope in every draw: fitted again, or to first order where the table is too large for that."""
+        if self.weights.shape[0] * self.cells.size <= LARGEST_REFIT:
+            draws, which = self.distinct
+            return law.fit(draws, value)[which]
+        cells = self.cells
+        deviations = (cells.sums - cells.counts * cells.mean) / cells.replicates
+        return value + self.weights @ (deviations @ influence)
 
     def slope(self, use: np.ndarray) -> tuple[Estimate, np.ndarray, PowerLaw]:
         """The slope over some cells, its bootstrap draws, and the problem that was solved."""
         law = PowerLaw.of(self.log_x, self.group, self.sd, use)
         value = float(law.fit(self.cells.mean[None])[0])
-        if not np.isfinite(value) or not len(self.which):
-            return Estimate(value, float("nan"), 0.0), np.full(len(self.which), np.nan), law
-        draws = law.fit(self.draws, value)[self.which]
+        if not np.isfinite(value) or not len(self.weights):
+            return Estimate(value, float("nan"), 0.0), np.full(len(self.weights), np.nan), law
         influence = np.zeros(self.cells.size)
         influence[law.cells] = law.influence(self.cells.mean, value)
+        draws = self.fits(law, value, influence)
         return self.estimate(value, draws, influence), draws, law
 
     def estimate(self, value: float, draws: np.ndarray, influence: np.ndarray) -> Estimate:
@@ -219,7 +233,6 @@ def look(
     others: Sequence[str],
     *,
     leading: bool,
-    rivals: tuple[str, ...] = ("power", *comparison.OFFSETS),
 ) -> Window | None:
     """Measure the window of one coordinate.
 
@@ -228,7 +241,6 @@ def look(
         others: the other design columns; each combination of their levels gets its own constant.
         leading: laws extrapolate along this coordinate (N and T): held-out prediction and offsets are tested, and 95 %
             decides about a bend. Otherwise (r) the window is too short for that, and 99 % decides.
-        rivals: laws compared with the power law along a leading coordinate.
 
     Returns:
         None if no combination of the others has two levels of the coordinate.
@@ -240,9 +252,7 @@ def look(
     sd = smooth_deviation(np.column_stack(columns), cells.mean, cells.sd)
     sd = sd / np.sqrt(cells.replicates / np.mean(cells.replicates))
     weights = cluster_weights(cells.clusters, DRAWS, generator(1)) if cells.clusters >= 2 else np.empty((0, 0))
-    distinct, which = np.unique(weights, axis=0, return_inverse=True) if len(weights) else (weights, np.empty(0, int))
-    draws = cells.bootstrap_means(distinct) if len(distinct) else np.empty((0, cells.size))
-    measured = _Measured(cells, log_x, group, sd, weights, np.ravel(which), draws)
+    measured = _Measured(cells, log_x, group, sd, weights)
 
     whole, _, law = measured.slope(np.ones(cells.size, dtype=bool))
     if not law.determined:
@@ -276,10 +286,10 @@ def look(
             cells,
         )
     extrapolation = None
-    compared: tuple[comparison.FamilyFit, ...] = ()
+    compared: tuple[comparison.LawFit, ...] = ()
     if leading and len(levels) >= 3 and np.isfinite(whole.value):
         extrapolation = comparison.extrapolation_error(x, group, cells.mean, sd)
-        compared = tuple(comparison.compare(x, group, cells.mean, sd, rivals))
+        compared = tuple(comparison.compare(x, group, cells.mean, sd))
     return Window(
         whole, low, top, early, late, reach, bend, float(np.exp(middle)), float(np.exp(levels[-1])), gap, to_end,
         0.95 if leading else 0.99, extrapolation, compared, _wild(measured, law, whole),

@@ -205,3 +205,27 @@ def test_a_report_goes_through_a_link_and_into_a_pipe(tmp_path):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "a"
     write_text("/dev/null", "a")
     assert not os.path.isfile("/dev/null")
+
+
+def test_claims_whose_columns_are_partly_there_are_named_with_the_nearest_column(theory, tmp_path, rng):
+    """A column r instead of rank must not drop a claim without a word."""
+    path = tmp_path / "t.csv"
+    frame = pd.concat([gap_table(1.0, 0.5, DESIGN, rng), dynamics_table(1.0, DESIGN, rng)])
+    frame.rename(columns={"rank": "r"}).to_csv(path, index=False)
+    outcome = theory("check", path)
+    assert outcome.code == 0
+    assert "generalization is not judged: it lacks rank (is it the column 'r'?)" in outcome.out
+    assert "optimal_rank" not in outcome.out  # nothing of it is there
+    gap_table(1.0, 0.5, DESIGN, rng).rename(columns={"rank": "Rank", "samples": "n_train"}).to_csv(path, index=False)
+    error = theory("check", path).error
+    assert "rank (is it the column 'Rank'?)" in error
+    assert "samples (is it the column 'n_train'?)" in error
+
+
+def test_undefined_numbers_are_null(theory, tmp_path, rng):
+    path, out = tmp_path / "t.csv", tmp_path / "out.json"
+    gap_table(1.0, 0.5, Design(ranks=(4,), samples=(64, 256)), rng).to_csv(path, index=False)
+    assert theory("check", path, "--json", out).code == 0
+    exponents = json.loads(out.read_text())["claims"]["generalization"]["exponents"]
+    assert exponents["rank"]["estimate"] is None
+    assert exponents["rank"]["ci95"] == [None, None]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from theory.comparison import FamilyFit
+from theory.comparison import LawFit
 from theory.intervals import UNDEFINED
 from theory.optimum import Growth, RankCost
 from theory.rules import BENT, GROWTH, STRAIGHT, Limits, decide, decide_growth
@@ -101,7 +101,7 @@ def test_consistent_needs_the_extrapolation_and_no_offset_along_a_leading_coordi
 
 def laws(gain: float = 0.0, error: float = 0.5, exponent: float = -0.5, name: str = "power+offset"):
     """A power law and an offset beside it, with an AICc lower by `gain`."""
-    return FamilyFit("power", {"c": 0.5}, 0.0, 1.0), FamilyFit(name, {"c": -exponent}, -gain, error)
+    return LawFit("power", -0.5, 0.0, 0.0, 1.0), LawFit(name, exponent, 0.1, -gain, error)
 
 
 @pytest.mark.parametrize("name", ["power+offset", "power+shared offset"])

@@ -10,6 +10,7 @@ from theory import validate as validation
 from theory.intervals import UNDEFINED, Interval
 from theory.planted.cases import FINITE, NULLS, PURE, RATIOS, SURFACES, all_cases
 from theory.report import Bound, ClaimReport, Exponent
+from theory.settings import FULL_REPLICATIONS
 from theory.validate import (
     HARMFUL,
     OFF,
@@ -169,5 +170,5 @@ def test_the_json_has_what_the_report_reads(monkeypatch, theory, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_validation_meets_every_requirement():
-    for requirement in validate(validation.FULL_REPLICATIONS).requirements:
+    for requirement in validate(FULL_REPLICATIONS).requirements:
         assert requirement.met, requirement

@@ -104,8 +104,8 @@ def test_an_offset_of_either_sign_is_found():
         law = lambda r, n, k=share * end: r * (n**-0.5 + k)  # noqa: E731
         w = look(cells_of(law, noise=0.01), "samples", ["rank"], leading=True)
         assert w.offset is not None, share
-        assert np.sign(w.offset.parameters["offset"]) == np.sign(share)
-        assert w.offset.parameters["c"] == pytest.approx(0.5, abs=0.1)
+        assert np.sign(w.offset.offset) == np.sign(share)
+        assert w.offset.exponent == pytest.approx(-0.5, abs=0.1)
     assert look(cells_of(lambda r, n: r * n**-0.5, noise=0.01), "samples", ["rank"], leading=True).offset is None
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from theory import gates
 from theory.cells import build_cells
+from theory.intervals import t_quantile
 from theory.ledger import Claim
 from theory.rates import Coordinate, judge_rates
 from theory.report import FREE_CONSTANT, Bound, ClaimReport, undefined_exponent
@@ -114,8 +114,8 @@ def check_bound(frame: pd.DataFrame, group: list[str]) -> tuple[Bound, list[str]
 
     def half_width(level: float) -> np.ndarray:
         """[horizons] the distance at which LHS and RHS are apart, each at this one-sided level."""
-        error = np.where(rhs_error > 0, rhs_error * stats.t.ppf(1 - level, np.maximum(pilots - 1, 1)), 0.0)
-        return lhs_error * stats.t.ppf(1 - level, count - 1) + error
+        error = np.where(rhs_error > 0, rhs_error * t_quantile(1 - level, np.maximum(pilots - 1, 1)), 0.0)
+        return lhs_error * t_quantile(1 - level, count - 1) + error
 
     holds = rhs - lhs >= half_width(BOUND_LEVEL)
     # Holm: separation of one horizon at alpha / m suffices to claim that some horizon violates the bound.
@@ -184,7 +184,7 @@ def _origin(frame: pd.DataFrame) -> str:
     return said
 
 
-def judge(table: Table, margin: float, *, all_rivals: bool = True) -> ClaimReport:
+def judge(table: Table, margin: float) -> ClaimReport:
     """Judge the exponent of the mean squared gradient norm across horizons, and the bound where constants exist.
 
     Raises:
@@ -229,7 +229,7 @@ def judge(table: Table, margin: float, *, all_rivals: bool = True) -> ClaimRepor
         )  # fmt: skip
     result = judge_rates(
         usable, "grad_norm_sq", [Coordinate("steps", CLAIMED, leading=True)], margin, strata=strata, path=table.path,
-        ignore=("learning_rate", "lr"), all_rivals=all_rivals,
+        ignore=("learning_rate", "lr"),
     )  # fmt: skip
     exponent = result.exponents["steps"]
     if _fixed_step(usable, strata):

@@ -28,7 +28,7 @@ def regime_verdicts(result: RateResult) -> dict[str, str]:
     }
 
 
-def judge(table: Table, margin: float, *, all_rivals: bool = True) -> ClaimReport:
+def judge(table: Table, margin: float) -> ClaimReport:
     """Judge the exponents of the signed gap in rank and samples.
 
     Raises:
@@ -45,7 +45,7 @@ def judge(table: Table, margin: float, *, all_rivals: bool = True) -> ClaimRepor
     result = judge_rates(
         frame, "gap",
         [Coordinate("rank", CLAIMED["rank"], leading=False), Coordinate("samples", CLAIMED["samples"], leading=True)],
-        margin, strata=_shape_strata(frame, shape) + needed, path=table.path, all_rivals=all_rivals,
+        margin, strata=_shape_strata(frame, shape) + needed, path=table.path,
     )  # fmt: skip
     regimes = regime_verdicts(result)
     reasons = list(result.reasons)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from theory import gates
 from theory.intervals import Interval, generator, mean_interval
@@ -71,7 +71,7 @@ def trend_test(spearman: np.ndarray, ranks: list[np.ndarray]) -> tuple[float, fl
     if len(spearman) > PERMUTED_SEEDS:
         variance = np.sum([1.0 / (len(r) - 1) for r in ranks]) / len(ranks) ** 2
         z = observed / np.sqrt(variance)
-        return float(stats.norm.sf(z)), float(stats.norm.cdf(z))
+        return float(special.ndtr(-z)), float(special.ndtr(z))
     rng = generator(4)
     null = np.zeros(PERMUTATIONS)
     for r in ranks:
@@ -102,7 +102,7 @@ def judge_site(site: str, frame: pd.DataFrame, sites: int = 1) -> SiteResult:
     by_run = frame.groupby(["seed", "clone_weight"], sort=True)[["mutual_information", "ratio"]].mean()
     information = by_run["mutual_information"].unstack()
     ranks = [
-        stats.rankdata(row[np.isfinite(row)])
+        pd.Series(row[np.isfinite(row)]).rank().to_numpy()
         for row in information.to_numpy(dtype=np.float64)
         if np.isfinite(row).sum() >= MIN_WEIGHTS
     ]

@@ -284,14 +284,14 @@ def _consistency(frame: pd.DataFrame, optima: Optima, growth: Growth, margin: fl
     if gap.clusters != optima.clusters:
         return None
     rank, loss = near.index.to_numpy(dtype=np.float64), near.to_numpy()
-    fits = comparison.compare(rank, np.zeros(len(rank), dtype=np.int64), loss, loss, ("power", "power+offset"))
-    law = fits[1] if fits[0].aicc - fits[1].aicc > comparison.AICC_MARGIN else fits[0]
-    alpha = law.parameters["c"]
+    plain, offset = comparison.compare(rank, np.zeros(len(rank), dtype=np.int64), loss, loss)
+    alpha = -(offset if plain.aicc - offset.aicc > comparison.AICC_MARGIN else plain).exponent
     design = np.column_stack([np.ones(gap.size), np.log(gap.levels["rank"]), np.log(gap.levels["samples"])])
     sd = smooth_deviation(design, gap.mean, gap.sd)
     coefficients = log_linear(design, gap.mean[None, :], sd)[0]
     beta, gamma = coefficients[1:] * (1, -1)
-    draws = log_linear(design, gap.bootstrap_means(optima.weights), sd, start=coefficients)
+    weights, which = np.unique(optima.weights, axis=0, return_inverse=True)
+    draws = log_linear(design, gap.bootstrap_means(weights), sd, start=coefficients)[np.ravel(which)]
     predicted = gamma / (alpha + beta)
     difference = growth.window.value - predicted
     error = bootstrap_standard_error(growth.draws + draws[:, 2] / (alpha + draws[:, 1]), optima.clusters)

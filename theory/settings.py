@@ -1,0 +1,8 @@
+"""Numbers of repetitions that the command line shows in its help; they load nothing."""
+
+from __future__ import annotations
+
+BOOTSTRAPS = 1000  # of `fit`
+PLAN_REPLICATIONS = 50  # simulated studies per planted law, of `plan`
+FULL_REPLICATIONS = 30  # per case, of `validate`
+QUICK_REPLICATIONS = 2  # of `validate --quick`
