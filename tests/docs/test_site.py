@@ -53,6 +53,10 @@ def test_the_theory_page_has_every_problem_of_the_register():
             assert f"`{column}`" in text
 
 
+def test_the_kept_theory_page_is_the_program_s():
+    assert (DOCS / "theory.md").read_text() == theory_markdown(all_claims().values())
+
+
 def shown(page: str, folder):
     """The python block of a page, imported as a module."""
     (text,) = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
