@@ -17,7 +17,7 @@ from theory.plan import plan
 from theory.planted.surfaces import Design
 
 REPLICATIONS = 20
-RULES = 2  # edition of the decision rules: what was simulated under another is simulated anew
+RULES = 3  # edition of the decision rules: what was simulated under another is simulated anew
 FILE = "power.json"
 #: By claim: what is measured, and the coordinates of its grid.
 GRIDS = {
