@@ -102,9 +102,9 @@ def validation_markdown(reference: Study) -> str:
         lines.append(f"| {' | '.join([family['family'], str(family['cases']), *shares, covered])} |")
     lines += [
         "",
-        f"Shares of simulated studies, {found['replications']} or more per case. *Harmful* is support for a law that is "
-        "slower than claimed, or REFUTED for one that is not. The two plateaus inside the margin cannot be seen within 2.5 "
-        "decades: the slopes in the window lie inside the margin.",
+        f"Shares of simulated studies, {found['replications']} or more per case. *Harmful* is support for a law that "
+        "is slower than claimed, or REFUTED for one that is not. The two plateaus inside the margin cannot be seen "
+        "within 2.5 decades: the slopes in the window lie inside the margin.",
     ]
     return "\n".join(lines) + "\n"
 

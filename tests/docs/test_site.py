@@ -13,7 +13,7 @@ import pytest
 from commands import ROOT
 
 from theory.ledger import all_claims
-from theory.page import theory_markdown
+from theory.page import claims_markdown, theory_markdown
 from theory.tables import table_from_frame
 
 DOCS = ROOT / "docs"

@@ -59,6 +59,12 @@ def right_hand_side(
     return np.where(slack > 1e-9, bound, np.inf)
 
 
+def _over_bound(measured: np.ndarray, bound: np.ndarray) -> np.ndarray:
+    """measured/bound; 1 where both are 0, which is a gradient of 0 that was promised."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(bound > 0, measured / bound, np.where(measured > 0, np.inf, 1.0))
+
+
 def crossover(smoothness: np.ndarray, decrease: np.ndarray, variance: np.ndarray) -> np.ndarray:
     """T_x = L Delta / (2 sigma^2): the horizon at which the two terms of the tuned bound are equal."""
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -93,10 +99,9 @@ def check_bound(frame: pd.DataFrame, group: list[str]) -> tuple[Bound, list[str]
     lhs, count = mean["grad_norm_sq"].to_numpy(), n.to_numpy()
     rhs, rhs_error, pilots = _constants(frame, group)
     lhs_error = sd.to_numpy() / np.sqrt(count)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(rhs > 0, lhs / rhs, np.where(lhs > 0, np.inf, 1.0))
+    ratio = _over_bound(lhs, rhs)
     worst = int(np.argmax(ratio))
-    runs = (frame["grad_norm_sq"] / frame["rhs"]).to_numpy()
+    runs = _over_bound(frame["grad_norm_sq"].to_numpy(), frame["rhs"].to_numpy())
     extreme = frame.iloc[int(np.argmax(runs))]
     details: dict[str, Any] = {
         "worst_run": {"ratio": float(runs.max()), "steps": float(extreme["steps"]), "seed": float(extreme["seed"])},
@@ -120,7 +125,7 @@ def check_bound(frame: pd.DataFrame, group: list[str]) -> tuple[Bound, list[str]
     holds = rhs - lhs >= half_width(BOUND_LEVEL)
     # Holm: separation of one horizon at alpha / m suffices to claim that some horizon violates the bound.
     apart = lhs - rhs - half_width(BOUND_LEVEL / len(rhs))
-    clearest = int(np.argmax(apart / rhs))
+    clearest = int(np.argmax(apart / np.where(rhs > 0, rhs, 1.0)))
     horizon = groups["steps"].first().to_numpy()
     if apart[clearest] > 0:
         reasons.append(

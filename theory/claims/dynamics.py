@@ -65,8 +65,8 @@ def judge(table: Table, margin: float) -> ClaimReport:
     )
 
 
-def _judge_arm(varying: list[str], key: Any, rows: pd.DataFrame, refute_level: float) -> dict[str, Any]:
-    arm = dict(zip(varying, key if isinstance(key, tuple) else (key,), strict=True))
+def _judge_arm(varying: list[str], key: tuple[Any, ...], rows: pd.DataFrame, refute_level: float) -> dict[str, Any]:
+    arm = dict(zip(varying, key, strict=True))
     label = describe(varying, arm.values()) or "all rows"
     divergence, baseline = (rows[c].to_numpy() for c in ("dynamics_divergence", "dynamics_baseline"))
     estimate, ci95 = ratio_interval(divergence, baseline, 0.95)

@@ -163,10 +163,8 @@ def judge(table: Table, margin: float) -> ClaimReport:
     frame, _ = resolve_duplicates(frame, table.path, CLAIM.name, key, ["mutual_information", "mi_ceiling"], [])
     varying = [c for c in arms if frame[c].nunique(dropna=False) > 1]
     if varying:
-        groups = [
-            (describe(varying, point if isinstance(point, tuple) else (point,)), rows)
-            for point, rows in frame.groupby(varying, dropna=False, sort=True)
-        ]
+        points = frame.groupby(varying, dropna=False, sort=True)
+        groups = [(describe(varying, point), rows) for point, rows in points]
     else:
         groups = [(f"site={frame['site'].iloc[0]}" if "site" in arms else "all rows", frame)]
     sites = [judge_site(name, rows, len(groups)) for name, rows in groups]

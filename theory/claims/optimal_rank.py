@@ -147,7 +147,7 @@ def _missing_optima(optima: Optima, used: np.ndarray) -> tuple[str, tuple[dict[s
     room = beyond & (optima.grid_high < optima.high_of_matrix - 1e-9)
     if room.any():  # the grid of ranks ends before the window does
         first = float(optima.samples[room].min())
-        rank = float(np.ceil(2 * np.exp(optima.grid_high[room].max())))
+        rank = float(np.ceil(2 * np.exp(optima.grid_high[room].max()) - 1e-9))
         words = f"at N = {first:g} and above r* lies beyond the grid: add ranks up to {rank:g} or more there"
         return words, tuple({"rank": rank, "samples": float(n), "seeds": gates.MIN_SEEDS} for n in optima.samples[room])
     if (status == UNRESOLVED).sum() > len(status) / 2:

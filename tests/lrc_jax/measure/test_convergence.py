@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from lrc_jax.errors import DivergedError
 from lrc_jax.measure import convergence as cv
 from lrc_jax.measure.gradients import BlockMoments, tree_dot
+from theory.claims.convergence import right_hand_side
 
 LAM = np.geomspace(0.02, 1.0, 12)  # curvatures; L = 1
 NOISE = np.geomspace(1.5, 0.4, 12)  # standard deviation of one unit's gradient noise
@@ -285,6 +286,14 @@ def test_strata_partition_the_run(steps, strata, spacing):
 
 
 def test_bounds_outside_the_theorem():
-    assert math.isnan(cv.horizon_bound(100, 2.0, 1.0, 1.0, 1.0))
+    assert math.isinf(cv.horizon_bound(100, 2.0, 1.0, 1.0, 1.0))
     inside, beyond = cv.horizon_bound(100, 1.0, 1.0, 1.0, 1.0), cv.horizon_bound(100, 1.0001, 1.0, 1.0, 1.0)
     assert beyond == pytest.approx(inside, rel=1e-3)  # the two forms meet at eta = 1/L
+
+
+@pytest.mark.parametrize("step_size", [0.01, 0.5, 0.500001, 0.99, 1.0, 3.0])
+def test_the_judge_has_the_same_bound(step_size):
+    """At steps below 1/L = 0.5, between 1/L and 2/L, and where no theorem holds."""
+    constants = (300, step_size, 2.0, 0.7, 1.3)
+    judged = right_hand_side(*(np.array([float(c)]) for c in constants))
+    assert cv.horizon_bound(*constants) == pytest.approx(float(judged[0]), rel=1e-12)
