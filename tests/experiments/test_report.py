@@ -20,7 +20,6 @@ from experiments.lines import OUTCOME
 from experiments.reference import verdicts_markdown
 from experiments.store import Study
 from experiments.svg import contrast, on_dark
-from theory import render
 from theory.palette import INK, TERMINAL
 from theory.planted.surfaces import Design, dynamics_table, gap_table, gradient_table, information_table
 from theory.report import to_json
@@ -172,7 +171,6 @@ def test_an_arm_shows_the_verdict_of_each_quantity(tmp_path):
 
 
 def test_verdict_colours_are_defined_once():
-    assert render.COLOURS == TERMINAL
     assert set(INK) == set(TERMINAL) == set(MEANING)
     assert len(set(INK.values())) == len(INK)
     for word, ink in INK.items():
