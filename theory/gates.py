@@ -206,7 +206,7 @@ def between(levels: np.ndarray, count: int) -> list[float]:
     for _ in range(count):
         logs = np.log(values)
         if len(values) < 2:
-            new = values[-1] * 4
+            new = values[0] * 4
         else:
             widest = int(np.argmax(np.diff(logs)))
             new = float(np.round(np.exp(0.5 * (logs[widest] + logs[widest + 1]))))

@@ -12,7 +12,17 @@ from scipy import stats
 from theory import gates, rates, scrutiny
 from theory.cells import MAX_CLUSTERS, build_cells
 from theory.check import check_table
-from theory.intervals import Interval, difference_interval, mean_interval, t_interval, t_quantile
+from theory.intervals import (
+    UNDEFINED,
+    WEBB,
+    Interval,
+    bootstrap_standard_error,
+    difference_interval,
+    mean_interval,
+    t_interval,
+    t_quantile,
+    wild_cluster_interval,
+)
 from theory.laws import Surface
 from theory.optimum import (
     AT_LEAST,
@@ -314,3 +324,56 @@ def test_equal_copies_in_few_rows_are_no_refusal(rng):
         frame.loc[row + 1, "gap"] = frame.loc[row, "gap"]
     with pytest.raises(ValueError, match="hold the same value, as do 24 of 175 rows"):
         judged(frame)
+
+
+# --- found by a second sample of mutants -----------------------------------------------------------------------------
+
+BOTH = (rates.Coordinate("samples", -0.5, leading=True), rates.Coordinate("rank", 1.0, leading=False))
+
+
+def test_two_coordinates_that_can_be_judged_share_the_five_percent(rng):
+    frame = gap_table(1, 0.5, DESIGN, rng)
+    both = rates.judge_rates(frame, "gap", BOTH, 0.1)
+    assert {name: limit.refute_level for name, limit in both.limits.items()} == {"samples": 0.975, "rank": 0.975}
+    alone = rates.judge_rates(frame[frame["rank"] <= frame["rank"].min() * 1.5], "gap", BOTH, 0.1)  # r is untestable
+    assert alone.limits["samples"].refute_level == pytest.approx(0.95)
+
+
+def test_points_have_student_s_95_percent_intervals(rng):
+    frame = gap_table(1, 0.5, DESIGN, rng)
+    points = rates.judge_rates(frame, "gap", BOTH, 0.1).points
+    cells = build_cells(frame, ["samples", "rank"], "gap")
+    half = stats.t.ppf(0.975, cells.replicates - 1) * cells.standard_error
+    np.testing.assert_allclose(points["high"] - points["mean"], half, rtol=1e-6)
+    np.testing.assert_allclose(points["mean"] - points["low"], half, rtol=1e-6)
+
+
+def test_a_pure_power_law_gives_no_remark_on_its_extrapolation():
+    frame = gap_table(1, 0.5, Design(noise=0.02), np.random.default_rng(0))
+    assert "largest half-decade" not in " ".join(rates.judge_rates(frame, "gap", BOTH, 0.1).reasons)
+
+
+def test_local_slopes_lie_inside_their_intervals(rng):
+    cells = build_cells(gap_table(1, 0.5, DESIGN, rng), ["rank", "samples"], "gap")
+    for _, value, low, high in look(cells, "samples", ["rank"], leading=True).local:
+        assert low < value < high
+
+
+def test_webb_s_weights_have_mean_zero_and_variance_one():
+    assert WEBB.mean() == pytest.approx(0) and (WEBB**2).mean() == pytest.approx(1)
+
+
+def test_two_seeds_have_a_standard_error_and_one_has_none():
+    draws = np.random.default_rng(0).standard_normal(400)
+    assert bootstrap_standard_error(draws, 2) == pytest.approx(np.sqrt(2) * np.std(draws))
+    assert np.isnan(bootstrap_standard_error(draws, 1))
+    assert wild_cluster_interval(0.0, np.array([0.1]), 0.95, np.random.default_rng(0)) is UNDEFINED
+
+
+def test_without_a_cell_there_are_no_seeds():
+    assert gates.seeds_gate(np.array([])).reason.startswith("0 seeds per cell")
+
+
+def test_two_shapes_with_three_seeds_each_are_a_design():
+    frame = pd.DataFrame({"rank": 4.0, "samples": 64.0, "seed": range(6), "d_in": [64.0] * 3 + [128.0] * 3})
+    scrutiny.refuse_impossible_shapes(frame, "table.csv")

@@ -260,6 +260,8 @@ def test_a_bent_growth_is_decided_by_its_upper_half():
     assert decide_growth(growth(at(0.3, half), bend=0.4, top=0.61), G) == INCONCLUSIVE
     assert decide_growth(growth(at(0.8, half), low=0.9, bend=-0.4, top=0.5), G) == INCONCLUSIVE
     assert decide_growth(growth(at(0.8, half), low=0.9, bend=-0.2, top=0.7), G) == REFUTED
+    unclear = replace(growth(at(0.8, half), low=0.9, bend=-0.2), top=at(0.7, 0.2))  # .5 to .9, on both sides of .6
+    assert decide_growth(unclear, G) == INCONCLUSIVE
 
 
 def test_growth_without_optima_is_untestable():
