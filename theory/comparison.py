@@ -176,8 +176,8 @@ def _log_likelihood(residuals: np.ndarray, scale: float) -> float:
 def extrapolation_error(x: np.ndarray, group: np.ndarray, y: np.ndarray, sd: np.ndarray) -> tuple[float, float] | None:
     """Mean log residual of the largest half-decade under the power law fitted without it, and its distance in ln x.
 
-    Returns None where fewer than two levels of x remain for the fit. The residual is infinite if a held-out cell is
-    not positive.
+    Returns None where fewer than two levels of x remain for the fit, or no held-out cell has a fitted constant. The
+    residual is infinite if a held-out cell is not positive.
     """
     out = held_out(x)
     law = PowerLaw.of(np.log(x), group, sd, ~out)
@@ -187,6 +187,8 @@ def extrapolation_error(x: np.ndarray, group: np.ndarray, y: np.ndarray, sd: np.
     if not np.isfinite(slope):
         return None
     out &= np.isin(group, law.groups)
+    if not out.any():
+        return None
     with np.errstate(divide="ignore", invalid="ignore"):  # a steep law may predict nothing at all
         ratio = y[out] / law.predict(y, slope, np.log(x[out]), group[out])
     distance = float(np.mean(np.log(x[out])) - np.mean(np.log(x[law.cells])))

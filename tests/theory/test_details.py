@@ -12,6 +12,7 @@ from scipy import stats
 from theory import gates, rates, scrutiny
 from theory.cells import MAX_CLUSTERS, build_cells
 from theory.check import check_table
+from theory.comparison import extrapolation_error
 from theory.intervals import (
     UNDEFINED,
     WEBB,
@@ -377,3 +378,10 @@ def test_without_a_cell_there_are_no_seeds():
 def test_two_shapes_with_three_seeds_each_are_a_design():
     frame = pd.DataFrame({"rank": 4.0, "samples": 64.0, "seed": range(6), "d_in": [64.0] * 3 + [128.0] * 3})
     scrutiny.refuse_impossible_shapes(frame, "table.csv")
+
+
+def test_a_half_decade_without_a_fitted_constant_tests_nothing():
+    x = np.array([1.0, 10.0, 100.0, 1000.0])
+    assert extrapolation_error(x, np.array([0, 0, 0, 1]), 1 / x, np.full(4, 0.01)) is None
+    error, _ = extrapolation_error(x, np.zeros(4, dtype=int), 1 / x, 0.01 / x)
+    assert error == pytest.approx(0, abs=1e-6)
