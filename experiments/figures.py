@@ -21,7 +21,7 @@ from matplotlib.image import imread
 
 from experiments.claim_figures import CLAIM_FIGURES, TABLE_FIGURES, Drawn
 from experiments.command import guarded, study_arguments
-from experiments.files import write_bytes, write_csv, write_text
+from experiments.files import csv_text, write_bytes, write_text
 from experiments.store import Study
 from experiments.tables import FILE, measurements, rows_of
 from experiments.theme import COLUMN, series_style, theme
@@ -144,11 +144,9 @@ def save(drawn: Drawn, folder: Path, *, points: bool = True) -> None:
             if not (kind == "png" and path.is_file() and looks_the_same(path.read_bytes(), buffer.getvalue())):
                 write_bytes(path, buffer.getvalue())
     if points:
-        path = folder / f"{drawn.name}.csv"
-        before = path.read_text() if path.is_file() else ""
-        write_csv(path, drawn.points, digits=6)
-        if before and same_text(before, path.read_text()):
-            write_text(path, before)
+        path, text = folder / f"{drawn.name}.csv", csv_text(drawn.points, digits=6)
+        if not (path.is_file() and same_text(path.read_text(), text)):
+            write_text(path, text)
 
 
 def judge(study: Study) -> Report:

@@ -50,8 +50,12 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_csv(path: Path, frame: pd.DataFrame, *, digits: int = 10) -> None:
-    """The same bytes for the same table, on every system."""
-    write_text(path, frame.to_csv(index=False, float_format=f"%.{digits}g", lineterminator="\n"))
+    write_text(path, csv_text(frame, digits=digits))
+
+
+def csv_text(frame: pd.DataFrame, *, digits: int = 10) -> str:
+    """The same text for the same table, on every system."""
+    return frame.to_csv(index=False, float_format=f"%.{digits}g", lineterminator="\n")
 
 
 def write_text(path: Path, content: str) -> None:

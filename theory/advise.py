@@ -1,8 +1,9 @@
 """The guideline that the theory promises: which rank to use for N samples, from measured risks.
 
 At a measured N the curve of that N decides: its best measured rank, those that cannot be told from it, and the minimum
-of the local cubic. Between measured N the curves are interpolated in ln N. Half a decade beyond them the growth of r*
-is extrapolated, if it was seen. Prices come from the same local curves, never from a global surface.
+of the quartic through the five ranks around it. Between measured N the curves are interpolated in ln N. Half a decade
+beyond them the growth of r* is extrapolated, if it was seen. Prices come from the same local curves, never from a
+global surface.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from theory.intervals import (
     UNDEFINED,
     Interval,
     bootstrap_standard_error,
-    cluster_weights,
     difference_interval,
     generator,
     t_interval,
@@ -193,12 +193,8 @@ def _refuse_far(path: str, samples: float, sizes: np.ndarray) -> None:
 def _curve(cells: Cells, samples: float, sizes: np.ndarray) -> _Curve | None:
     """The risk curve at one N: measured, or interpolated in ln N by a shape-preserving cubic at every rank."""
     rank, n = (cells.levels[c].to_numpy(dtype=np.float64) for c in ("rank", "samples"))
-    weights = (
-        cluster_weights(cells.clusters, DRAWS, generator(7)) if cells.clusters > 1 else np.empty((0, cells.clusters))
-    )
-    means = np.vstack([cells.mean[None], cells.bootstrap_means(weights)])
-    # A draw without some cell (unbalanced seeds) uses the full mean there.
-    means = np.where(np.isfinite(means), means, cells.mean)
+    drawn = cells.bootstrap_means(cells.draw_seeds(DRAWS, generator(7)))
+    means = np.vstack([cells.mean[None], cells.filled(drawn)])
     ranks, columns = [], []
     for r in np.unique(rank):
         at = np.flatnonzero(rank == r)
@@ -237,8 +233,8 @@ def _at_curve(curve: _Curve, best: int | None, notes: list[str]) -> tuple[float,
     logs = np.log(curve.ranks)
     lowest = int(np.argmin(curve.risks[0]))
     if lowest in (0, len(logs) - 1) or len(logs) < 4:
-        end = "largest" if lowest == len(logs) - 1 else "smallest"
-        if len(logs) >= 4 or lowest in (0, len(logs) - 1):
+        if lowest in (0, len(logs) - 1):
+            end = "smallest" if lowest == 0 else "largest"
             notes.append(
                 f"the smallest risk lies at the {end} rank measured ({curve.ranks[lowest]:g}): the optimum is there or "
                 "beyond; add ranks to see it"
@@ -246,9 +242,8 @@ def _at_curve(curve: _Curve, best: int | None, notes: list[str]) -> tuple[float,
         return float(curve.ranks[lowest]), UNDEFINED, UNDEFINED
     found = local_minimum(logs, curve.risks)
     error = bootstrap_standard_error(found[1:], curve.clusters) if len(found) > 1 else float("nan")
-    intervals = [t_interval(float(found[0]), error, curve.effective, level) for level in (0.90, 0.95)]
-    low, high = (_exponential(i) for i in intervals)
-    return float(np.exp(found[0])), low, high
+    ci90, ci95 = (t_interval(float(found[0]), error, curve.effective, level).exponential() for level in (0.90, 0.95))
+    return float(np.exp(found[0])), ci90, ci95
 
 
 def _extrapolated(
@@ -273,12 +268,8 @@ def _extrapolated(
     x = np.log(optima.samples[optima.used])
     drawn = optima.draws[:, optima.used].mean(axis=1) + growth.draws * (np.log(samples) - x.mean())
     error = bootstrap_standard_error(drawn, optima.clusters)
-    low, high = (_exponential(t_interval(value, error, optima.effective, level)) for level in (0.90, 0.95))
-    return float(np.exp(value)), low, high
-
-
-def _exponential(interval: Interval) -> Interval:
-    return Interval(float(np.exp(interval.low)), float(np.exp(interval.high)))
+    ci90, ci95 = (t_interval(value, error, optima.effective, level).exponential() for level in (0.90, 0.95))
+    return float(np.exp(value)), ci90, ci95
 
 
 def _prices(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from theory.intervals import cluster_weights, t_interval
+
 #: Beyond this many seeds they are pooled at random into this many groups: the bootstrap stays exact for the
 #: groups (each is an independent cluster) and memory stays bounded for tables of millions of rows.
 MAX_CLUSTERS = 400
@@ -76,6 +78,24 @@ class Cells:
             self.levels[which].reset_index(drop=True), self.sums[present][:, which], self.counts[present][:, which],
             self.mean[which], self.sd[which], self.replicates[which], seeds,
         )  # fmt: skip
+
+    def half_widths(self, level: float = 0.95) -> np.ndarray:
+        """[C] half of each cell mean's t interval over its rows; NaN with one replicate."""
+        rows = zip(self.standard_error, self.replicates, strict=True)
+        return np.array([t_interval(0.0, error, int(n), level).high for error, n in rows])
+
+    def draw_seeds(self, draws: int, rng: np.random.Generator) -> np.ndarray:
+        """[draws, S] how often each seed counts in each bootstrap draw; no draws of a single seed."""
+        return cluster_weights(self.clusters, draws if self.clusters >= 2 else 0, rng)
+
+    def distinct_means(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[D, C] bootstrap means of the distinct draws (five seeds allow 126), and [B] which draw is which."""
+        distinct, which = np.unique(weights, axis=0, return_inverse=True)
+        return self.bootstrap_means(distinct), np.ravel(which)
+
+    def filled(self, means: np.ndarray) -> np.ndarray:
+        """[B, C] bootstrap means; a draw without some cell (unbalanced seeds) uses the full mean there."""
+        return np.where(np.isfinite(means), means, self.mean)
 
     def bootstrap_means(self, weights: np.ndarray) -> np.ndarray:
         """[B, C] cell means when cluster s counts weights[b, s] times; NaN where a draw has no row of the cell."""

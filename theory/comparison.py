@@ -15,7 +15,7 @@ from scipy import special
 from theory.fitting import STUDENT_DF, minimise, robust_scale, student
 from theory.slopes import PowerLaw
 
-HALF_DECADE = 0.5 * np.log(10.0)
+HALF_DECADE = 0.5 * float(np.log(10.0))
 AICC_MARGIN = 4.0
 MAX_GROUPS = 64
 MAX_CELLS = 1000

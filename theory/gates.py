@@ -54,6 +54,22 @@ def tier_of(gates: Sequence[Gate]) -> int:
     return FAILED if FAILED in tiers else max(tiers, default=FIRST)
 
 
+def reasons(checks: Mapping[str, Sequence[Gate]]) -> list[str]:
+    """One sentence per gate that failed or lowered the tier, with the coordinates that it concerns.
+
+    Args:
+        checks: the gates by coordinate.
+    """
+    owners: dict[tuple[int, str], list[str]] = {}
+    for name, found in checks.items():
+        for gate in found:
+            if gate.tier == FAILED or gate.tier == tier_of(found) == SECOND:
+                owners.setdefault((gate.tier, gate.reason), []).append(name)
+    words = {FAILED: "untestable", SECOND: "second tier, never CONSISTENT"}
+    ordered = sorted(owners.items(), key=lambda item: item[0][0])
+    return [f"{' and '.join(names)} {words[tier]}: {reason}" for (tier, reason), names in ordered]
+
+
 def decades(levels: np.ndarray) -> float:
     """log10(largest / smallest)."""
     return float(np.log10(np.max(levels) / np.min(levels)))

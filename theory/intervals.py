@@ -42,6 +42,10 @@ class Interval:
     def width(self) -> float:
         return self.high - self.low
 
+    def exponential(self) -> Interval:
+        """The interval of a quantity from that of its logarithm."""
+        return Interval(float(np.exp(self.low)), float(np.exp(self.high)))
+
 
 UNDEFINED = Interval(float("nan"), float("nan"))
 

@@ -18,12 +18,11 @@ from theory.intervals import (
     DRAWS,
     Interval,
     bootstrap_standard_error,
-    cluster_weights,
     difference_interval,
     generator,
     t_interval,
 )
-from theory.window import MAX_BEND, UNKNOWN, Estimate, near_middle
+from theory.window import UNKNOWN, Estimate, is_bent, near_middle
 
 NEIGHBOURS = 2  # ranks on each side of the smallest mean risk
 SEARCH = 201  # points at which the quartic is evaluated between the neighbours
@@ -88,8 +87,7 @@ class Optima:
     def interval(self, column: int, level: float = 0.95) -> Interval:
         """Interval of r* at one N (not defined without replication)."""
         error = bootstrap_standard_error(self.draws[:, column], self.clusters)
-        log_interval = t_interval(float(self.log_rank[column]), error, self.effective, level)
-        return Interval(float(np.exp(log_interval.low)), float(np.exp(log_interval.high)))
+        return t_interval(float(self.log_rank[column]), error, self.effective, level).exponential()
 
     def left_out(self) -> list[str]:
         """Optima that enter no regression, in words: `r*(64) <= 4`."""
@@ -153,11 +151,9 @@ def find_optima(cells: Cells, dimension: float = np.inf, draws: int = DRAWS) -> 
     sizes = np.array([n for n in np.unique(samples) if np.sum(samples == n) >= 5])
     if not len(sizes):
         return None
-    enough = cells.clusters >= 2
-    weights = cluster_weights(cells.clusters, draws, generator(3)) if enough else np.empty((0, cells.clusters))
-    # Draws that repeat (five seeds allow 126) are fitted once.
-    distinct, which = np.unique(weights, axis=0, return_inverse=True)
-    bootstrap = cells.bootstrap_means(distinct)
+    weights = cells.draw_seeds(draws, generator(3))
+    means, which = cells.distinct_means(weights)  # draws that repeat are fitted once
+    means = cells.filled(means)
     by_seed = cells.cluster_means()
     log_rank, grid_low, grid_high, interior = (np.empty(len(sizes)) for _ in range(4))
     drawn = np.empty((len(weights), len(sizes)))
@@ -166,9 +162,7 @@ def find_optima(cells: Cells, dimension: float = np.inf, draws: int = DRAWS) -> 
         at = at[np.argsort(rank[at])]
         grid = np.log(rank[at])
         log_rank[k] = local_minimum(grid, cells.mean[None, at])[0]
-        # A draw without some cell (unbalanced seeds) uses the full mean there.
-        means = np.where(np.isfinite(bootstrap[:, at]), bootstrap[:, at], cells.mean[at])
-        drawn[:, k] = local_minimum(grid, means)[np.ravel(which)] if enough else drawn[:, k]
+        drawn[:, k] = local_minimum(grid, means[:, at])[which]
         grid_low[k], grid_high[k] = grid[1], grid[-2]
         best = at[np.argmin(cells.mean[at])]
         interior[k] = best != at[-1] and difference_interval(by_seed[:, at[-1]], by_seed[:, best], 0.95).low > 0
@@ -223,8 +217,7 @@ class Growth:
     @property
     def bent(self) -> bool:
         """The exponents of the halves differ by more than .15, and significantly: no single exponent describes r*."""
-        interval = self.bend.interval(0.95)
-        return abs(self.bend.value) > MAX_BEND and (interval.low > 0 or interval.high < 0)
+        return is_bent(self.bend, 0.95)
 
     def line(self, samples: np.ndarray) -> np.ndarray:
         """r* on the window's line at N = samples [K]."""

@@ -16,9 +16,8 @@ import numpy as np
 from theory import gates
 from theory.claims import convergence, generalization, optimal_rank
 from theory.law_parser import LawError, parse_law
-from theory.laws import Surface
 from theory.optimum import LARGEST_SHARE, SMALLEST_RANK
-from theory.planted.cases import Case
+from theory.planted.cases import Case, planted_surface
 from theory.planted.rates import Law, Slopes, broken, power, slopes, with_offset
 from theory.planted.surfaces import Design, gradient_table, law_table, risk_table
 from theory.settings import PLAN_REPLICATIONS
@@ -197,8 +196,7 @@ def _optimum_cases(design: Design, dimension: float) -> list[Case]:
     middle, centre = float(np.sqrt(low * max(high, low))), float(np.exp(np.mean(np.log(design.samples))))
     cases = []
     for alpha, beta, gamma in ((1.0, 1.0, 1.0), (2.0, 1.0, 1.0), (1.0, 1.0, 1.5)):
-        scale = alpha * middle ** -(alpha + beta) * centre**gamma / beta
-        surface = Surface(0.0, 1.0, alpha, scale, beta, gamma)
+        surface = planted_surface(alpha, beta, gamma, middle, centre)
         cases.append(
             Case(
                 f"r* ~ N^{surface.rank_exponent:.2f} through {middle:.3g} at N = {centre:.3g}",

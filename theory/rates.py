@@ -15,7 +15,6 @@ import pandas as pd
 
 from theory import gates, scrutiny
 from theory.cells import Cells, build_cells
-from theory.intervals import t_interval
 from theory.report import Exponent, interval_list, undefined_exponent
 from theory.rules import Limits, decide
 from theory.scrutiny import Doubt
@@ -96,7 +95,7 @@ def judge_rates(
         windows[c.name], limits[c.name] = window, limit
         exponents[c.name] = exponent_of(window, limit, doubts[c.name])
         reasons += explain(c.name, window, limit, exponents[c.name])
-    reasons = [*_gate_reasons(checks, tiers), *reasons]
+    reasons = [*gates.reasons(checks), *reasons]
     reasons += dict.fromkeys(d.remark for found in doubts.values() for d in found)
     needed = [dict(run) for found in checks.values() for gate in found for run in gate.needed]
     unique = [run for i, run in enumerate(needed) if run not in needed[:i]]
@@ -149,18 +148,6 @@ def equals(window: Window | None, limit: Limits, claimed: float) -> str:
     return as_equality(decide(window, replace(limit, claimed=claimed)))
 
 
-def _gate_reasons(checks: Mapping[str, Sequence[gates.Gate]], tiers: Mapping[str, int]) -> list[str]:
-    """One sentence per gate that failed or lowered the tier, with the coordinates that it concerns."""
-    owners: dict[tuple[int, str], list[str]] = {}
-    for name, found in checks.items():
-        for gate in found:
-            if gate.tier == gates.FAILED or (gate.tier == gates.SECOND and tiers[name] == gates.SECOND):
-                owners.setdefault((gate.tier, gate.reason), []).append(name)
-    words = {gates.FAILED: "untestable", gates.SECOND: "second tier, never CONSISTENT"}
-    ordered = sorted(owners.items(), key=lambda item: item[0][0])
-    return [f"{' and '.join(names)} {words[tier]}: {reason}" for (tier, reason), names in ordered]
-
-
 def explain(name: str, window: Window | None, limit: Limits, exponent: Exponent) -> list[str]:
     """Sentences on one coordinate: what the window shows and what decided."""
     if window is None or not np.isfinite(window.whole.value):
@@ -209,9 +196,7 @@ def _points(cells: Cells, windows: Mapping[str, Window | None], exponents: Mappi
     """Cell means with t intervals, the power law in each coordinate with free constants (`fitted_NAME`), and the
     claimed law with its constant fitted to the data (`claimed`)."""
     points = cells.levels.copy()
-    half = np.array(
-        [t_interval(0.0, se, int(n), 0.95).high for se, n in zip(cells.standard_error, cells.replicates, strict=True)]
-    )
+    half = cells.half_widths()
     points["mean"], points["low"], points["high"] = cells.mean, cells.mean - half, cells.mean + half
     shape = np.zeros(cells.size)
     for name, window in windows.items():

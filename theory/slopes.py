@@ -91,10 +91,13 @@ class PowerLaw:
         return np.where(self.groups[place] == group, value, np.nan)
 
     def influence(self, y: np.ndarray, slope: float) -> np.ndarray:
-        """[n] derivative of the slope in each cell's mean, at the fit."""
+        """[C] derivative of the slope in each cell's mean, at the fit; 0 for cells that were not used."""
         _, jacobian, _, _ = self._project(np.nan_to_num(y[None, self.cells]), self.weight[None], np.array([slope]))
         total = float(np.sum(self.weight * jacobian[0] ** 2))
-        return self.weight * jacobian[0] / total if total > 0 else np.zeros(len(self.cells))
+        influence = np.zeros(len(y))
+        if total > 0:
+            influence[self.cells] = self.weight * jacobian[0] / total
+        return influence
 
     def _sum(self, values: np.ndarray) -> np.ndarray:
         """[B, G] sums over groups."""

@@ -20,22 +20,22 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from theory import comparison
 from theory.cells import Cells
+from theory.comparison import HALF_DECADE
 from theory.fitting import smooth_deviation
 from theory.intervals import (
     DRAWS,
     Interval,
     bootstrap_standard_error,
-    cluster_weights,
     generator,
     t_interval,
     wild_cluster_interval,
 )
 from theory.slopes import PowerLaw
 
-HALF_DECADE = 0.5 * float(np.log(10.0))
 MAX_BEND = 0.15
 LARGEST_REFIT = 4_000_000  # draws x cells up to which every draw is fitted again
 EPSILON = 1e-9
@@ -66,6 +66,12 @@ class Estimate:
 
 
 UNKNOWN = Estimate(float("nan"), float("nan"), 0.0)
+
+
+def is_bent(bend: Estimate, level: float) -> bool:
+    """The exponents of two halves differ by more than .15, and the interval of their difference excludes 0."""
+    interval = bend.interval(level)
+    return abs(bend.value) > MAX_BEND and (interval.low > 0 or interval.high < 0)
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,7 @@ class Window:
     @property
     def bent(self) -> bool:
         """|q| exceeds .15 and its interval excludes 0: no single exponent describes the window."""
-        interval = self.bend.interval(self.bend_level)
-        return abs(self.bend.value) > MAX_BEND and (interval.low > 0 or interval.high < 0)
+        return is_bent(self.bend, self.bend_level)
 
     def extrapolates(self, margin: float) -> bool:
         """The held-out half-decade is predicted within margin x (distance in ln x)."""
@@ -152,7 +157,8 @@ def plateau_slope(early: np.ndarray | float, late: np.ndarray | float, gap: floa
     flattens = np.isfinite(early) & np.isfinite(late) & (late < 0) & (late > early * (1 - EPSILON))
     flattens &= -early > -late * (1 + EPSILON)
     if flattens.any():
-        decay, phi = _plateau(-early[flattens], -late[flattens], gap, to_end)
+        decay, log_odds = _plateau(-early[flattens], -late[flattens], gap, to_end)
+        phi = special.expit(log_odds)
         result[flattens] = np.log(phi + (1 - phi) * np.exp(-decay * HALF_DECADE)) / HALF_DECADE
     return result
 
@@ -164,14 +170,17 @@ def plateau_distance(early: float, late: float, gap: float, to_end: float, limit
     """
     if not (late < 0 and limit < 0 and -early > -late * (1 + EPSILON)):
         return float("inf")
-    decay, phi = (float(v[0]) for v in _plateau(np.array([-early]), np.array([-late]), gap, to_end))
+    decay, log_odds = (float(v[0]) for v in _plateau(np.array([-early]), np.array([-late]), gap, to_end))
     if decay + limit <= 0:
         return float("-inf")
-    return float((np.log((decay + limit) / -limit) - np.log(phi / (1 - phi))) / decay)
+    return float((np.log((decay + limit) / -limit) - log_odds) / decay)
 
 
 def _plateau(first: np.ndarray, second: np.ndarray, gap: float, to_end: float) -> tuple[np.ndarray, np.ndarray]:
-    """The exponent c and the plateau's share phi at the end of the range, by bisection in ln(c / first - 1)."""
+    """The exponent c and the log odds of the plateau's share at the end of the range, by bisection in ln(c / first - 1).
+
+    Log odds, because a share within rounding of 1 has none left.
+    """
 
     def mismatch(decay: np.ndarray) -> np.ndarray:
         return np.log((decay - second) / second) - np.log((decay - first) / first) - decay * gap
@@ -182,8 +191,7 @@ def _plateau(first: np.ndarray, second: np.ndarray, gap: float, to_end: float) -
         above = mismatch(first * (1 + np.exp(centre))) > 0
         low, high = np.where(above, centre, low), np.where(above, high, centre)
     decay = first * (1 + np.exp(0.5 * (low + high)))
-    logit = np.log((decay - second) / second) + decay * to_end
-    return decay, 1.0 / (1.0 + np.exp(-logit))
+    return decay, np.log((decay - second) / second) + decay * to_end
 
 
 @dataclass(frozen=True)
@@ -198,9 +206,8 @@ class _Measured:
 
     @cached_property
     def distinct(self) -> tuple[np.ndarray, np.ndarray]:
-        """[D, C] cell means of the distinct draws (five seeds allow 126), and [B] which draw is which."""
-        weights, which = np.unique(self.weights, axis=0, return_inverse=True)
-        return self.cells.bootstrap_means(weights), np.ravel(which)
+        """See `Cells.distinct_means`."""
+        return self.cells.distinct_means(self.weights)
 
     def fits(self, law: PowerLaw, value: float, influence: np.ndarray) -> np.ndarray:
         """[B] the slope in every draw: fitted again, or to first order where the table is too large for that."""
@@ -217,8 +224,7 @@ class _Measured:
         value = float(law.fit(self.cells.mean[None])[0])
         if not np.isfinite(value) or not len(self.weights):
             return Estimate(value, float("nan"), 0.0), np.full(len(self.weights), np.nan), law
-        influence = np.zeros(self.cells.size)
-        influence[law.cells] = law.influence(self.cells.mean, value)
+        influence = law.influence(self.cells.mean, value)
         draws = self.fits(law, value, influence)
         return self.estimate(value, draws, influence), draws, law
 
@@ -251,8 +257,7 @@ def look(
     columns = [np.ones(cells.size), log_x, *(np.log(v) for v in _positive_columns(cells, others))]
     sd = smooth_deviation(np.column_stack(columns), cells.mean, cells.sd)
     sd = sd / np.sqrt(cells.replicates / np.mean(cells.replicates))
-    weights = cluster_weights(cells.clusters, DRAWS, generator(1)) if cells.clusters >= 2 else np.empty((0, 0))
-    measured = _Measured(cells, log_x, group, sd, weights)
+    measured = _Measured(cells, log_x, group, sd, cells.draw_seeds(DRAWS, generator(1)))
 
     whole, _, law = measured.slope(np.ones(cells.size, dtype=bool))
     if not law.determined:
@@ -317,8 +322,7 @@ def _wild(measured: _Measured, law: PowerLaw, whole: Estimate) -> Interval:
     cells = measured.cells
     if not np.isfinite(whole.value):
         return Interval(float("nan"), float("nan"))
-    influence = np.zeros(cells.size)
-    influence[law.cells] = law.influence(cells.mean, whole.value)
+    influence = law.influence(cells.mean, whole.value)
     mean = law.predict(cells.mean, whole.value, measured.log_x, measured.group)
     deviations = (cells.sums - cells.counts * np.nan_to_num(mean)) / cells.replicates
     return wild_cluster_interval(whole.value, deviations @ influence, 0.95, generator(2))

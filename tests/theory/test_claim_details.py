@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from judging import judged
 from scipy import special
 
 from theory import gates
-from theory.check import check_table
 from theory.claims import convergence, dynamics, generalization, information, optimal_rank
 from theory.intervals import t_quantile
 from theory.laws import Surface
@@ -31,10 +31,6 @@ from theory.verdicts import (
 
 NEAR = 1e-6
 SHAPE = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])  # five seeds around their mean
-
-
-def judged(frame, claim):
-    return check_table(frame, claims=[claim]).claims[claim]
 
 
 def standard_error(spread):

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from judging import judged
 from scipy import stats
 
 from theory import gates, rates, scrutiny
 from theory.cells import MAX_CLUSTERS, build_cells
-from theory.check import check_table
 from theory.comparison import extrapolation_error
 from theory.intervals import (
     UNDEFINED,
@@ -43,10 +43,6 @@ from theory.verdicts import CONSISTENT, LOOSE
 from theory.window import look
 
 DESIGN = Design(noise=0.1)
-
-
-def judged(frame):
-    return check_table(frame, claims=["generalization"]).claims["generalization"]
 
 
 # --- intervals -------------------------------------------------------------------------------------------------------

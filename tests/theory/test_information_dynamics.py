@@ -7,17 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from judging import judged
 
-from theory.check import check_table
 from theory.claims.information import trend_test
 from theory.planted.surfaces import Design, dynamics_table, information_table
 from theory.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, REFUTED, UNTESTABLE, VIOLATED
 
 DESIGN = Design()
-
-
-def information_report(frame):
-    return check_table(frame, claims=["information"]).claims["information"]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +26,7 @@ def information_report(frame):
     ],
 )
 def test_planted_information(ratio, rising, verdict, rng):
-    report = information_report(information_table(ratio, DESIGN, rng, rising=rising))
+    report = judged(information_table(ratio, DESIGN, rng, rising=rising), "information")
     assert report.verdict == verdict
     assert report.to_dict()["ceiling_ratio"]["estimate"] == pytest.approx(ratio, abs=0.02)
     assert report.bound.verdict == HOLDS
@@ -38,14 +34,14 @@ def test_planted_information(ratio, rising, verdict, rng):
 
 
 def test_two_seeds_or_two_weights_are_untestable(rng):
-    assert information_report(information_table(0.985, replace(DESIGN, seeds=2), rng)).verdict == UNTESTABLE
-    assert information_report(information_table(0.985, DESIGN, rng, weights=(0, 1))).verdict == UNTESTABLE
+    assert judged(information_table(0.985, replace(DESIGN, seeds=2), rng), "information").verdict == UNTESTABLE
+    assert judged(information_table(0.985, DESIGN, rng, weights=(0, 1)), "information").verdict == UNTESTABLE
 
 
 def test_the_worst_site_decides(rng):
     good, bad = information_table(0.985, DESIGN, rng), information_table(0.8, DESIGN, rng)
     frame = pd.concat([good.assign(site="q"), bad.assign(site="mlp")])
-    report = information_report(frame)
+    report = judged(frame, "information")
     assert report.verdict == REFUTED
     assert "mlp" in report.fields["ceiling_ratio"]["site"]
 
@@ -53,16 +49,16 @@ def test_the_worst_site_decides(rng):
 def test_single_rows_above_the_ceiling_are_no_error_but_a_mean_is(rng):
     frame = information_table(0.985, DESIGN, rng)
     frame.loc[frame.index[-1], "mutual_information"] = 10.3
-    assert information_report(frame).bound.verdict != VIOLATED
-    above = information_report(information_table(1.2, DESIGN, rng))
+    assert judged(frame, "information").bound.verdict != VIOLATED
+    above = judged(information_table(1.2, DESIGN, rng), "information")
     assert above.bound.verdict == VIOLATED
     assert above.verdict == REFUTED
 
 
 def test_information_below_its_proven_floor_is_a_violation(rng):
     frame = information_table(0.985, DESIGN, rng).assign(mi_floor=11.0)
-    assert information_report(frame).bound.verdict == VIOLATED
-    assert information_report(frame.assign(mi_floor=1.0)).bound.verdict == HOLDS
+    assert judged(frame, "information").bound.verdict == VIOLATED
+    assert judged(frame.assign(mi_floor=1.0), "information").bound.verdict == HOLDS
 
 
 def test_trend_p_values_under_the_null_are_uniform_enough():
@@ -75,13 +71,9 @@ def test_trend_p_values_under_the_null_are_uniform_enough():
     assert hits <= 14
 
 
-def dynamics_report(frame):
-    return check_table(frame, claims=["dynamics"]).claims["dynamics"]
-
-
 @pytest.mark.parametrize(("ratio", "verdict"), [(1.0, CONSISTENT), (1.75, INCONCLUSIVE), (3.0, REFUTED)])
 def test_planted_dynamics(ratio, verdict, rng):
-    report = dynamics_report(dynamics_table(ratio, replace(DESIGN, noise=0.05), rng))
+    report = judged(dynamics_table(ratio, replace(DESIGN, noise=0.05), rng), "dynamics")
     assert report.verdict == verdict
     field = report.to_dict()["divergence_ratio"]
     assert field["estimate"] == pytest.approx(ratio, rel=0.1)
@@ -89,7 +81,7 @@ def test_planted_dynamics(ratio, verdict, rng):
 
 
 def test_dynamics_needs_five_seeds(rng):
-    assert dynamics_report(dynamics_table(1.0, replace(DESIGN, seeds=2), rng)).verdict == UNTESTABLE
+    assert judged(dynamics_table(1.0, replace(DESIGN, seeds=2), rng), "dynamics").verdict == UNTESTABLE
 
 
 def test_a_true_claim_at_many_sites_is_not_refuted_by_the_luckiest():
@@ -103,7 +95,7 @@ def test_a_true_claim_at_many_sites_is_not_refuted_by_the_luckiest():
         for seed in range(5)
     ]
     columns = ["site", "clone_weight", "seed", "mutual_information", "mi_ceiling"]
-    report = information_report(pd.DataFrame(rows, columns=columns))
+    report = judged(pd.DataFrame(rows, columns=columns), "information")
     sites = report.fields["sites"]
     assert any(site["ci95"][0] > 1 for site in sites)  # an uncorrected interval would have refuted
     assert report.bound.verdict != VIOLATED and report.verdict == CONSISTENT
@@ -112,7 +104,7 @@ def test_a_true_claim_at_many_sites_is_not_refuted_by_the_luckiest():
 def test_information_is_judged_at_the_end_of_training(rng):
     early = information_table(0.7, DESIGN, rng).assign(steps=100)
     late = information_table(0.985, DESIGN, rng).assign(steps=1000)
-    assert information_report(pd.concat([early, late])).verdict == CONSISTENT
+    assert judged(pd.concat([early, late]), "information").verdict == CONSISTENT
 
 
 def test_dynamics_says_when_only_the_number_of_arms_saves_it(rng):
@@ -123,7 +115,7 @@ def test_dynamics_says_when_only_the_number_of_arms_saves_it(rng):
         for rank, ratio in arms.items()
         for seed in range(5)
     ]
-    alone = dynamics_report(pd.DataFrame(rows[:5]))
-    together = dynamics_report(pd.DataFrame(rows))
+    alone = judged(pd.DataFrame(rows[:5]), "dynamics")
+    together = judged(pd.DataFrame(rows), "dynamics")
     assert (alone.verdict, together.verdict) == (REFUTED, INCONCLUSIVE)
     assert any("with so many arms" in reason for reason in together.reasons)

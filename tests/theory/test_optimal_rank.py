@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from judging import judged
 
-from theory.check import check_table
 from theory.claims.optimal_rank import rank_cost
 from theory.laws import Surface
 from theory.optimum import RankCost, local_minimum
@@ -25,10 +25,6 @@ def surface(alpha: float, beta: float, gamma: float, first: float = 4.5, offset:
     return Surface(offset, 1.0, alpha, scale, beta, gamma)
 
 
-def report_of(frame):
-    return check_table(frame, claims=["optimal_rank"]).claims["optimal_rank"]
-
-
 @pytest.mark.parametrize(
     ("alpha", "beta", "gamma", "verdict"),
     [
@@ -40,7 +36,7 @@ def report_of(frame):
 )
 def test_planted_growth(alpha, beta, gamma, verdict, rng):
     planted = surface(alpha, beta, gamma)
-    report = report_of(risk_table(planted, DESIGN, rng, dimension=4096))
+    report = judged(risk_table(planted, DESIGN, rng, dimension=4096), "optimal_rank")
     assert report.verdict == verdict
     exponent = report.exponents["samples"]
     assert exponent.estimate == pytest.approx(planted.rank_exponent, abs=0.06)
@@ -49,7 +45,7 @@ def test_planted_growth(alpha, beta, gamma, verdict, rng):
 
 def test_monotone_risk_is_untestable(rng):
     """Soft labels: the risk falls in r at every N."""
-    report = report_of(risk_table(Surface(0.1, 1.0, 1.0, 1e-9, 1.0, 1.0), DESIGN, rng))
+    report = judged(risk_table(Surface(0.1, 1.0, 1.0, 1e-9, 1.0, 1.0), DESIGN, rng), "optimal_rank")
     assert report.verdict == UNTESTABLE
     assert any("a best rank inside the window was seen nowhere" in r for r in report.reasons)
 
@@ -61,12 +57,12 @@ def statuses(report):
 def test_optima_at_the_edges_are_limits_not_numbers(rng):
     """With ranks up to 32 the larger optima lie beyond the grid; an argmin there would flatten the growth to zero."""
     design = replace(DESIGN, ranks=RANKS[:9])
-    report = report_of(risk_table(surface(1.0, 1.0, 1.0), design, rng, dimension=4096))
+    report = judged(risk_table(surface(1.0, 1.0, 1.0), design, rng, dimension=4096), "optimal_rank")
     assert statuses(report)[:4] == ["used"] * 4
     assert statuses(report)[-1] == "at_least"
     assert any("r*(128000) >= 24" in r for r in report.reasons), report.reasons
     assert report.exponents["samples"].estimate == pytest.approx(0.5, abs=0.06)
-    low = report_of(risk_table(surface(1.0, 1.0, 1.0, first=1.5), DESIGN, rng, dimension=4096))
+    low = judged(risk_table(surface(1.0, 1.0, 1.0, first=1.5), DESIGN, rng, dimension=4096), "optimal_rank")
     assert statuses(low)[0] == "at_most"
     assert any("r*(1000) <= 3" in r for r in low.reasons), low.reasons
 
@@ -75,18 +71,18 @@ def test_the_window_ends_at_a_quarter_of_the_matrix_and_begins_at_four(rng):
     """r* runs from 4.5 to 51; where it was seen outside the window it is said, and not used."""
     for dimension, last in ((160, 36.0), (144, 25.0)):  # d/4 = 40 and 36
         frame = risk_table(surface(1.0, 1.0, 1.0), replace(DESIGN, ranks=RANKS[:13]), rng, dimension=dimension)
-        report = report_of(frame)
+        report = judged(frame, "optimal_rank")
         assert statuses(report)[-1] == "outside"
         used = [o["rank"] for o in report.exponents["samples"].details["optima"] if o["status"] == "used"]
         assert max(used) == pytest.approx(last, rel=0.1)
-    below = report_of(risk_table(surface(1.0, 1.0, 1.0, first=3.5), DESIGN, rng, dimension=4096))
+    below = judged(risk_table(surface(1.0, 1.0, 1.0, first=3.5), DESIGN, rng, dimension=4096), "optimal_rank")
     assert statuses(below)[:2] == ["outside", "used"]
 
 
 @pytest.mark.parametrize(("values", "verdict"), [(4, CONSISTENT), (3, UNTESTABLE)])
 def test_four_optima_are_needed(values, verdict, rng):
     design = replace(DESIGN, samples=tuple(int(1000 * 10 ** (k / (values - 1))) for k in range(values)))
-    report = report_of(risk_table(surface(1.0, 1.0, 1.0), design, rng, dimension=4096))
+    report = judged(risk_table(surface(1.0, 1.0, 1.0), design, rng, dimension=4096), "optimal_rank")
     assert report.verdict == verdict
     assert bool(report.fields["needed"]) == (verdict == UNTESTABLE)
 
@@ -94,13 +90,15 @@ def test_four_optima_are_needed(values, verdict, rng):
 @pytest.mark.parametrize(("last", "verdict"), [(8000, CONSISTENT), (7900, UNTESTABLE)])
 def test_nine_tenths_of_a_decade_of_seen_n_are_needed(last, verdict, rng):
     design = replace(DESIGN, samples=(1000, 2000, 3000, 5000, last))
-    assert report_of(risk_table(surface(1.0, 1.0, 1.0), design, rng, dimension=4096)).verdict == verdict
+    assert judged(risk_table(surface(1.0, 1.0, 1.0), design, rng, dimension=4096), "optimal_rank").verdict == verdict
 
 
 def test_three_seeds_are_the_second_tier_and_two_are_untestable(rng):
-    report = report_of(risk_table(surface(1.0, 1.0, 1.0), replace(DESIGN, seeds=3, noise=0.01), rng, dimension=4096))
+    report = judged(
+        risk_table(surface(1.0, 1.0, 1.0), replace(DESIGN, seeds=3, noise=0.01), rng, dimension=4096), "optimal_rank"
+    )
     assert (report.verdict, report.exponents["samples"].details["tier"]) == (HOLDS, 2)
-    two = report_of(risk_table(surface(1.0, 1.0, 1.0), replace(DESIGN, seeds=2), rng, dimension=4096))
+    two = judged(risk_table(surface(1.0, 1.0, 1.0), replace(DESIGN, seeds=2), rng, dimension=4096), "optimal_rank")
     assert two.verdict == UNTESTABLE
 
 
@@ -109,7 +107,7 @@ def test_a_saturating_optimum_is_bent_and_not_consistent(rng):
     frame = risk_table(surface(1.0, 1.0, 1.0), DESIGN, rng, dimension=4096)
     best = np.minimum(4.0 * frame["samples"] / 1000, 48.0)
     frame["test_loss"] = 0.1 + 0.05 * np.log(frame["rank"] / best) ** 2 + 1e-4 * rng.standard_normal(len(frame))
-    report = report_of(frame)
+    report = judged(frame, "optimal_rank")
     assert report.verdict != CONSISTENT
     assert report.exponents["samples"].details["bent"]
 
@@ -120,7 +118,7 @@ def test_the_correction_recovers_the_exponent_of_a_finite_matrix(rng):
         ranks=(2, 3, 4, 6, 8, 10, 13, 16, 22, 30, 48), samples=tuple(8192 * 2**k for k in range(8)), seeds=5
     )
     frame = denoising_table(1.0, 96, design, rng)
-    exponent = report_of(frame).exponents["samples"]
+    exponent = judged(frame, "optimal_rank").exponents["samples"]
     corrected = exponent.details["corrected"]
     assert exponent.estimate > 0.56
     assert corrected["ci95"][0] < 0.52
@@ -143,7 +141,7 @@ def test_the_correction_is_for_the_rank_of_a_matrix_and_not_for_the_width_of_a_c
     assert rank_cost(frame).sizes == size  # not said: one matrix
     assert rank_cost(frame.drop(columns=["d_in", "d_out"])) == RankCost()
     assert rank_cost(frame.assign(d_in=frame["rank"])) == RankCost(256.0, None)  # follows the rank
-    report = report_of(frame.assign(params=3000 * frame["rank"]))
+    report = judged(frame.assign(params=3000 * frame["rank"]), "optimal_rank")
     assert report.exponents["samples"].details["corrected"]["estimate"] is None
     assert report.verdict == CONSISTENT
 
@@ -153,7 +151,7 @@ def test_without_the_shape_a_jump_to_full_rank_refutes_nothing():
     design = Design(ranks=(2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96), samples=tuple(2000 * 2**k for k in range(8)))
     for k in range(3):
         frame = denoising_table(1.0, 96, design, np.random.default_rng(k)).drop(columns=["d_in", "d_out", "gap"])
-        assert report_of(frame).verdict != REFUTED
+        assert judged(frame, "optimal_rank").verdict != REFUTED
 
 
 def test_local_minimum_is_exact_for_a_cubic():
@@ -180,16 +178,18 @@ def test_consistency_statistic_uses_gamma_over_alpha_plus_beta(rng):
     frame = risk_table(planted, DESIGN, rng, dimension=4096)
     gap = planted.estimation * frame["rank"] ** 0.8 * frame["samples"] ** -0.6
     frame = frame.assign(approx_loss=frame["rank"] ** -1.0, gap=gap * np.exp(0.05 * rng.standard_normal(len(frame))))
-    found = report_of(frame).fields["consistency"]
+    found = judged(frame, "optimal_rank").fields["consistency"]
     assert found["beta"] == pytest.approx(0.8, abs=0.05)
     assert found["gamma"] == pytest.approx(0.6, abs=0.05)
     assert found["predicted"] == pytest.approx(0.6 / 1.8, abs=0.03)
     assert found["verdict"] == CONSISTENT
     # An offset ten times the term hides the exponent, unless the table says what the best loss possible is.
-    lifted = report_of(frame.assign(approx_loss=frame["approx_loss"] + 10.0, teacher_loss=10.0)).fields["consistency"]
+    lifted = judged(frame.assign(approx_loss=frame["approx_loss"] + 10.0, teacher_loss=10.0), "optimal_rank").fields[
+        "consistency"
+    ]
     assert lifted["alpha"] == pytest.approx(found["alpha"], rel=1e-3)
 
 
 def test_runs_need_not_share_their_seeds(rng):
     frame = risk_table(surface(1.0, 1.0, 1.0), DESIGN, rng, dimension=4096)
-    assert report_of(frame.assign(seed=range(len(frame)))).verdict == CONSISTENT
+    assert judged(frame.assign(seed=range(len(frame))), "optimal_rank").verdict == CONSISTENT

@@ -5,19 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from judging import judged
 
 from theory import scrutiny
-from theory.check import check_table
 from theory.planted import attacks
 from theory.planted.surfaces import Design, gap_table
 from theory.tables import InputError
 from theory.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
 
 DESIGN = Design(noise=0.1)
-
-
-def judged(frame, claim="generalization"):
-    return check_table(frame, claims=[claim]).claims[claim]
 
 
 def test_copies_are_no_replicates(rng):

@@ -189,6 +189,10 @@ def test_any_bytes_give_a_line_never_a_traceback(tmp_path, data):
 )
 @example([(16, 10, 0, 0.0), (2, 100, 0, 0.0), (2, 10, 0, 5e5), (32, 10, 0, 8e5), (2, 1000, 2, 0.0), (2, 100, 1, -6e5)])
 @example([(16, 10, 0, -399329.3), (16, 100, 3, 339225.7), (4, 100, 3, -1.9e-90), (32, 100, 1, -453765.1)])
+@example(
+    [(4, 100, 3, -154969.17), (16, 10, 2, -906009.2), (4, 100, 1, 23173.5), (32, 10, 1, 787072.2), (8, 100, 0, 4.0)]
+    + [(2, 100, 0, -0.0), (16, 1000, 0, -46137.8), (32, 100, 2, -0.0), (8, 1000, 1, 0.5)]
+)
 def test_any_numbers_give_a_verdict(rows):
     report = check_table(pd.DataFrame(rows, columns=["rank", "samples", "seed", "gap"]))
     assert report.claims["generalization"].verdict

@@ -80,6 +80,14 @@ def test_the_plateau_reading_is_exact_for_a_plateau(decay, share):
     assert plateau_distance(early, late, gap, to_end, 0.5 * slope(0.0)) == pytest.approx(root, rel=1e-6)
 
 
+def test_a_plateau_within_rounding_of_everything_has_a_distance():
+    """The share of the plateau at the end rounds to 1; the distance back to the limit is finite."""
+    early, late = -30.057674836604086, -0.9030899869919438
+    distance = plateau_distance(early, late, np.log(10), np.log(10) / 2, -0.4)
+    decay = -early  # the plateau is negligible at the first middle
+    assert distance == pytest.approx(np.log(0.9030899869919438 / 0.4) / decay - np.log(10) / 2, rel=1e-2)
+
+
 def test_steepening_earns_no_credit():
     np.testing.assert_allclose(
         plateau_slope(np.array([-0.5, -0.5, 0.2]), np.array([-0.9, -0.5, 0.3]), 1.0, 0.5), [-0.9, -0.5, 0.3]

@@ -22,7 +22,7 @@ def ratio_interval(divergence: np.ndarray, baseline: np.ndarray, level: float) -
     """D/D_0 as the geometric mean over seeds, with the t interval of its logarithm."""
     logs = np.log(divergence / baseline)
     interval = mean_interval(logs, level)
-    return float(np.exp(logs.mean())), Interval(float(np.exp(interval.low)), float(np.exp(interval.high)))
+    return float(np.exp(logs.mean())), interval.exponential()
 
 
 def judge(table: Table, margin: float) -> ClaimReport:

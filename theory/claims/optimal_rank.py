@@ -105,8 +105,7 @@ def judge(table: Table, margin: float) -> ClaimReport:
         *scrutiny.survivors(samples, every.replicates, "samples"),
     ]
     word = scrutiny.apply(decide_growth(growth, limit), doubts)
-    words = {gates.FAILED: "untestable", gates.SECOND: "second tier, never CONSISTENT"}
-    reasons = [f"samples {words[g.tier]}: {g.reason}" for g in checks if g.tier in words and g.tier <= (tier or 0)]
+    reasons = gates.reasons({"samples": checks})
     reasons += _explain(optima, growth, cost, word)
     reasons += [d.remark for d in doubts]
     fields: dict[str, Any] = {"needed": [dict(run) for g in checks for run in g.needed]}
@@ -290,8 +289,8 @@ def _consistency(frame: pd.DataFrame, optima: Optima, growth: Growth, margin: fl
     sd = smooth_deviation(design, gap.mean, gap.sd)
     coefficients = log_linear(design, gap.mean[None, :], sd)[0]
     beta, gamma = coefficients[1:] * (1, -1)
-    weights, which = np.unique(optima.weights, axis=0, return_inverse=True)
-    draws = log_linear(design, gap.bootstrap_means(weights), sd, start=coefficients)[np.ravel(which)]
+    means, which = gap.distinct_means(optima.weights)
+    draws = log_linear(design, means, sd, start=coefficients)[which]
     predicted = gamma / (alpha + beta)
     difference = growth.window.value - predicted
     error = bootstrap_standard_error(growth.draws + draws[:, 2] / (alpha + draws[:, 1]), optima.clusters)
@@ -331,11 +330,8 @@ def _points(optima: Optima, growth: Growth | None) -> pd.DataFrame:
 
 def _curves(cells: Cells) -> pd.DataFrame:
     """Risk by (rank, samples) with 95 % t intervals."""
-    curves = cells.levels.copy()
-    half = [
-        t_interval(0.0, se, int(n), 0.95).high for se, n in zip(cells.standard_error, cells.replicates, strict=True)
-    ]
-    return curves.assign(mean=cells.mean, low=cells.mean - half, high=cells.mean + half)
+    half = cells.half_widths()
+    return cells.levels.assign(mean=cells.mean, low=cells.mean - half, high=cells.mean + half)
 
 
 CLAIM = Claim(

@@ -168,9 +168,11 @@ def planted_case(claim: str, *, wrong: bool) -> Case:
     return found[claim]
 
 
-def planted_surface(alpha: float, beta: float, gamma: float, first: float) -> Surface:
-    """The surface with E = 0, A = 1 whose optimum at the smallest N of RANK_DESIGN is `first`."""
-    scale = alpha * first ** -(alpha + beta) * RANK_DESIGN.samples[0] ** gamma / beta
+def planted_surface(
+    alpha: float, beta: float, gamma: float, rank: float, samples: float = RANK_DESIGN.samples[0]
+) -> Surface:
+    """The surface with E = 0, A = 1 whose optimum at N = `samples` is `rank`."""
+    scale = alpha * rank ** -(alpha + beta) * samples**gamma / beta
     return Surface(0.0, 1.0, alpha, scale, beta, gamma)
 
 

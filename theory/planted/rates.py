@@ -12,14 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from theory.comparison import HALF_DECADE
 from theory.planted.surfaces import Design
 from theory.verdicts import CONSISTENT, HOLDS, LOOSE, REFUTED
+from theory.window import near_middle
 
 Law = Callable[[np.ndarray | float, np.ndarray | float], np.ndarray]
 
 #: Slopes this close to a limit count as lying on it.
 TOLERANCE = 1e-6
-HALF_DECADE = 0.5 * np.log(10.0)
 
 
 def power(c: float, b: float = 1.0) -> Law:
@@ -131,8 +132,7 @@ def slopes(law: Law, design: Design, coordinate: str) -> Slopes:
     in_rank = coordinate == "rank"
     other = _middle(design.samples if in_rank else design.ranks)
     levels = np.log(np.sort(np.array(design.ranks if in_rank else design.samples, dtype=np.float64)))
-    first, last, inner = levels[0], levels[-1], levels[1:-1]
-    middle = inner[np.argmin(np.abs(inner - (first + last) / 2))]
+    first, last, middle = levels[0], levels[-1], near_middle(levels)
 
     def slope(start: float, end: float) -> float:
         heights = [law(np.exp(x), other) if in_rank else law(other, np.exp(x)) for x in (start, end)]
