@@ -137,6 +137,23 @@ def test_a_horizon_with_nothing_to_gain_hides_no_violation():
     assert bound_of(frame)[0].verdict == VIOLATED
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_a_gradient_where_nothing_could_be_gained_is_the_clearest_violation(unit):
+    """Right-hand side 0 at T = 100: any gradient is infinitely far beyond it, in whatever unit it is measured."""
+    frame = bound_rows({100: [0.1] * 3, 400: [3.0, 3.01, 2.99]})
+    frame.loc[frame["steps"] == 100, ["grad_variance", "loss_decrease"]] = 0.0
+    frame[["grad_norm_sq", "grad_variance", "loss_decrease"]] *= unit
+    bound, said = bound_of(frame)
+    assert bound.verdict == VIOLATED
+    assert "violated at T = 100 (measured/bound = inf)" in said
+
+
+def test_no_gradient_where_nothing_could_be_gained_is_as_promised():
+    frame = bound_rows({100: [0.0] * 3, 400: [0.5] * 3})
+    frame.loc[frame["steps"] == 100, ["grad_variance", "loss_decrease"]] = 0.0
+    assert bound_of(frame)[0].verdict == HOLDS
+
+
 def test_one_seed_at_some_horizon_decides_nothing():
     bound, said = bound_of(bound_rows({100: [0.5] * 3, 400: [0.2]}))
     assert bound.verdict == INCONCLUSIVE
@@ -238,6 +255,14 @@ def test_what_the_bound_lacks_is_named(rng):
     assert report.fields["cause"] is None
 
 
+def test_rows_that_lack_a_constant_are_counted_where_there_are_any():
+    frame = bound_rows({t: [0.5] * 5 for t in (100, 400, 1600, 6400, 25600)})
+    assert not any("lack a constant" in r for r in judged(frame, "convergence").reasons)
+    frame.loc[3, "smoothness"] = np.nan
+    remark = "1 of 25 rows lack a constant of the bound and do not enter it"
+    assert remark in judged(frame, "convergence").reasons
+
+
 def test_only_short_horizons_leave_no_exponent():
     """Every horizon below 10 T_x at the tuned step: no number, and what to run."""
     frame = pd.concat([tuned_rows([1, 2, 5, 9]).assign(seed=float(s), grad_norm_sq=0.1) for s in range(3)])
@@ -285,6 +310,18 @@ def test_the_limits_of_the_ceiling_ratio(limit, side, shift, word):
     assert field["claimed"] == 1.0
     assert report.exponents["clone_weight"].verdict == CONSISTENT
     assert report.exponents["clone_weight"].estimate == pytest.approx(1.0)
+
+
+def test_the_intervals_of_the_trend_are_those_of_the_mean_over_seeds():
+    """One seed with two neighbours swapped among four weights: its rho is 1 - 6 x 2 / (4 x 15) = .8."""
+    rows = information_rows(np.full(5, 0.97))
+    rows.loc[(rows["seed"] == 0) & (rows["clone_weight"] == 0), "mutual_information"] = 6.5  # above the 6 of the next
+    trend = judged(rows, "information").exponents["clone_weight"]
+    error = np.std([0.8, 1, 1, 1, 1], ddof=1) / np.sqrt(5)
+    assert trend.estimate == pytest.approx(0.96)
+    for interval, quantile in ((trend.ci90, 0.95), (trend.ci95, 0.975)):
+        half = special.stdtrit(4, quantile) * error
+        assert (interval.low, interval.high) == pytest.approx((0.96 - half, 0.96 + half))
 
 
 @pytest.mark.parametrize(
@@ -770,6 +807,16 @@ def test_a_known_best_loss_is_taken_off_where_it_is_below_all(grown):
     assert above["alpha"] == pytest.approx(plain)
 
 
+def test_an_unknown_best_loss_is_fitted_where_the_losses_show_one(grown):
+    loss = 1 / grown[0]["rank"]
+    assert leg(grown, approx_loss=loss + 0.3)["alpha"] == pytest.approx(1.0, abs=0.01)
+    # Scatter is none, though an offset fitted to it would move the exponent to 1.3.
+    ranks, scatter = np.array([4, 6, 8, 12, 16, 24]), np.array([1.05, 0.9, 1.05, 0.95, 0.95, 1.1])
+    slope, _ = np.polyfit(np.log(ranks), np.log(scatter / ranks), 1)
+    rough = loss * grown[0]["rank"].map(dict(zip(ranks, scatter, strict=True)))
+    assert leg(grown, approx_loss=rough)["alpha"] == pytest.approx(-slope, abs=0.05)
+
+
 def test_the_points_of_the_growth(grown):
     _, found, growth = grown
     points = optimal_rank._points(found, growth)
@@ -785,6 +832,7 @@ def test_the_fields_of_a_measured_growth(grown):
     frame = grown[0].assign(gap=np.nan)
     report = judged(frame, "optimal_rank")
     details = report.exponents["samples"].details
+    assert report.bound.verdict == NOT_EVALUATED  # the constant is free
     assert report.verdict == CONSISTENT and details["tier"] == 1 and not details["bent"]
     assert details["window"] == [1000.0, 2000.0, 4000.0, 8000.0, 16000.0]
     assert details["decades"] == pytest.approx(np.log10(16))

@@ -82,3 +82,9 @@ def test_prediction_needs_a_fitted_group():
     predicted = law.predict(y, -0.7, np.array([5.0, 5.0]), np.array([1, 2]))
     assert predicted[0] == pytest.approx(np.exp(-3.5))
     assert np.isnan(predicted[1])
+
+
+def test_without_a_cell_no_slope_is_determined():
+    law = PowerLaw.of(X, GROUP, np.ones(15), np.zeros(15, dtype=bool))
+    assert not law.determined
+    assert np.isnan(law.fit(np.ones((3, 15)))).all()

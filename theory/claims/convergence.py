@@ -124,10 +124,10 @@ def check_bound(frame: pd.DataFrame, group: list[str]) -> tuple[Bound, list[str]
 
     holds = rhs - lhs >= half_width(BOUND_LEVEL)
     # Holm: separation of one horizon at alpha / m suffices to claim that some horizon violates the bound.
-    apart = lhs - rhs - half_width(BOUND_LEVEL / len(rhs))
-    clearest = int(np.argmax(apart / np.where(rhs > 0, rhs, 1.0)))
+    beyond_noise = _over_bound(lhs - half_width(BOUND_LEVEL / len(rhs)), rhs)
+    clearest = int(np.argmax(beyond_noise))
     horizon = groups["steps"].first().to_numpy()
-    if apart[clearest] > 0:
+    if beyond_noise[clearest] > 1:
         reasons.append(
             f"the bound is violated at T = {horizon[clearest]:g} (measured/bound = {ratio[clearest]:.3g}): either an "
             "assumption fails or a constant does not belong to this run; L and sigma^2 measured at another step size "
