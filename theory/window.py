@@ -177,7 +177,7 @@ def plateau_distance(early: float, late: float, gap: float, to_end: float, limit
 
 
 def _plateau(first: np.ndarray, second: np.ndarray, gap: float, to_end: float) -> tuple[np.ndarray, np.ndarray]:
-    """The exponent c and the log odds of the plateau's share at the end of the range, by bisection in ln(c / first - 1).
+    """The exponent c and the log odds of the plateau's share at the range's end, by bisection in ln(c / first - 1).
 
     Log odds, because a share within rounding of 1 has none left.
     """
