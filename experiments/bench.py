@@ -3,6 +3,7 @@
     python -m experiments.bench --preset big|small [--threads n] [--students K] [--json OUT]
     python -m experiments.bench --base                     # tokens a second of the studies' base model, whole runs
     python -m experiments.bench --sweep --threads 2        # runs a minute of a 60-run sweep on two cores
+    python -m experiments.bench --gpu [--json OUT]         # an accelerator, in ten minutes (experiments.bench_gpu)
 
 One step is the teacher's forward pass, the student's forward and backward pass with KL, cross-entropy and clone losses,
 and AdamW. Every way to compute it is a process of its own, pinned to as many cores as threads; they take turns:
@@ -33,14 +34,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments.bench_gpu import measure_gpu, show_gpu
 from experiments.bench_sweep import measure_sweep
 from experiments.command import guarded
 from experiments.files import write_json
 from experiments.presets import PRESETS
-from experiments.rounds import Worker, workers
+from experiments.rounds import Worker, take_turns, workers
 from lrc_jax.errors import InputError
 
-TURN_SECONDS = 1.0  # about how long a worker computes at a turn
 AGREE = 1e-4  # relative, between the first losses of all ways
 
 
@@ -59,16 +60,6 @@ def peer_interpreter(asked: Path | None) -> str | None:
     if not found:
         raise InputError(f"--peer-python: {asked} cannot import torch; install torch there or leave the option out")
     return str(asked)
-
-
-def take_turns(ways: dict[str, Worker], rounds: int) -> dict[str, float]:
-    """Median seconds a step of each worker over alternating rounds."""
-    steps = {name: max(2, math.ceil(TURN_SECONDS / worker.seconds(2))) for name, worker in ways.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, worker in ways.items():
-            seconds[name].append(worker.seconds(steps[name]))
-    return {name: statistics.median(s) for name, s in seconds.items()}
 
 
 def check_losses(ways: dict[str, Worker]) -> None:
@@ -110,7 +101,7 @@ def measure_step(
         rate = products.facts["products_flops"] / median.pop("products")
         step_flops, teacher_flops = products.facts["step_flops"], products.facts["teacher_flops"]
         result: dict[str, Any] = {f"{way}_s": seconds for way, seconds in median.items()}
-        peak = {way: worker.peak_rss_mb for way, worker in ways.items()}
+        peak = {way: worker.peak_mb for way, worker in ways.items()}
         warm_start = ways["ours"].start_s
         compile_s, cached_compile_s = cold.facts["compile_s"], ways["ours"].facts["compile_s"]
 
@@ -225,6 +216,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--students", type=int, default=1, metavar="K", help="also K students on one teacher")
     parser.add_argument("--base", action="store_true", help="whole runs of the studies' base model instead")
     parser.add_argument("--sweep", action="store_true", help="a sweep instead")
+    parser.add_argument("--gpu", action="store_true", help="what an accelerator does instead")
+    parser.add_argument("--tiny", action="store_true", help="with --gpu: toy shapes on the CPU, to try the command")
+    parser.add_argument("--minutes", type=float, default=8.0, help="with --gpu: begin no further part after these")
     parser.add_argument("--peer-python", type=Path, metavar="PATH", help="an interpreter that has PyTorch")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the numbers")
     return parser
@@ -241,6 +235,10 @@ def main() -> int:
         bench, show = measure_base, show_base
     else:
         peer = peer_interpreter(args.peer_python)
+        if args.gpu:
+            result = measure_gpu(tiny=args.tiny, peer=peer, minutes=args.minutes, out=args.json, **rounds)
+            show_gpu(result)
+            return 1 if result["failed"] else 0
         if args.sweep:
             bench, show = functools.partial(measure_sweep, peer=peer), show_sweep
         else:

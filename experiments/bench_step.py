@@ -1,6 +1,6 @@
 """A worker of the bench: one of the ways to compute our training step, or a large product (see experiments/bench.py).
 
-python -m experiments.bench_step --preset small --variant ours|plain|naive|together|run|matmul
+python -m experiments.bench_step --preset small --variant ours|plain|naive|together|run|matmul|count
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from experiments.rounds import pin, serve
 if TYPE_CHECKING:
     from lrc_jax.train import TrainState
 
-VARIANTS = ("ours", "plain", "naive", "together", "run", "matmul")
-MATMUL = 2048  # rows, columns and depth of the large product
+VARIANTS = ("ours", "plain", "naive", "together", "run", "matmul", "count")
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+MATMUL = {"cpu": 2048, "cuda": 8192}  # rows, columns and depth of the large product
 MATMULS = 4  # products in a "step" of that worker
 
 
@@ -70,7 +71,7 @@ def set_up(preset: Preset, step: str) -> Setup:
         preset.intermediate_size,
         preset.layers,
         preset.heads,
-        preset.heads,
+        preset.kv_heads or preset.heads,
         preset.hidden_size // preset.heads,
         presets.RMS_NORM_EPS,
         presets.ROPE_THETA,
@@ -93,21 +94,25 @@ def set_up(preset: Preset, step: str) -> Setup:
     )
 
 
-def trainer(setup: Setup) -> Callable[[int], dict[str, float]]:
+def trainer(setup: Setup, bf16: bool = False) -> Callable[[int], dict[str, float]]:
     """Our step, many in one compiled program, as `lrc_jax.train.train` runs it."""
+    import jax
     import numpy as np
 
-    from lrc_jax.train import train_chunk
+    from lrc_jax.train import CHUNK, StepOptions, train_chunk
 
-    state = setup.state()
+    state, pool, frozen = setup.state(), jax.device_put(setup.pool), jax.device_put(setup.frozen)
 
     def run(steps: int) -> dict[str, float]:
         nonlocal state
-        state, terms, _ = train_chunk(
-            setup.student, setup.objective, setup.optimizer, setup.config, state, setup.frozen, setup.pool,
-            setup.hyper, np.int32(steps),
-        )  # fmt: skip
-        return {name: float(getattr(terms, name)[steps - 1]) for name in ("total", "clone", "kl", "ce")}
+        while steps > 0:
+            count = min(steps, CHUNK)
+            state, terms, _ = train_chunk(
+                setup.student, setup.objective, setup.optimizer, setup.config, state, frozen, pool,
+                setup.hyper, np.int32(count), StepOptions(bf16=bf16),
+            )  # fmt: skip
+            steps -= count
+        return {name: float(getattr(terms, name)[count - 1]) for name in ("total", "clone", "kl", "ce")}
 
     return run
 
@@ -218,12 +223,12 @@ def trainer_together(setup: Setup, students: int) -> Callable[[int], dict[str, f
     return run
 
 
-def large_products() -> Callable[[int], dict[str, float]]:
-    """MATMULS products of matrices that are MATMUL wide, a step."""
+def large_products(width: int, bf16: bool = False) -> Callable[[int], dict[str, float]]:
+    """MATMULS products of random matrices of a width, a step."""
     import jax
     import jax.numpy as jnp
 
-    a = jnp.ones((MATMUL, MATMUL), jnp.float32)
+    a = jax.random.normal(jax.random.key(0), (width, width), jnp.bfloat16 if bf16 else jnp.float32) / width**0.5
 
     @jax.jit
     def products(x: Any) -> Any:
@@ -233,7 +238,8 @@ def large_products() -> Callable[[int], dict[str, float]]:
 
     def run(steps: int) -> dict[str, float]:
         for _ in range(steps):
-            products(a).block_until_ready()
+            product = products(a)
+        product.block_until_ready()
         return {}
 
     return run
@@ -289,16 +295,46 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--students", type=int, default=1)
     parser.add_argument("--allocator", action="store_true")
+    parser.add_argument("--platform", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--cache", type=Path, required=True, help="folder of the compilation cache")
     args = parser.parse_args()
-    pin(args.threads)
-    prepare_jax(RunConfig(threads=args.threads, allocator=args.allocator, cache_dir=str(args.cache), platform="cpu"))
+    if args.platform == "cpu":
+        pin(args.threads)
+    prepare_jax(
+        RunConfig(
+            threads=args.threads,
+            allocator=args.allocator,
+            cache_dir=str(args.cache),
+            platform=args.platform,
+            matmul_precision="tensorfloat32" if args.precision == "tensorfloat32" else "highest",
+        )
+    )
+    import jax
+
     from lrc_jax import clock
 
     clock.start()
-    setup = set_up(PRESETS[args.preset], "fast" if args.variant in ("ours", "together", "matmul") else "reference")
+    bf16 = args.precision == "bfloat16"
+    preset = PRESETS[args.preset]
+
+    def facts() -> dict[str, float]:
+        return {"compile_s": clock.stop()["compiling"]}
+
+    def peak_mb() -> float:
+        return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"] / 1e6
+
+    memory = None if args.platform == "cpu" else peak_mb
     if args.variant == "matmul":
-        serve(large_products(), lambda: {"products_flops": 2.0 * MATMUL**3 * MATMULS} | arithmetic(setup))
+        width = MATMUL[args.platform]
+        flops = {"products_flops": 2.0 * width**3 * MATMULS}
+        if args.platform == "cpu":
+            flops |= arithmetic(set_up(preset, "fast"))
+        serve(large_products(width, bf16), lambda: flops)
+        return 0
+    setup = set_up(preset, "fast" if args.variant in ("ours", "together", "count") else "reference")
+    if args.variant == "count":
+        serve(trainer(setup), lambda: arithmetic(setup))
         return 0
     if args.variant == "naive":
         run = naive_trainer(setup)
@@ -307,8 +343,8 @@ def main() -> int:
     elif args.variant == "together":
         run = trainer_together(setup, args.students)
     else:
-        run = trainer(setup)
-    serve(run, lambda: {"compile_s": clock.stop()["compiling"]})
+        run = trainer(setup, bf16)
+    serve(run, facts, memory)
     return 0
 
 

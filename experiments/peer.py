@@ -5,12 +5,14 @@ way, written from the specification. Needs PyTorch and NumPy, and no JAX.
     python -m experiments.peer --preset small --steps 200       # train
 
 Unmerged: the student's attention goes through teacher width (zoom, then the teacher's projection), its MLP merges
-zoom with the teacher's matrices in every step. Eager, `scaled_dot_product_attention`, fused AdamW.
+zoom with the teacher's matrices in every step. `scaled_dot_product_attention`, fused AdamW; eager, or --compile.
+On a GPU (--device cuda) float32 products are exact unless --precision asks for less; bfloat16 is autocast.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 
@@ -23,6 +25,9 @@ from experiments import presets
 from experiments.command import keep_freed_memory
 from experiments.presets import PRESETS, Preset
 from experiments.rounds import pin, serve
+
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+BATCHES = 64  # different ones, on the device from the start
 
 
 def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
@@ -37,22 +42,27 @@ class Peer:
       params: the trained ones under the authors' names.
     """
 
-    def __init__(self, preset: Preset) -> None:
+    def __init__(self, preset: Preset, device: str = "cpu") -> None:
         self.preset = preset
-        self.teacher = {name: torch.from_numpy(x) for name, x in presets.teacher_tensors(preset).items()}
+        self.teacher = {n: torch.from_numpy(x).to(device) for n, x in presets.teacher_tensors(preset).items()}
         self.params = {
-            name: torch.from_numpy(x).requires_grad_() for name, x in presets.projection_tensors(preset).items()
+            n: torch.from_numpy(x).to(device).requires_grad_() for n, x in presets.projection_tensors(preset).items()
         }
         head_dim = preset.hidden_size // preset.heads
         inverse = presets.ROPE_THETA ** (-np.arange(0, head_dim, 2) / head_dim)
         angles = np.tile(np.arange(preset.length)[:, None] * inverse[None, :], (1, 2))
-        self.cos, self.sin = (torch.from_numpy(f(angles).astype(np.float32)) for f in (np.cos, np.sin))
+        tables = (torch.from_numpy(f(angles).astype(np.float32)) for f in (np.cos, np.sin))
+        self.cos, self.sin = (x.to(device) for x in tables)
 
     def attend(self, layer: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention with RoPE and the teacher's output projection; q, k, v [B, T, D]."""
-        q, k, v = (x.unflatten(-1, (self.preset.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        """Causal attention with RoPE and the teacher's output projection; q [B, T, D], k and v [B, T, K]."""
+        head_dim = self.preset.hidden_size // self.preset.heads
+        q, k, v = (x.unflatten(-1, (-1, head_dim)).transpose(1, 2) for x in (q, k, v))
         q, k = (x * self.cos + torch.cat([-x.chunk(2, -1)[1], x.chunk(2, -1)[0]], -1) * self.sin for x in (q, k))
-        context = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        # Half precision is autocast, which RoPE's float32 tables undo.
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        shared = q.shape[1] != k.shape[1]  # key/value heads
+        context = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared)
         return F.linear(context.transpose(1, 2).flatten(2), self.teacher[layer + "self_attn.o_proj.weight"])
 
     def teacher_layer(self, layer: str, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -97,7 +107,7 @@ class Peer:
                 x, acts[layer] = self.teacher_layer(layer, x)
             wanted = F.linear(rms_norm(x, t["model.norm.weight"]), t["lm_head.weight"])
         x = F.linear(embedded, p["model.zoom.weight"])
-        clone = torch.zeros(())
+        clone = torch.zeros((), device=x.device)
         for layer in layers:
             x, of_layer = self.student_layer(layer, x, acts[layer])
             clone = clone + of_layer
@@ -117,35 +127,52 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--losses", action="store_true", help="only the losses of the first batch")
     parser.add_argument("--allocator", action="store_true", help="the settings of glibc that our step may use")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile; on a GPU its CUDA graphs too")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    pin(args.threads)
+    if args.device == "cpu":
+        pin(args.threads)
     if args.allocator:
         keep_freed_memory()
     torch.set_num_threads(args.threads)
-    preset = PRESETS[args.preset]
-    peer = Peer(preset)
+    torch.set_float32_matmul_precision("high" if args.precision == "tensorfloat32" else "highest")
+    preset, device = PRESETS[args.preset], args.device
+    peer = Peer(preset, device)
     optimizer = torch.optim.AdamW(
         list(peer.params.values()), presets.LEARNING_RATE, presets.BETAS, presets.ADAM_EPS, weight_decay=0.0, fused=True
     )
+    batches = torch.from_numpy(np.stack([presets.batch(preset, i) for i in range(BATCHES)])).long().to(device)
+    mode = "reduce-overhead" if device == "cuda" else "default"
+    compute = torch.compile(peer.losses, mode=mode, dynamic=False) if args.compile else peer.losses
     done = 0
+
+    def losses(step: int) -> dict[str, Tensor]:
+        half = args.precision == "bfloat16"
+        with torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext():
+            return compute(batches[step % BATCHES])
 
     def train(steps: int) -> dict[str, float]:
         """Some steps; losses of the last."""
         nonlocal done
         for step in range(done, done + steps):
-            losses = peer.losses(torch.from_numpy(presets.batch(preset, step)).long())
+            if args.compile:
+                torch.compiler.cudagraph_mark_step_begin()
+            found = losses(step)
             optimizer.zero_grad()
-            losses["total"].backward()
+            found["total"].backward()
             optimizer.step()
         done += steps
-        return {name: float(x.detach()) for name, x in losses.items()}
+        return {name: float(x.detach()) for name, x in found.items()}
+
+    def peak_mb() -> float:
+        return torch.cuda.max_memory_allocated() / 1e6
 
     if args.losses:
-        first = peer.losses(torch.from_numpy(presets.batch(preset)).long())
-        print(json.dumps({name: float(x.detach()) for name, x in first.items()}))
+        print(json.dumps({name: float(x.detach()) for name, x in losses(0).items()}))
     elif args.serve:
-        serve(train)
+        serve(train, peak_mb=peak_mb if device == "cuda" else None)
     else:
         began = time.monotonic()
         last = train(args.steps)

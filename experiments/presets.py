@@ -13,7 +13,11 @@ LEARNING_RATE, BETAS, ADAM_EPS = 1e-3, (0.9, 0.999), 1e-8
 
 @dataclass(frozen=True)
 class Preset:
-    """A Llama-like teacher (untied head, as many key/value as query heads), a clone's rank, and a batch."""
+    """A Llama-like teacher (untied head), a clone's rank, and a batch.
+
+    Attributes:
+      kv_heads: key/value heads; None takes as many as query heads.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -23,6 +27,12 @@ class Preset:
     rank: int
     batch_size: int
     length: int
+    kv_heads: int | None = None
+
+    @property
+    def kv_size(self) -> int:
+        """Width of keys and values."""
+        return self.hidden_size // self.heads * (self.kv_heads or self.heads)
 
     @property
     def tokens(self) -> int:
@@ -34,6 +44,7 @@ PRESETS = {
     "big": Preset(256, 688, 6, 8, 2048, 64, 8, 128),
     "small": Preset(64, 172, 4, 4, 256, 16, 16, 64),
     "base": Preset(32, 64, 1, 2, 32, 8, 64, 16),  # of the studies; trained on labels alone
+    "smollm2": Preset(576, 1536, 30, 9, 49152, 192, 8, 512, kv_heads=3),  # SmolLM2-135M's shape, head untied
     "test": Preset(16, 24, 2, 2, 20, 6, 3, 8),
 }
 
@@ -45,7 +56,8 @@ def teacher_tensors(preset: Preset, seed: int = 0) -> dict[str, np.ndarray]:
     for i in range(preset.layers):
         layer = f"model.layers.{i}."
         shapes |= {layer + name + ".weight": (D,) for name in ("input_layernorm", "post_attention_layernorm")}
-        shapes |= {f"{layer}self_attn.{name}_proj.weight": (D, D) for name in "qkvo"}
+        shapes |= {f"{layer}self_attn.{name}_proj.weight": (D, D) for name in "qo"}
+        shapes |= {f"{layer}self_attn.{name}_proj.weight": (preset.kv_size, D) for name in "kv"}
         shapes |= {f"{layer}mlp.{name}_proj.weight": (F, D) for name in ("gate", "up")}
         shapes |= {layer + "mlp.down_proj.weight": (D, F)}
     return _random(shapes | {"model.norm.weight": (D,), "lm_head.weight": (V, D)}, seed)

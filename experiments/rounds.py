@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -20,11 +22,22 @@ from typing import Any
 from lrc_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
+TURN_SECONDS = 1.0  # about how long a worker computes at a turn
 
 
-def serve(run: Callable[[int], dict[str, float]], facts: Callable[[], dict[str, float]] = dict) -> None:
-    """The worker's side. `run` takes so many steps and returns the losses of the last; `facts` are asked for after the
-    first step."""
+def serve(
+    run: Callable[[int], dict[str, float]],
+    facts: Callable[[], dict[str, float]] = dict,
+    peak_mb: Callable[[], float] | None = None,
+) -> None:
+    """The worker's side.
+
+    Args:
+      run: takes so many steps and returns the losses of the last.
+      facts: asked for after the first step.
+      peak_mb: peak memory in MB; this process's resident memory by default.
+    """
+    peak_mb = peak_mb or peak_rss_mb
 
     def say(message: dict[str, Any]) -> None:
         print(json.dumps(message), flush=True)
@@ -35,7 +48,7 @@ def serve(run: Callable[[int], dict[str, float]], facts: Callable[[], dict[str, 
         steps = int(line)
         began = time.perf_counter()
         run(steps)
-        say({"seconds": time.perf_counter() - began, "peak_rss_mb": peak_rss_mb()})
+        say({"seconds": time.perf_counter() - began, "peak_mb": peak_mb()})
 
 
 def pin(threads: int) -> None:
@@ -59,20 +72,23 @@ class Worker:
     Attributes:
       start_s: from the process's start to the end of its first step.
       losses, facts: what it said of that step and of itself.
-      peak_rss_mb: as of its last answer.
+      peak_mb: memory as of its last answer.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.name = " ".join(command[1:])
-        began = time.perf_counter()
+        self.peak_mb = 0.0
+        self._began = time.perf_counter()
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+
+    def wait(self) -> None:
+        """Until its first step is done."""
         # Two lines, so that the time ends with the first step.
         self.losses: dict[str, float] = self._answer()
-        self.start_s = time.perf_counter() - began
+        self.start_s = time.perf_counter() - self._began
         self.facts: dict[str, float] = self._answer()
-        self.peak_rss_mb = 0.0
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -90,7 +106,7 @@ class Worker:
         self._process.stdin.write(f"{steps}\n")
         self._process.stdin.flush()
         answer = self._answer()
-        self.peak_rss_mb = answer["peak_rss_mb"]
+        self.peak_mb = answer["peak_mb"]
         return answer["seconds"] / steps
 
     def close(self) -> None:
@@ -110,12 +126,14 @@ def workers() -> Iterator[Callable[..., Worker]]:
     """Starts workers; all of them end with the context."""
     started: list[Worker] = []
 
-    def start(module: str, *arguments: str, python: str = sys.executable) -> Worker:
+    def start(module: str, *arguments: str, python: str = sys.executable, wait: bool = True) -> Worker:
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         # A cache that the caller set would make the first start warm.
         environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | {"PYTHONPATH": path}
         worker = Worker([python, "-m", module, *arguments], environment)
         started.append(worker)
+        if wait:
+            worker.wait()
         return worker
 
     try:
@@ -123,3 +141,13 @@ def workers() -> Iterator[Callable[..., Worker]]:
     finally:
         for worker in started:
             worker.close()
+
+
+def take_turns(ways: Mapping[str, Worker], rounds: int, turn_s: float = TURN_SECONDS) -> dict[str, float]:
+    """Median seconds a step of each worker over alternating rounds, in turns of about `turn_s` seconds."""
+    steps = {name: max(2, math.ceil(turn_s / worker.seconds(2))) for name, worker in ways.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, worker in ways.items():
+            seconds[name].append(worker.seconds(steps[name]))
+    return {name: statistics.median(s) for name, s in seconds.items()}
