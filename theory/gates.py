@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from theory.cells import Cells
+from theory.tables import describe
 from theory.window import near_middle
 
 TOLERANCE = 1e-9
@@ -70,6 +71,11 @@ def reasons(checks: Mapping[str, Sequence[Gate]]) -> list[str]:
     return [f"{' and '.join(names)} {words[tier]}: {reason}" for (tier, reason), names in ordered]
 
 
+def at_least(value: Any, threshold: Any) -> Any:
+    """value >= threshold up to rounding: inclusive, whatever the last digits."""
+    return value >= threshold - TOLERANCE
+
+
 def decades(levels: np.ndarray) -> float:
     """log10(largest / smallest)."""
     return float(np.log10(np.max(levels) / np.min(levels)))
@@ -79,9 +85,9 @@ def range_gate(name: str, levels: np.ndarray, needed: float, second: float | Non
     """The coordinate must span `needed` decades; `second` are enough for the second tier."""
     low, high = float(np.min(levels)), float(np.max(levels))
     span = decades(np.asarray(levels))
-    if span >= needed - TOLERANCE:
+    if at_least(span, needed):
         return Gate("range")
-    tier = SECOND if second is not None and span >= second - TOLERANCE else FAILED
+    tier = SECOND if second is not None and at_least(span, second) else FAILED
     missing = float(np.ceil(low * 10**needed * (1 - TOLERANCE)))
     reason = (
         f"{name} covers a factor of {high / low:.3g} ({low:g} to {high:g}); {10**needed:.3g} is needed: "
@@ -105,7 +111,7 @@ def top_gate(name: str, levels: np.ndarray) -> Gate:
     levels = np.unique(levels)
     if len(levels) < MIN_LEVELS_SIZE:
         return Gate("top")  # the gate on levels says what is missing
-    top = levels[np.log(levels) >= near_middle(np.log(levels)) - TOLERANCE]
+    top = levels[at_least(np.log(levels), near_middle(np.log(levels)))]
     if len(top) >= MIN_LEVELS_TOP:
         return Gate("top")
     new = between(top, MIN_LEVELS_TOP - len(top))
@@ -135,14 +141,14 @@ def signal_gate(quantity: str, levels: Sequence[Mapping[str, Any]], mean: np.nda
         levels: the design point of each cell. mean, error: [C] cell means and their standard errors.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = np.where(error > 0, mean / error, np.where(mean > 0, np.inf, 0.0))
+        ratio = np.nan_to_num(mean / error, posinf=np.inf)
     known = np.isfinite(error)
     if not known.any():
         return Gate("signal", FAILED, f"the noise of {quantity} is unknown with one seed per cell: repeat the cells",
                     ({"seeds": MIN_SEEDS - 1},))  # fmt: skip
-    strong = ratio >= MIN_SIGNAL - TOLERANCE
+    strong = at_least(ratio, MIN_SIGNAL)
     share = float(np.mean(strong[known]))
-    if share >= MIN_SIGNAL_SHARE - TOLERANCE:
+    if at_least(share, MIN_SIGNAL_SHARE):
         return Gate("signal")
     # A cell whose mean is not clearly above 0 has no number of seeds that would be enough.
     hopeful = known & ~strong & (ratio > MIN_SIGNAL / 10)
@@ -203,10 +209,8 @@ def cells_that_count(cells: Cells) -> tuple[Cells, str]:
     few = cells.replicates < SECOND_TIER_SEEDS
     if not few.any() or few.all():
         return cells, ""
-    points = [
-        ", ".join(f"{k} = {v:g}" if isinstance(v, float) else f"{k} = {v}" for k, v in point.items())
-        for point in cells.levels[few].head(4).to_dict("records")
-    ]
+    names = [str(c) for c in cells.levels]
+    points = [describe(names, point) for point in cells.levels[few].head(4).itertuples(index=False)]
     more = f" and {int(few.sum()) - len(points)} more" if few.sum() > len(points) else ""
     remark = (
         f"cells with fewer than {SECOND_TIER_SEEDS} seeds do not count: {int(few.sum())} of {cells.size} "

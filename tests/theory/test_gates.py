@@ -11,10 +11,14 @@ from theory.gates import (
     FAILED,
     FIRST,
     SECOND,
+    Gate,
+    between,
     cells_that_count,
     collinearity_gate,
     levels_gate,
+    range_gate,
     rank_gates,
+    reasons,
     seeds_gate,
     signal_gate,
     size_gates,
@@ -58,7 +62,9 @@ def test_nine_tenths_of_a_decade_of_rank(levels, tier):
 
 def test_five_ranks_are_needed():
     assert tier_of(rank_gates(np.array([4.0, 8, 16, 40]))) == FAILED
-    assert levels_gate("rank", np.array([4.0, 8, 16, 40]), 5).needed == ({"rank": 25.0, "seeds": 5},)
+    gate = levels_gate("rank", np.array([4.0, 8, 16, 40]), 5)
+    assert gate.needed == ({"rank": 25.0, "seeds": 5},)
+    assert gate.reason == "rank takes 4 values and 5 are needed: add rank = 25"
 
 
 def test_seeds_are_counted_in_the_median_cell():
@@ -84,10 +90,79 @@ def test_the_signal_must_exceed_three_standard_errors_in_nine_cells_of_ten():
     assert signal_gate("gap", points, mean, np.full(10, np.nan)).tier == FAILED
 
 
+@pytest.mark.parametrize(("weak", "tier"), [(2, FIRST), (3, SECOND)])
+def test_the_share_of_strong_cells_is_counted_among_twenty(weak, tier):
+    error = np.where(np.arange(20) < weak, 2.0, 1.0)
+    assert signal_gate("gap", [{}] * 20, np.full(20, 3.0), error).tier == tier
+
+
+def test_cells_without_spread_are_strong_where_they_are_above_zero():
+    for mean, tier in ((0.1, FIRST), (0.0, SECOND), (-0.5, SECOND)):
+        gate = signal_gate("gap", [{}] * 3, np.full(3, mean), np.zeros(3))
+        assert (gate.tier, gate.needed) == (tier, ())
+
+
+def test_a_cell_of_unknown_noise_is_left_out_of_the_share():
+    mean, error = np.full(5, 3.0), np.array([1.0, 1.0, 1.0, 1.0, np.nan])
+    assert signal_gate("gap", [{}] * 5, mean, error).tier == FIRST
+    unknown = signal_gate("gap", [{}] * 5, mean, np.full(5, np.nan))
+    assert unknown.needed == ({"seeds": 4},)  # beside the one that is there
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said", "seeds"),
+    [(0.31, "take about 93.7 times the seeds in the others", (464, 464)), (0.29, "take many more seeds (some", ())],
+)
+def test_more_seeds_are_counted_where_the_mean_is_a_tenth_of_what_is_needed(ratio, said, seeds):
+    """(3 / .31)^2 = 93.65 times the five seeds, of which five are there."""
+    mean = np.where(np.arange(10) < 2, ratio, 4.0)
+    gate = signal_gate("gap", [{}] * 10, mean, np.ones(10))
+    assert said in gate.reason
+    assert tuple(run["seeds"] for run in gate.needed) == seeds
+
+
 def test_coordinates_that_move_together_cannot_be_told_apart():
     a = np.geomspace(1, 100, 9)
     assert collinearity_gate("rank", "samples", a, a**2).tier == FAILED
+    assert collinearity_gate("rank", "samples", a, 1 / a).tier == FAILED
     assert collinearity_gate("rank", "samples", np.repeat(a, 9), np.tile(a, 9)).tier == FIRST
+    # A coordinate that does not move moves with nothing; two values each are enough to move together.
+    two, one = np.array([1.0, 10.0]), np.ones(2)
+    assert collinearity_gate("rank", "samples", two, two).tier == FAILED
+    assert collinearity_gate("rank", "samples", two, one).tier == collinearity_gate("a", "b", one, two).tier == FIRST
+
+
+@pytest.mark.parametrize(("correlation", "tier"), [(0.94, FIRST), (0.96, FAILED)])
+def test_a_correlation_of_95_percent_is_too_much(correlation, tier):
+    x, y = np.array([1.0, 1, -1, -1]), np.array([1.0, -1, 1, -1])  # uncorrelated, of variance 1
+    mixed = correlation * x + np.sqrt(1 - correlation**2) * y
+    gate = collinearity_gate("rank", "samples", np.exp(x), np.exp(mixed))
+    assert gate.tier == tier
+    assert ("rank and samples move together (correlation 0.96" in gate.reason) == (tier == FAILED)
+
+
+def test_thresholds_are_inclusive_up_to_rounding_and_no_further():
+    for short, tier in ((1e-10, FIRST), (1e-7, SECOND)):
+        assert range_gate("steps", np.array([10.0, 1000 * (1 - short)]), 2.0, 1.5).tier == tier
+    for short, tier in ((1e-10, SECOND), (1e-7, FAILED)):
+        assert range_gate("steps", np.array([10.0, 10 * 10**1.5 * (1 - short)]), 2.0, 1.5).tier == tier
+
+
+def test_failed_gates_are_said_first_and_otherwise_in_their_order():
+    checks = {
+        "rank": [Gate("seeds", SECOND, "few seeds")],
+        "samples": [Gate("range", FAILED, "short"), Gate("levels", FAILED, "coarse")],
+    }
+    assert reasons(checks) == [
+        "samples untestable: short",
+        "samples untestable: coarse",
+        "rank second tier, never CONSISTENT: few seeds",
+    ]
+
+
+def test_values_between_any_levels():
+    assert between(np.array([0.0]), 1) == [4.0]  # as beyond 1
+    assert between(np.array([3.0, 4.0, 5.0]), 1) == [10.0]  # no whole number in the widest gap: beyond the largest
 
 
 def test_a_cell_counts_with_three_seeds(rng):
@@ -96,9 +171,11 @@ def test_a_cell_counts_with_three_seeds(rng):
     cells = build_cells(frame, ["rank", "samples"], "gap")
     alone, remark = cells_that_count(build_cells(pd.concat([frame, far]), ["rank", "samples"], "gap"))
     assert alone.levels["samples"].max() == 640
-    assert "samples = 6400" in remark
+    assert "(rank=4, samples=6400)" in remark
     np.testing.assert_array_equal(alone.mean, cells.mean)
     assert cells_that_count(cells) == (cells, "")
+    sites = build_cells(pd.concat([frame, far]).assign(site="q"), ["site", "samples"], "gap")
+    assert "(site=q, samples=6400)" in cells_that_count(sites)[1]
     two = build_cells(frame[frame["seed"] < 2], ["rank", "samples"], "gap")
     assert cells_that_count(two)[0].size == two.size  # where no cell has three, the gate on seeds says so
 
