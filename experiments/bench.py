@@ -34,7 +34,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.bench_gpu import measure_gpu, show_gpu
+from experiments.bench_gpu import PLAN, measure_gpu, show_gpu
 from experiments.bench_sweep import measure_sweep
 from experiments.command import guarded
 from experiments.files import write_json
@@ -219,6 +219,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpu", action="store_true", help="what an accelerator does instead")
     parser.add_argument("--tiny", action="store_true", help="with --gpu: toy shapes on the CPU, to try the command")
     parser.add_argument("--minutes", type=float, default=8.0, help="with --gpu: begin no further part after these")
+    parser.add_argument("--parts", nargs="+", default=(), choices=[*PLAN, "many"], help="with --gpu: only these")
     parser.add_argument("--peer-python", type=Path, metavar="PATH", help="an interpreter that has PyTorch")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the numbers")
     return parser
@@ -236,7 +237,9 @@ def main() -> int:
     else:
         peer = peer_interpreter(args.peer_python)
         if args.gpu:
-            result = measure_gpu(tiny=args.tiny, peer=peer, minutes=args.minutes, out=args.json, **rounds)
+            result = measure_gpu(
+                tiny=args.tiny, peer=peer, minutes=args.minutes, parts=args.parts, out=args.json, **rounds
+            )
             show_gpu(result)
             return 1 if result["failed"] else 0
         if args.sweep:

@@ -4,7 +4,7 @@ For each preset: our step and the plain one, in float32, TF32 and bfloat16, agai
 students in one program against one after another. Workers take turns as on a CPU. First losses must agree with those
 of a CPU in float32 (`to CPU`: the largest relative difference). PyTorch's workers start at once and compile while ours
 do, two at a time. Each preset's numbers are written as
-they come: what is done survives a time-out.
+they come: what is done survives a time-out, and the same command with the same --json goes on from there.
 
 `--tiny` goes the same way on the CPU with toy shapes: it says that the command works, and nothing about speed.
 """
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,7 @@ AGREE = {"float32": 1e-4, "tensorfloat32": 1e-2, "bfloat16": 3e-2}
 PLAN = {
     "big": [("ours", "float32"), ("plain", "float32"), ("ours", "bfloat16"), ("ours", "tensorfloat32"),
             ("peer", "float32"), ("peer", "bfloat16"), ("peer", "tensorfloat32"), ("peer_eager", "float32")],
-    "smollm2": [("ours", "float32"), ("ours", "bfloat16"), ("ours", "tensorfloat32"),
-                ("peer", "float32"), ("peer", "bfloat16"), ("peer", "tensorfloat32")],
+    "smollm2": [("ours", "bfloat16"), ("ours", "float32"), ("peer", "bfloat16"), ("peer", "float32")],
     "small": [("ours", "float32"), ("plain", "float32"), ("ours", "bfloat16"),
               ("peer", "float32"), ("peer", "bfloat16"), ("peer_eager", "float32")],
 }  # fmt: skip
@@ -61,6 +60,12 @@ def difference(wanted: dict[str, float], worker: Worker) -> float:
     return max(abs(worker.losses[term] - value) / abs(value) for term, value in wanted.items())
 
 
+def torch_version(python: str) -> str:
+    """Of an interpreter that has PyTorch."""
+    command = [python, "-c", "import torch; print(torch.__version__)"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 class Bench:
     """The measurements of one call; `result` is what is known so far."""
 
@@ -70,7 +75,7 @@ class Bench:
         self.result: dict[str, Any] = {
             "card": card(platform),
             "jax": importlib.metadata.version("jax"),
-            "torch": None,
+            "torch": peer and torch_version(peer),
             "rounds": rounds,
             "limit": {},
             "step": {},
@@ -78,6 +83,15 @@ class Bench:
             "left_out": [],
             "failed": [],
         }
+        if out is not None and out.exists():
+            self.go_on(json.loads(out.read_text()))
+
+    def go_on(self, earlier: dict[str, Any]) -> None:
+        """Keep what an earlier call measured on the same card with the same libraries."""
+        for what in ("card", "jax", "torch"):
+            if earlier.get(what) != self.result[what]:
+                raise InputError(f"{self.out}: measured with {what} {earlier.get(what)}, here {self.result[what]}")
+        self.result |= {part: earlier[part] for part in ("limit", "step", "many")}
 
     def say(self, text: str) -> None:
         print(f"[{self.end - time.monotonic():4.0f} s left] {text}", file=sys.stderr, flush=True)
@@ -97,6 +111,8 @@ class Bench:
     def limits(self, start: Callable[..., Worker], cache: str) -> None:
         """FLOP/s of large products in each precision."""
         for precision in PRECISIONS if self.platform == "cuda" else ("float32",):
+            if precision in self.result["limit"] or self.late(f"large products in {precision}"):
+                continue
             products = start(
                 "experiments.bench_step", "--variant", "matmul", "--platform", self.platform,
                 "--precision", precision, "--preset", "test", "--cache", cache,
@@ -111,10 +127,11 @@ class Bench:
     def ready(self, worker: Worker, what: str) -> bool:
         """Wait for a worker's first step; one that fails is noted, and the others go on."""
         try:
-            worker.wait()
+            worker.wait(self.end - time.monotonic())
         except InputError as wrong:
-            self.result["failed"].append(f"{what}: {wrong}")
-            self.say(f"{what} failed")
+            if not self.late(what):
+                self.result["failed"].append(f"{what}: {wrong}")
+                self.say(f"{what} failed")
             return False
         return True
 
@@ -199,7 +216,13 @@ class Bench:
 
 
 def measure_gpu(
-    *, tiny: bool, peer: str | None, minutes: float = 8.0, rounds: int = 5, out: Path | None = None
+    *,
+    tiny: bool,
+    peer: str | None,
+    minutes: float = 8.0,
+    rounds: int = 5,
+    parts: Sequence[str] = (),
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """All of it (see the module).
 
@@ -207,27 +230,26 @@ def measure_gpu(
       tiny: toy shapes on the CPU.
       peer: an interpreter that has PyTorch, or None.
       minutes: after these no further part is begun.
-      out: a JSON file, rewritten after every part.
+      parts: presets, and "many" for the students in one program; none takes all.
+      out: a JSON file, rewritten after every part; what it holds already is kept and not measured again.
     """
     platform = "cpu" if tiny else "cuda"
     # Many processes share the card: none may take it whole.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
     bench = Bench(platform, peer, minutes, rounds, out)
-    if peer is not None:
-        command = [peer, "-c", "import torch; print(torch.__version__)"]
-        bench.result["torch"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     bench.say(f"{bench.result['card']}, jax {bench.result['jax']}, PyTorch {bench.result['torch']}")
     with tempfile.TemporaryDirectory(prefix="bench-") as cache:
         with workers() as start:
             bench.limits(start, cache)
-        many = TINY_MANY if tiny else MANY
         for name, plan in (TINY if tiny else PLAN).items():
-            if not bench.late(f"the step of {name}"):
-                with workers() as start:
-                    bench.step(start, name, plan, cache)
-            if name in many:
-                bench.many(name, *many[name], cache)
+            if name in bench.result["step"] or (parts and name not in parts) or bench.late(f"the step of {name}"):
+                continue
+            with workers() as start:
+                bench.step(start, name, plan, cache)
+        for name, numbers in (TINY_MANY if tiny else MANY).items():
+            if name not in bench.result["many"] and (not parts or "many" in parts):
+                bench.many(name, *numbers, cache)
     return bench.result
 
 

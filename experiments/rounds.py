@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -83,12 +84,22 @@ class Worker:
             command, cwd=ROOT, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def wait(self) -> None:
-        """Until its first step is done."""
-        # Two lines, so that the time ends with the first step.
-        self.losses: dict[str, float] = self._answer()
-        self.start_s = time.perf_counter() - self._began
-        self.facts: dict[str, float] = self._answer()
+    def wait(self, at_most: float | None = None) -> None:
+        """Until its first step is done, or for so many seconds: then it is ended.
+
+        Raises:
+          InputError: it has ended.
+        """
+        alarm = threading.Timer(threading.TIMEOUT_MAX if at_most is None else max(0.0, at_most), self._process.kill)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            # Two lines, so that the time ends with the first step.
+            self.losses: dict[str, float] = self._answer()
+            self.start_s = time.perf_counter() - self._began
+            self.facts: dict[str, float] = self._answer()
+        finally:
+            alarm.cancel()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -143,8 +154,9 @@ def workers() -> Iterator[Callable[..., Worker]]:
             worker.close()
 
 
-def take_turns(ways: Mapping[str, Worker], rounds: int, turn_s: float = TURN_SECONDS) -> dict[str, float]:
+def take_turns(ways: Mapping[str, Worker], rounds: int, turn_s: float | None = None) -> dict[str, float]:
     """Median seconds a step of each worker over alternating rounds, in turns of about `turn_s` seconds."""
+    turn_s = TURN_SECONDS if turn_s is None else turn_s
     steps = {name: max(2, math.ceil(turn_s / worker.seconds(2))) for name, worker in ways.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):

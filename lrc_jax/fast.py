@@ -292,10 +292,11 @@ def library_attention(
 def choose_attention(backend: str, dtype: Any, length: int) -> Callable[..., Array]:
     """Which attention a backend runs.
 
-    On a GPU cuDNN's fused kernel takes half precision only; XLA's own for the rest, up to LONG tokens: it keeps the
-    scores. Elsewhere `block_attention`, and `tile_attention` for long sequences.
+    On a GPU cuDNN's fused kernel takes half precision only; JAX's own form float32, up to LONG tokens: it keeps the
+    scores. It computes them in float32 always, so float64 goes the way of a CPU: `block_attention`, and
+    `tile_attention` for long sequences.
     """
-    if backend in ("gpu", "cuda"):
+    if backend in ("gpu", "cuda") and dtype != jnp.float64:
         if dtype in (jnp.bfloat16, jnp.float16):
             return functools.partial(library_attention, implementation="cudnn")
         return tile_attention if length > LONG else library_attention

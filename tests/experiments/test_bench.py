@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import bench
+from experiments import bench, bench_gpu, rounds
 from experiments.bench_step import arithmetic, product_flops, set_up
 from experiments.presets import PRESETS
 from experiments.rounds import ROOT, workers
@@ -91,7 +91,7 @@ def test_losses_that_differ_end_the_bench():
 @pytest.mark.slow
 def test_bench_of_a_tiny_step(tmp_path, capsys, monkeypatch):
     """All ways run, agree (check_losses), and the JSON has what users read."""
-    monkeypatch.setattr(bench, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(rounds, "TURN_SECONDS", 0.01)
     monkeypatch.setattr(
         sys, "argv", ["bench", "--rounds", "1", "--students", "2", "--json", str(tmp_path / "out.json")]
     )
@@ -105,3 +105,40 @@ def test_bench_of_a_tiny_step(tmp_path, capsys, monkeypatch):
     assert 0 < result["share_of_limit"] < 1 and result["warm_start_s"] < result["cold_start_s"]
     assert (result["peer_s"] is None) == (bench.peer_interpreter(None) is None)
     assert "share of limit" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_accelerator_s_bench_on_a_cpu(tmp_path, capsys, monkeypatch):
+    """Every part runs, agrees with a CPU, and a second call measures nothing again."""
+    out = tmp_path / "out.json"
+    monkeypatch.setattr(bench_gpu, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(sys, "argv", ["bench", "--gpu", "--tiny", "--rounds", "1", "--json", str(out)])
+    assert bench.main() == 0
+    result = json.loads(out.read_text())
+    rows = {(row["way"], row["precision"]): row for row in result["step"]["test"]["rows"]}
+    assert rows["ours", "float32"]["differs_from_cpu"] < 1e-6 < rows["ours", "bfloat16"]["differs_from_cpu"] < 3e-2
+    assert rows["plain", "float32"]["to_ours"] == pytest.approx(
+        rows["plain", "float32"]["step_s"] / rows["ours", "float32"]["step_s"]
+    )
+    many = result["many"]["test"]
+    assert many["students"] == 8 and many["largest_loss_difference"] < 1e-5
+    assert many["ratio"] == pytest.approx(8 * many["run_s"] / many["together_s"])
+    assert "8 students" in capsys.readouterr().out
+    before = out.read_bytes()
+    monkeypatch.setattr(bench_gpu.Bench, "step", None)  # not called
+    assert bench.main() == 0 and out.read_bytes() == before
+
+    result["card"] = "another"
+    out.write_text(json.dumps(result))
+    with pytest.raises(InputError, match="measured with card another"):
+        bench.main()
+
+
+def test_a_worker_that_takes_too_long_is_ended():
+    with workers() as start, pytest.raises(InputError, match="exit code -9"):
+        start("timeit", "-n", "1", "import time; time.sleep(60)", wait=False).wait(0.2)
+
+
+def test_a_bench_on_a_machine_without_the_card_says_so():
+    with pytest.raises(InputError, match="no device of kind cuda here; --tiny runs on the CPU"):
+        bench_gpu.card("cuda")

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from lrc_jax import checkpoint
-from lrc_jax.__main__ import main
+from lrc_jax.__main__ import exact_products, main
 from lrc_jax.distill import DistillSettings, distill
 from lrc_jax.errors import InputError
 from lrc_jax.export import write_model
@@ -200,3 +200,15 @@ def test_teacher_without_tokenizer(teacher_folder: Path, text_file: Path, tmp_pa
 def test_plan(teacher_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--teacher", str(teacher_folder), "--rank", "8", "--tokens", "1e6"]) == 0
     assert "FLOPs" in capsys.readouterr().out
+
+
+def test_products_are_exact_unless_asked_otherwise():
+    """On a GPU JAX's own default would be TF32."""
+    before = jax.config.values["jax_default_matmul_precision"]
+    try:
+        for given, used in ((None, "highest"), ("tensorfloat32", "tensorfloat32")):
+            jax.config.update("jax_default_matmul_precision", given)
+            exact_products()
+            assert jax.config.values["jax_default_matmul_precision"] == used
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)

@@ -145,6 +145,7 @@ def test_which_attention_a_backend_runs():
     assert choose("cpu", np.float32, 513) is fast.tile_attention
     assert choose("cuda", np.float32, 512) is choose("gpu", np.float32, 16) is fast.library_attention
     assert choose("gpu", np.float32, 513) is fast.tile_attention
+    assert choose("gpu", np.float64, 512) is fast.block_attention  # JAX's own computes scores in float32
     half = choose("gpu", jnp.bfloat16, 4096)
     assert half.func is fast.library_attention and half.keywords == {"implementation": "cudnn"}
 

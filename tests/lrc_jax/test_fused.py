@@ -179,4 +179,5 @@ def test_batches_that_carry_features_are_cut_to_what_a_chunk_holds(frozen, monke
     hard = Objective(clone=False, kl=False)
     m = member(frozen, objective=hard, steps=100)  # a chunk of 5 for progress
     ((state,),) = train_together(CONFIG, [stream([m], pool)], batch_size=8)
-    np.testing.assert_allclose(losses(m, state), losses(m, alone(m, pool)[0]), rtol=1e-5)
+    tolerance = 1e-5 if jax.default_backend() == "cpu" else 1e-3  # a GPU's two programs sum in different orders
+    np.testing.assert_allclose(losses(m, state), losses(m, alone(m, pool)[0]), rtol=tolerance)
