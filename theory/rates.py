@@ -198,13 +198,13 @@ def _points(cells: Cells, windows: Mapping[str, Window | None], exponents: Mappi
     points = cells.levels.copy()
     half = cells.half_widths()
     points["mean"], points["low"], points["high"] = cells.mean, cells.mean - half, cells.mean + half
-    shape = np.zeros(cells.size)
+    shape = np.ones(cells.size)
     for name, window in windows.items():
         points[f"fitted_{name}"] = np.nan if window is None else window.fitted
-        shape += exponents[name].claimed * np.log(cells.levels[name].to_numpy(dtype=np.float64))
-    shape = np.exp(shape - shape.mean())
+        shape *= cells.levels[name].to_numpy(dtype=np.float64) ** exponents[name].claimed
     group = cells.groups([str(c) for c in cells.levels if c not in windows])
-    weight = cells.replicates / np.square(np.maximum(np.abs(cells.mean), 1e-300))
-    constant = np.bincount(group, weight * cells.mean * shape) / np.bincount(group, weight * np.square(shape))
+    # The constant minimises the relative deviations of the runs; a mean of 0 has none.
+    ratio = np.divide(shape, cells.mean, out=np.zeros(cells.size), where=cells.mean != 0)
+    constant = np.bincount(group, cells.replicates * ratio) / np.bincount(group, cells.replicates * ratio**2)
     points["claimed"] = constant[group] * shape
     return points

@@ -6,41 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
+from windows import at, bent, window
 
 from theory.comparison import LawFit
-from theory.intervals import UNDEFINED
 from theory.optimum import Growth, RankCost
 from theory.rules import BENT, GROWTH, STRAIGHT, Limits, decide, decide_growth
 from theory.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
-from theory.window import Estimate, Window
+from theory.window import Estimate
 
-SEEDS = 5
 N = Limits(claimed=-0.5, margin=0.1, refute_level=0.975, leading=True, tier=1)
 R = replace(N, claimed=1.0, leading=False)
 WORSE, BETTER = -0.4, -0.6
 ALMOST = 1e-6
-
-
-def at(value: float, half: float = 0.0, level: float = 0.95) -> Estimate:
-    """An estimate whose interval at a level has this half-width."""
-    return Estimate(value, half / float(stats.t.ppf(0.5 + level / 2, SEEDS - 1)), SEEDS)
-
-
-def window(whole: Estimate, **parts: object) -> Window:
-    """A straight window whose parts all have the slope of the whole, unless they are given."""
-    same = at(whole.value)
-    found = Window(
-        whole, same, same, same, same, same, at(0.0), 1e3, 1e4, 1.0, 1.0, 0.95, (0.0, 2.0), (), UNDEFINED, (),
-        np.zeros(0),
-    )  # fmt: skip
-    return replace(found, **parts)
-
-
-def bent(low: Estimate, top: Estimate, reach: Estimate | None = None) -> Window:
-    q = top.value - low.value
-    whole = at((low.value + top.value) / 2)
-    return window(whole, low=low, top=top, bend=at(q, abs(q) / 2), reach=reach or at(top.value))
 
 
 def test_limits_are_the_claimed_exponent_and_the_margin():
