@@ -36,7 +36,7 @@ reproduce: env
 
 # Every figure, table and verdict of the studies kept in results/reference/, without running a model.
 figures: env
-	$(BIN)/python -m experiments.reference study=all
+	$(BIN)/python -m experiments.archive study=all
 
 # The documentation site, in build/docs; a warning is an error.
 docs: env

@@ -11,9 +11,9 @@ from sphinx.application import Sphinx
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from experiments.compare_arms import arms_markdown, kept_tables  # noqa: E402
-from experiments.reference import validation_markdown, verdicts_markdown  # noqa: E402
-from experiments.store import REFERENCE, Study  # noqa: E402
+from experiments.archive import validation_markdown, verdicts_markdown  # noqa: E402
+from experiments.show.ablation_table import arms_markdown, kept_tables  # noqa: E402
+from experiments.sweep.store import REFERENCE, Study  # noqa: E402
 from theory.ledger import all_claims  # noqa: E402
 from theory.page import theory_markdown  # noqa: E402
 

@@ -8,71 +8,9 @@ order they were computed in; times and machines stay in the rows' own files.
 
 from __future__ import annotations
 
-import io
-import json
-import sys
-from typing import Any
-
-import pandas as pd
-
-from experiments.command import guarded, study_arguments
-from experiments.files import write_bytes, write_csv
-from experiments.store import Study
-from lrc_jax.errors import InputError
-
-ORDER = ["claim", "arm", "student", "matrices", "init", "teacher", "data", "labels", "rank", "samples", "steps", "seed"]
-PROVENANCE = ["run_id", "data_digest", "code_version"]
-
-
-def load_rows(study: Study) -> tuple[list[dict[str, Any]], int]:
-    """Rows of finished runs, and how many were left out.
-
-    A configuration computed by several versions of the code counts once: with the version that has the most rows of
-    the study, so that a table never mixes two methods where it need not.
-    """
-    rows = [row for folder in study.runs() if (row := folder.row()) is not None]
-    versions = [row["code_version"] for row in rows]
-    chosen: dict[str, dict[str, Any]] = {}
-    for row in sorted(
-        rows, key=lambda r: (versions.count(r["code_version"]), str(r["code_version"]), str(r["run_id"]))
-    ):
-        chosen[json.dumps([row["config"], row["data_digest"]], sort_keys=True)] = row
-    return list(chosen.values()), len(rows) - len(chosen)
-
-
-def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """One line a run, or several where a run measured several sites; known order of rows and columns."""
-    lines = []
-    for row in rows:
-        columns = dict(row["columns"])
-        provenance = {key: row[key] for key in PROVENANCE}
-        for line in columns.pop("lines", None) or [{}]:
-            lines.append(columns | line | provenance)
-    frame = pd.DataFrame(lines)
-    first = [c for c in ORDER if c in frame]
-    rest = sorted(str(c) for c in frame if c not in first and c not in PROVENANCE)
-    keys = [*first, *(c for c in ("site", "intrinsic_dimension") if c in frame), "run_id"]
-    frame = frame[first + rest + PROVENANCE].dropna(axis=1, how="all")
-    return frame.sort_values([k for k in keys if k in frame], na_position="first", kind="stable", ignore_index=True)
-
-
-def collect(study: Study) -> pd.DataFrame:
-    """Write the study's table and return it.
-
-    Raises:
-      InputError: the study has no finished run, or the folder cannot be written to.
-    """
-    rows, left_out = load_rows(study.require())
-    if not rows:
-        raise InputError(f"study: {study.path} has no finished run; run its sweep first")
-    frame = table(rows)
-    write_csv(study.path / "measurements.csv", frame)
-    parquet = io.BytesIO()
-    frame.to_parquet(parquet, index=False)
-    write_bytes(study.path / "measurements.parquet", parquet.getvalue())
-    if left_out:
-        print(f"{left_out} runs of other code versions are superseded and left out", file=sys.stderr)
-    return frame
+from experiments.common.command import guarded, study_arguments
+from experiments.sweep.rows import collect
+from experiments.sweep.store import Study
 
 
 def main() -> int:

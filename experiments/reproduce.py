@@ -30,20 +30,20 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from experiments.collect import collect
-from experiments.command import guarded, study_arguments
-from experiments.figures import save
-from experiments.files import write_json, write_text
-from experiments.lines import claims_of, lines_of
-from experiments.progress import duration
-from experiments.report import load_parts, parts_of, render, validation_of
-from experiments.store import Study
+from experiments.common.command import guarded, study_arguments
+from experiments.common.files import write_json, write_text
+from experiments.common.paths import CONF
+from experiments.common.progress import duration
+from experiments.show.figures import save
+from experiments.show.lines import claims_of, lines_of
+from experiments.show.page import load_parts, parts_of, render, validation_of
+from experiments.sweep.rows import collect
+from experiments.sweep.store import Study
 from experiments.watch import Watch
 from lrc_jax.errors import InputError
 from theory.render import console
 from theory.report import Report, to_json
 
-CONF = Path(__file__).resolve().parent.parent / "conf" / "reproduce"
 DATA = {"data": None, "data.path": None}
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -59,9 +59,9 @@ class Arm:
 
 def read_design(name: str) -> dict[str, Any]:
     """The design of a study. Raises InputError where there is none of this name."""
-    path = CONF / f"{name}.yaml"
+    path = CONF / "reproduce" / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in CONF.glob("*.yaml")))
+        known = ", ".join(sorted(p.stem for p in (CONF / "reproduce").glob("*.yaml")))
         raise InputError(f"study: no design {name!r} in conf/reproduce; choose one of {known}")
     return yaml.safe_load(path.read_text())
 

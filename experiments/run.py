@@ -14,7 +14,6 @@ import json
 import logging
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -24,19 +23,21 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from experiments import command, config
+from experiments.common import command
+from experiments.common.paths import CONF
+from experiments.run_one import config
 from experiments.status import record_sweep
-from experiments.store import Study
+from experiments.sweep.store import Study
 
 log = logging.getLogger(__name__)
-CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def execute(cfg: config.RunConfig) -> dict[str, Any]:
     """Run a checked configuration unless it is done; returns its row."""
     command.prepare_jax(cfg)
-    from experiments import interrupt, job, pipeline  # imports JAX: only after its environment is set
-    from experiments.progress import Progress, duration
+    from experiments.common.progress import Progress, duration
+    from experiments.run_one import pipeline  # imports JAX: only after its environment is set
+    from experiments.sweep import interrupt, job
     from lrc_jax import clock
 
     clock.start()
@@ -97,7 +98,7 @@ def task(raw: DictConfig) -> float | None:
 def main() -> int:
     if any(a in ("-h", "--help") for a in sys.argv[1:]):
         print((__doc__ or "").strip())
-        print("\nKeys (defaults; study=FOLDER under results/): see conf/config.yaml and experiments/config.py.")
+        print("\nKeys (defaults; study=FOLDER under results/): see conf/config.yaml and experiments/run_one/config.py.")
         groups = {p.name: sorted(q.stem for q in p.glob("*.yaml")) for p in sorted(CONF.iterdir()) if p.is_dir()}
         for name in ("teacher", "data", "student", "optimizer", "measure", "experiment"):
             print(f"  {'+' if name == 'experiment' else ''}{name}={'|'.join(groups[name])}")

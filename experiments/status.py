@@ -14,10 +14,10 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.command import guarded, study_arguments
-from experiments.files import read_json, write_json
-from experiments.progress import duration
-from experiments.store import RunFolder, Study
+from experiments.common.command import guarded, study_arguments
+from experiments.common.files import read_json, write_json
+from experiments.common.progress import duration
+from experiments.sweep.store import RunFolder, Study
 from theory.render import console
 
 STATES = ("done", "running", "failed", "missing")

@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from experiments.command import guarded, study_arguments
-from experiments.files import read_json
-from experiments.progress import duration
+from experiments.common.command import guarded, study_arguments
+from experiments.common.files import read_json
+from experiments.common.progress import duration
 from experiments.status import STATES, planned, summary
-from experiments.store import Study
+from experiments.sweep.store import Study
 from lrc_jax.errors import InputError
 from theory import render
 

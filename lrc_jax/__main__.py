@@ -56,12 +56,12 @@ def _named(kind: Any, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _distill(args: argparse.Namespace) -> int:
-    from lrc_jax.distill import DistillSettings, Machine, distill
+    from lrc_jax.training.distill import DistillSettings, Machine, distill
 
     if args.processes > 1:
         if args.coordinator is None:
             raise InputError("--coordinator: missing; several processes meet at HOST:PORT of the first one")
-        from lrc_jax.sharding import connect
+        from lrc_jax.compute.sharding import connect
 
         connect(args.coordinator, args.processes, args.process)
 
@@ -80,7 +80,7 @@ def _distill(args: argparse.Namespace) -> int:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from lrc_jax.generate import generate
+    from lrc_jax.inference.generate import generate
     from lrc_jax.teachers.load import load_teacher
 
     model = load_teacher(args.model)

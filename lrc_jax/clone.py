@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lrc_jax.compute.fast import operations
 from lrc_jax.errors import InputError
-from lrc_jax.fast import operations
 from lrc_jax.losses import ClonePair
 from lrc_jax.model import Activations, DecoderConfig, LayerWeights, Weights
 

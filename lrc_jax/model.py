@@ -60,7 +60,7 @@ class DecoderConfig:
     qk_norm: bool = False  # Qwen3: RMSNorm over the head dimension of q and k, before RoPE
     max_position_embeddings: int = 2048
     model_type: str = "llama"
-    step: str = "fast"  # how it is computed, not what: "fast" (lrc_jax.fast) or "reference" (this module)
+    step: str = "fast"  # how it is computed, not what: "fast" (lrc_jax.compute.fast) or "reference" (this module)
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

@@ -105,7 +105,7 @@ def evaluate_objective(
 ) -> Terms:
     """Total and parts for one batch. `teacher_acts` may be None where neither clone nor kl is asked for.
 
-    `output_losses` and `squared_error` are how, not what (see `lrc_jax.fast`).
+    `output_losses` and `squared_error` are how, not what (see `lrc_jax.compute.fast`).
     """
     batch, length = labels_BT.shape
     logits_NV = student_acts.logits_NV

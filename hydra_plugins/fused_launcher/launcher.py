@@ -1,9 +1,9 @@
 """`hydra/launcher=fused`: jobs that differ only in `batchable` keys go as one group to one entry function.
 
-The entry (experiments.fused.run_group) is a generator of (index, outcome). Each outcome is replayed at once through
-Hydra's own run_job, so that output folders, .hydra, logs, statuses and callbacks are Hydra's; an outcome that asks to
-be run alone, and every job of a group whose entry fails, goes through the plain task function instead. An `inner`
-launcher carries each group, as one job, to Slurm, Ray or another process.
+The entry (experiments.sweep.fused.run_group) is a generator of (index, outcome). Each outcome is replayed at once
+through Hydra's own run_job, so that output folders, .hydra, logs, statuses and callbacks are Hydra's; an outcome that
+asks to be run alone, and every job of a group whose entry fails, goes through the plain task function instead. An
+`inner` launcher carries each group, as one job, to Slurm, Ray or another process.
 
 Nothing heavy is imported here: Hydra imports every plugin at each start.
 """
@@ -47,7 +47,7 @@ class FusedLauncherConf:
     """
 
     _target_: str = "hydra_plugins.fused_launcher.launcher.FusedLauncher"
-    entry: str = "experiments.fused.run_group"
+    entry: str = "experiments.sweep.fused.run_group"
     batchable: list[str] = field(
         default_factory=lambda: [
             "rank",

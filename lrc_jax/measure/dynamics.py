@@ -23,7 +23,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from lrc_jax.fast import forward
+from lrc_jax.compute.fast import forward
 from lrc_jax.losses import kl_per_token
 from lrc_jax.measure.gradients import Loss, Params, SampleBatch, as_partial
 from lrc_jax.measure.spectra import LAYER_MATRICES, MATRIX_CLASSES, Spectrum, projection_constants, teacher_spectra

@@ -16,7 +16,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from lrc_jax.evaluate import SequenceLosses
+from lrc_jax.inference.evaluate import SequenceLosses
 
 Losses = Float[np.ndarray, "N"]
 

@@ -16,10 +16,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
+from lrc_jax.compute.fast import forward
 from lrc_jax.data.pools import Pool
 from lrc_jax.errors import InputError
-from lrc_jax.evaluate import batches
-from lrc_jax.fast import forward
+from lrc_jax.inference.evaluate import batches
 from lrc_jax.measure.contrastive import infonce
 from lrc_jax.measure.information import (
     barber_agakov,

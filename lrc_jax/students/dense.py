@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Array, Int
 
 from lrc_jax.clone import LowRankClone
-from lrc_jax.fast import forward
+from lrc_jax.compute.fast import forward
 from lrc_jax.losses import ClonePair
 from lrc_jax.model import Activations, DecoderConfig, Weights, init_weights
 from lrc_jax.students.base import Frozen, same_space_pairs

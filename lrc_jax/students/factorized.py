@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from lrc_jax.fast import forward
+from lrc_jax.compute.fast import forward
 from lrc_jax.losses import ClonePair
 from lrc_jax.model import Activations, DecoderConfig, LayerWeights, Weights
 from lrc_jax.students.base import Frozen, same_space_pairs

@@ -7,7 +7,7 @@ import dataclasses
 from jaxtyping import Array, Int
 
 from lrc_jax.clone import LowRankClone, Projections
-from lrc_jax.fast import forward
+from lrc_jax.compute.fast import forward
 from lrc_jax.losses import ClonePair
 from lrc_jax.model import Activations, DecoderConfig, Weights
 from lrc_jax.students.base import Frozen

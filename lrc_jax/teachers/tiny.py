@@ -12,13 +12,13 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from lrc_jax.compute.fast import forward
 from lrc_jax.data.pools import Pool
 from lrc_jax.errors import DivergedError
-from lrc_jax.evaluate import model_losses
-from lrc_jax.fast import forward
+from lrc_jax.inference.evaluate import model_losses
 from lrc_jax.losses import cross_entropy_per_token
 from lrc_jax.model import DecoderConfig, Weights, init_weights
-from lrc_jax.train import batch_index
+from lrc_jax.training.train import batch_index
 
 
 @dataclasses.dataclass(frozen=True)

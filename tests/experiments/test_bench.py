@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import bench, bench_gpu, rounds
-from experiments.bench_step import arithmetic, product_flops, set_up
-from experiments.presets import PRESETS
-from experiments.rounds import ROOT, workers
+from experiments.bench import __main__ as bench
+from experiments.bench import gpu, timing
+from experiments.bench.presets import PRESETS
+from experiments.bench.step import arithmetic, product_flops, set_up
+from experiments.bench.timing import ROOT, workers
 from lrc_jax.errors import InputError
-from lrc_jax.train import student_loss
+from lrc_jax.training.train import student_loss
 
 TINY = PRESETS["test"]
 
@@ -32,7 +33,7 @@ def peer_python() -> str:
 
 
 def test_the_peer_computes_our_losses():
-    command = [peer_python(), "-m", "experiments.peer", "--preset", "test", "--losses"]
+    command = [peer_python(), "-m", "experiments.bench.baseline", "--preset", "test", "--losses"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
@@ -69,8 +70,8 @@ def test_arithmetic_of_a_step_is_that_of_its_parts():
 
 
 def test_a_worker_that_dies_is_named():
-    with workers() as start, pytest.raises(InputError, match=r"-m experiments.bench_step --variant no.* exit code 2"):
-        start("experiments.bench_step", "--variant", "no")
+    with workers() as start, pytest.raises(InputError, match=r"-m experiments.bench.step --variant no.* exit code 2"):
+        start("experiments.bench.step", "--variant", "no")
 
 
 def test_an_interpreter_without_pytorch_is_refused(tmp_path):
@@ -91,7 +92,7 @@ def test_losses_that_differ_end_the_bench():
 @pytest.mark.slow
 def test_bench_of_a_tiny_step(tmp_path, capsys, monkeypatch):
     """All ways run, agree (check_losses), and the JSON has what users read."""
-    monkeypatch.setattr(rounds, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(timing, "TURN_SECONDS", 0.01)
     monkeypatch.setattr(
         sys, "argv", ["bench", "--rounds", "1", "--students", "2", "--json", str(tmp_path / "out.json")]
     )
@@ -111,7 +112,7 @@ def test_bench_of_a_tiny_step(tmp_path, capsys, monkeypatch):
 def test_the_accelerator_s_bench_on_a_cpu(tmp_path, capsys, monkeypatch):
     """Every part runs, agrees with a CPU, and a second call measures nothing again."""
     out = tmp_path / "out.json"
-    monkeypatch.setattr(bench_gpu, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(gpu, "TURN_SECONDS", 0.01)
     monkeypatch.setattr(sys, "argv", ["bench", "--gpu", "--tiny", "--rounds", "1", "--json", str(out)])
     assert bench.main() == 0
     result = json.loads(out.read_text())
@@ -125,7 +126,7 @@ def test_the_accelerator_s_bench_on_a_cpu(tmp_path, capsys, monkeypatch):
     assert many["ratio"] == pytest.approx(8 * many["run_s"] / many["together_s"])
     assert "8 students" in capsys.readouterr().out
     before = out.read_bytes()
-    monkeypatch.setattr(bench_gpu.Bench, "step", None)  # not called
+    monkeypatch.setattr(gpu.Bench, "step", None)  # not called
     assert bench.main() == 0 and out.read_bytes() == before
 
     result["card"] = "another"
@@ -141,4 +142,4 @@ def test_a_worker_that_takes_too_long_is_ended():
 
 def test_a_bench_on_a_machine_without_the_card_says_so():
     with pytest.raises(InputError, match="no device of kind cuda here; --tiny runs on the CPU"):
-        bench_gpu.card("cuda")
+        gpu.card("cuda")

@@ -8,14 +8,14 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import Polygon
 
-from experiments.claim_figures import (
+from experiments.show.claim_figures import (
     gap_against_rank,
     gap_against_samples,
     gap_local_slopes,
     optimal_rank_against_samples,
     risk_against_rank,
 )
-from experiments.theme import theme
+from experiments.show.theme import theme
 from theory.check import check_table
 from theory.figures import OPTIMA, level_colours
 from theory.intervals import Interval

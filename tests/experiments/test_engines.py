@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from experiments import config
+from experiments.run_one import config
 from hydra_plugins.fused_launcher.launcher import check_keys, cut, group_key
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from matplotlib.text import Text
 
-from experiments.forest import WIDTH, data_set, forest
-from experiments.lines import lines_of
-from experiments.theme import theme
+from experiments.show.forest import WIDTH, data_set, forest
+from experiments.show.lines import lines_of
+from experiments.show.theme import theme
 from theory.palette import INK
 
 

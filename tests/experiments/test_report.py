@@ -15,11 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import figures, power, report
-from experiments.lines import OUTCOME
-from experiments.reference import verdicts_markdown
-from experiments.store import Study
-from experiments.svg import contrast, on_dark
+from experiments import report
+from experiments.archive import verdicts_markdown
+from experiments.show import figures, power
+from experiments.show import page as shown
+from experiments.show.lines import OUTCOME
+from experiments.show.svg import contrast, on_dark
+from experiments.sweep.store import Study
 from theory.palette import INK, TERMINAL
 from theory.planted.surfaces import Design, dynamics_table, gap_table, gradient_table, information_table
 from theory.report import to_json
@@ -75,7 +77,7 @@ def study(tmp_path_factory):
         case = {"case": "gap r^1", "claim": "generalization", "replications": 2, "verdicts": {"CONSISTENT": 0.5}}
         need = {"name": "coverage", "value": 0.9, "limits": [0.93, 0.98], "met": False}
         validation.write_text(json.dumps({"replications": 2, "cases": [case], "requirements": [need]}))
-        page = report.render(made, report.load_parts(made), validation)
+        page = shown.render(made, shown.load_parts(made), validation)
     (made.path / "report.html").write_text(page)
     return made
 
@@ -105,8 +107,8 @@ def test_a_study_of_parts_has_one_page(study, tmp_path):
         (both.path / part).mkdir(parents=True)
         frame = pd.read_csv(study.path / "measurements.csv")
         frame[frame["claim"] == "dynamics"].to_csv(both.path / part / "measurements.csv", index=False)
-    parts = report.load_parts(both)
-    page = report.render(both, parts)
+    parts = shown.load_parts(both)
+    page = shown.render(both, parts)
     assert "One claim tested on two data sets" in page
     assert f"{OUTCOME[parts[0].report.claims['dynamics'].verdict]} on one, two" in page
     assert 'aria-label="all verdicts in one figure"' in page
@@ -139,10 +141,10 @@ def test_report_and_readme_agree_about_every_quantity(study, tmp_path):
 @pytest.mark.parametrize("verdict", ["LOOSE", "UNTESTABLE"])
 @pytest.mark.parametrize("gates", [[], ["too few seeds"]])
 def test_the_design_is_described_in_words_true_of_the_verdict(study, monkeypatch, verdict, gates):
-    monkeypatch.setattr(report, "power", lambda *_: {"gates": gates, "weak": [], "power": [], "design": {}})
-    (part,) = report.load_parts(study)
+    monkeypatch.setattr(shown, "power", lambda *_: {"gates": gates, "weak": [], "power": [], "design": {}})
+    (part,) = shown.load_parts(study)
     claim = dataclasses.replace(part.report.claims["generalization"], verdict=verdict)
-    said = report._power(part, claim, pd.DataFrame())["said"]
+    said = shown._power(part, claim, pd.DataFrame())["said"]
     assert ("fails" in said) == (verdict == "UNTESTABLE" and bool(gates))
     assert ("measured table passes" in said) == (verdict == "LOOSE" and bool(gates))
     assert ("what was measured on it does not" in said) == (verdict == "UNTESTABLE" and not gates)
@@ -154,17 +156,17 @@ def test_missing_runs_are_a_table(study, tmp_path):
     frame = pd.read_csv(study.path / "measurements.csv")
     frame = frame[(frame["claim"] == "generalization") & (frame["samples"] < 5000) & (frame["seed"] < 2)]
     frame.to_csv(short.path / "measurements.csv", index=False)
-    (part,) = report.load_parts(short)
-    table = report._needed(part.report.claims["generalization"])
+    (part,) = shown.load_parts(short)
+    table = shown._needed(part.report.claims["generalization"])
     assert table["columns"] == ["N", "seeds"] and ["every", 3] in table["rows"]
-    page = report.render(short, [part])
+    page = shown.render(short, [part])
     assert "Runs that would help" in page and "The design fails gates, so nothing was simulated" in page
 
 
 def test_an_arm_shows_the_verdict_of_each_quantity(tmp_path):
     rng = np.random.default_rng(0)
     rows = [information_table(0.8, SMALL, rng).assign(site="q", claim="information", arm=a) for a in (None, "control")]
-    table = report.arm_table(pd.concat(rows))
+    table = shown.arm_table(pd.concat(rows))
     control = table[table["arm"] == "control"].set_index("coordinate")
     assert control.loc["clone_weight", "verdict"] == "CONSISTENT"
     assert control.loc["ceiling_ratio", "verdict"] == "REFUTED"
@@ -175,7 +177,7 @@ def test_verdict_colours_are_defined_once():
     assert len(set(INK.values())) == len(INK)
     for word, ink in INK.items():
         assert contrast(ink, "#ffffff") >= 4.5, word
-    for shade in report._shades():
+    for shade in shown._shades():
         assert contrast(shade["ink"], shade["tint"]) >= 4.5, shade
         assert contrast(shade["dark_ink"], shade["dark_tint"]) >= 4.5, shade
 

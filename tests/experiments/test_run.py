@@ -404,7 +404,7 @@ def test_bad_arguments_are_one_line(tmp_path, arguments):
         ("experiments.watch", ["study=none"], "does not exist"),
         ("experiments.figures", ["study=x", "colour=red"], "colour=red: unknown argument"),
         ("experiments.report", ["study=none"], "does not exist"),
-        ("experiments.compare", ["study=none"], "does not exist"),
+        ("experiments.students", ["study=none"], "does not exist"),
         ("experiments.reproduce", ["study=none"], "choose one of"),
         ("experiments.reproduce", ["study=demo", "jobs=0"], "jobs"),
         ("experiments.reproduce", ["study=demo", "data.path=x"], "data.path needs"),
@@ -416,7 +416,7 @@ def test_bad_study_arguments_are_one_line(tmp_path, module, arguments, message):
     assert message in one_line(code, err)
 
 
-@pytest.mark.parametrize("module", ["run", "collect", "status", "watch", "figures", "report", "reproduce", "compare"])
+@pytest.mark.parametrize("module", ["run", "collect", "status", "watch", "figures", "report", "reproduce", "students"])
 def test_help(tmp_path, module):
     code, out, _ = call(f"experiments.{module}", "--help", cwd=tmp_path)
     assert code == 0
@@ -442,7 +442,7 @@ def test_an_ablation_becomes_a_table(workplace):
     ]
     code, _, err = call("experiments.run", "-m", *sweep, *sizes, cwd=folder)
     assert code == 0, err
-    code, _, err = call("experiments.compare_arms", "study=ablation", cwd=folder)
+    code, _, err = call("experiments.ablation_table", "study=ablation", cwd=folder)
     assert code == 0, err
     table = pd.read_csv(folder / "results" / "ablation" / "ablation.csv")
     assert sorted(zip(table["match"], table["arm"], strict=True)) == sorted(

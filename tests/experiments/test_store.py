@@ -11,8 +11,9 @@ import time
 
 import pytest
 
-from experiments import files, store
-from experiments.store import ROW_SCHEMA, STALE_AFTER, RunFolder
+from experiments.common import files
+from experiments.sweep import store
+from experiments.sweep.store import ROW_SCHEMA, STALE_AFTER, RunFolder
 from lrc_jax.errors import InputError
 
 

@@ -7,10 +7,10 @@ import struct
 
 import pytest
 
-from experiments import config, tensorboard
-from experiments.job import Job
-from experiments.materials import Materials
-from experiments.store import RunFolder
+from experiments.run_one import config, tensorboard
+from experiments.run_one.setup import Materials
+from experiments.sweep.job import Job
+from experiments.sweep.store import RunFolder
 from lrc_jax.errors import InputError
 
 LINES = [{"step": 10, "total": 2.0, "kl": None}, {"step": 20, "total": 1.5, "kl": 0.25}]

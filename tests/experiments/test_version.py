@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import hashlib
 
-from experiments import config, version
+from experiments.run_one import config, version
 
 TEXT = """
 import numpy as np

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from experiments import watch
-from experiments.store import Study
+from experiments.sweep.store import Study
 
 
 def test_a_sweep_that_waited_its_turn_is_not_slow(tmp_path, monkeypatch):

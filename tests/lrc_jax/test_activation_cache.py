@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lrc_jax import activation_cache
-from lrc_jax.activation_cache import cached_activations
 from lrc_jax.errors import InputError
 from lrc_jax.model import DecoderConfig, Weights, forward
 from lrc_jax.teachers.huggingface import build_weights, tensor_layout
+from lrc_jax.training import activation_cache
+from lrc_jax.training.activation_cache import cached_activations
 
 CONFIG = DecoderConfig(20, 16, 24, 2, 4, 2, 4)
 TOKENS_NT = np.random.default_rng(0).integers(0, 20, (7, 5)).astype(np.int32)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lrc_jax.decode import decode_step, greedy_continue, prefill
+from lrc_jax.inference.decode import decode_step, greedy_continue, prefill
 from lrc_jax.model import DecoderConfig, RopeScaling, forward, init_weights
 
 LLAMA = DecoderConfig(29, 16, 24, 2, 4, 4, 4)

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lrc_jax import fast, losses, model
+from lrc_jax import losses, model
 from lrc_jax.clone import CloneFlags
+from lrc_jax.compute import fast
 from lrc_jax.data.pools import Pool
 from lrc_jax.losses import IGNORE
 from lrc_jax.measure.smoothness import hessian_vector
 from lrc_jax.model import DecoderConfig, init_weights
 from lrc_jax.objective import LossWeights, Objective, Terms
 from lrc_jax.students import STUDENT_KINDS, Frozen, StudentOptions, make_student
-from lrc_jax.train import student_loss
+from lrc_jax.training.train import student_loss
 
 LLAMA = DecoderConfig(23, 24, 40, 2, 4, 4, 6)
 VARIANTS = {

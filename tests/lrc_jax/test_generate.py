@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from lrc_jax.errors import InputError
-from lrc_jax.generate import generate, nucleus, sample_tokens
+from lrc_jax.inference.generate import generate, nucleus, sample_tokens
 from lrc_jax.model import NEG_INF, DecoderConfig, Weights, forward
 from lrc_jax.teachers.huggingface import build_weights, tensor_layout
 from lrc_jax.teachers.tokenizer import Tokenizer

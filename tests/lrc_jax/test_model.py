@@ -16,7 +16,7 @@ from lrc_jax.losses import ClonePair, clone_distance, fraction_unexplained, kl_p
 from lrc_jax.model import DecoderConfig, RopeScaling, count_parameters, forward, init_weights, rope_tables
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.students import STUDENT_KINDS, Frozen, StudentOptions, make_student
-from lrc_jax.train import student_loss
+from lrc_jax.training.train import student_loss
 
 BASE = DecoderConfig(
     vocab_size=29,

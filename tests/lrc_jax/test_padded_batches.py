@@ -6,15 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from lrc_jax import evaluate
 from lrc_jax.clone import CloneFlags
+from lrc_jax.compute.fast import forward
 from lrc_jax.data.pools import Pool
-from lrc_jax.fast import forward
+from lrc_jax.inference import evaluate
 from lrc_jax.losses import fraction_unexplained
 from lrc_jax.model import DecoderConfig, init_weights
 from lrc_jax.seeds import key_for
-from lrc_jax.statistics import second_moments
 from lrc_jax.students import Frozen, StudentOptions, make_student
+from lrc_jax.students.statistics import second_moments
 
 CONFIG = DecoderConfig(12, 16, 24, 2, 2, 1, 8, max_position_embeddings=8)
 TOKENS = np.random.default_rng(0).integers(0, 12, (11, 8)).astype(np.int32)

@@ -19,14 +19,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from lrc_jax.clone import LowRankClone, infer_flags
-from lrc_jax.fast import evaluate_objective, forward
+from lrc_jax.compute.fast import evaluate_objective, forward
 from lrc_jax.losses import IGNORE, clone_distance
 from lrc_jax.model import STEPS, count_parameters
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.students import Frozen
 from lrc_jax.students.projected import ProjectedStudent
 from lrc_jax.teachers.huggingface import load_weights, read_config
-from lrc_jax.train import OptimizerSpec
+from lrc_jax.training.train import OptimizerSpec
 
 LOSS, LOGIT, GRAD, KL = 1e-5, 2e-5, 1e-5, 5e-4
 

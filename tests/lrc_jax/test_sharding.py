@@ -22,7 +22,7 @@ import json, sys
 job = json.loads(sys.argv[1])
 import jax
 if "address" in job:
-    from lrc_jax.sharding import connect
+    from lrc_jax.compute.sharding import connect
     connect(job["address"], job["processes"], job["index"])
 import numpy as np
 from lrc_jax.clone import CloneFlags
@@ -30,10 +30,10 @@ from lrc_jax.data.pools import pool_from_sequences
 from lrc_jax.model import DecoderConfig
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.seeds import key_for
-from lrc_jax.sharding import MeshSpec, make_mesh, shard_teacher
+from lrc_jax.compute.sharding import MeshSpec, make_mesh, shard_teacher
 from lrc_jax.students import Frozen, StudentOptions, make_student
 from lrc_jax.teachers.huggingface import build_weights, tensor_layout
-from lrc_jax.train import Hyper, OptimizerSpec, StepOptions, train
+from lrc_jax.training.train import Hyper, OptimizerSpec, StepOptions, train
 
 config = DecoderConfig(32, 16, 24, 2, 4, 2, 4)
 rng = np.random.default_rng(0)
@@ -129,8 +129,8 @@ def test_bfloat16_stays_near(one_device: np.ndarray) -> None:
 
 
 def test_meshes_that_do_not_fit_are_one_line() -> None:
+    from lrc_jax.compute.sharding import MeshSpec, make_mesh
     from lrc_jax.errors import InputError
-    from lrc_jax.sharding import MeshSpec, make_mesh
 
     for spec, message in (
         (MeshSpec(model=3), "mesh.model: 3 does not divide"),

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lrc_jax import train as training
 from lrc_jax.clone import CloneFlags
 from lrc_jax.data.pools import pool_from_sequences
 from lrc_jax.data.synthetic import LanguageSpec, SyntheticSource, hmm_tables, markov_tables
 from lrc_jax.data.text import TextSource, read_splits, split_documents, train_tokenizer
 from lrc_jax.errors import DivergedError, InputError
-from lrc_jax.evaluate import model_losses, sequence_losses
+from lrc_jax.inference.evaluate import model_losses, sequence_losses
 from lrc_jax.measure.gap import control_variate_gap, raw_gap
 from lrc_jax.model import init_weights
 from lrc_jax.objective import LossWeights, Objective
@@ -24,6 +23,7 @@ from lrc_jax.seeds import derive_seed, key_for
 from lrc_jax.students import Frozen, StudentOptions, make_student
 from lrc_jax.students.bilinear import bigram_counts, fit_bilinear
 from lrc_jax.teachers.tiny import TinyTeacherSpec, train_teacher
+from lrc_jax.training import train as training
 
 SPEC = LanguageSpec(vocabulary=12, seed=3)
 TEACHER = TinyTeacherSpec(hidden_size=16, intermediate_size=24, heads=2, kv_heads=1, steps=60, check_every=20)

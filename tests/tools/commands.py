@@ -109,7 +109,7 @@ def check_arguments(words: list[str]) -> None:
 
             parser().parse_args(arguments)
         case ["python", "-m", "experiments.bench", *arguments]:
-            from experiments.bench import parser as bench_parser
+            from experiments.bench.__main__ import parser as bench_parser
 
             bench_parser().parse_args(arguments)
         case ["python", "-m", "experiments.run", *arguments]:
@@ -148,7 +148,7 @@ def compose(overrides: list[str]) -> list[object]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from experiments import config
+    from experiments.run_one import config
 
     for override in overrides:
         if override.startswith("+engine="):
@@ -205,7 +205,7 @@ def check_keys(module: str, arguments: list[str]) -> None:
     from lrc_jax.errors import InputError
 
     program = importlib.import_module(module)
-    if module == "experiments.reference" and "study=all" in arguments:
+    if module == "experiments.archive" and "study=all" in arguments:
         return
     with mock.patch("sys.argv", [module, *arguments, "results_dir=nowhere"]), pytest.raises(InputError) as wrong:
         program.main()
@@ -214,7 +214,7 @@ def check_keys(module: str, arguments: list[str]) -> None:
 
 def shrink(words: list[str]) -> list[str]:
     """The words of `python -m experiments.run ...` at a size of seconds: two jobs of a sweep, a tiny teacher."""
-    from experiments.config import RunConfig, SyntheticData, TinyTeacher
+    from experiments.run_one.config import RunConfig, SyntheticData, TinyTeacher
 
     arguments = words[3:]
     many = "-m" in arguments

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from lrc_jax.clone import CloneFlags
 from lrc_jax.data.pools import Pool
-from lrc_jax.measure import certificate as cert
+from lrc_jax.measure import bounds as cert
 from lrc_jax.measure import coding
-from lrc_jax.measure.certify import (
+from lrc_jax.measure.certificate import (
     Compression,
     Fit,
     _losses,

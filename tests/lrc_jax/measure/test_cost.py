@@ -17,7 +17,7 @@ from lrc_jax.measure import cost, flops, plan
 from lrc_jax.model import DecoderConfig, count_parameters, init_weights
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.students import Frozen, StudentOptions, make_student
-from lrc_jax.train import student_loss
+from lrc_jax.training.train import student_loss
 
 SMALL = DecoderConfig(256, 64, 172, 2, 4, 4, 16)
 LLAMA_7B = DecoderConfig(32_000, 4096, 11_008, 32, 32, 32, 128)

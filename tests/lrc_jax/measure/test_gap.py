@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lrc_jax.evaluate import SequenceLosses
+from lrc_jax.inference.evaluate import SequenceLosses
 from lrc_jax.measure import complexity as cx
 from lrc_jax.measure.gap import control_variate_gap, excess, mean, raw_gap, total
 from lrc_jax.model import DecoderConfig, init_weights

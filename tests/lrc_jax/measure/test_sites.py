@@ -11,8 +11,8 @@ from lrc_jax.data.pools import Pool
 from lrc_jax.errors import InputError
 from lrc_jax.measure.sites import information_rows, site_information
 from lrc_jax.model import DecoderConfig, init_weights
-from lrc_jax.statistics import residual_basis
 from lrc_jax.students import Frozen, StudentOptions, make_student
+from lrc_jax.students.statistics import residual_basis
 
 TEACHER = DecoderConfig(24, 16, 24, 1, 2, 2, 8)
 

@@ -1,0 +1,153 @@
+"""Finished studies in compact form, and everything that is shown of them.
+
+    python -m experiments.archive study=NAME     copy a finished study to results/reference/NAME
+    python -m experiments.archive study=all      draw and judge anew whatever is there (what `make figures` does)
+
+The copy holds the table of measurements, the points of the training curves, the verdicts, the power of the design, and
+the environment and commands that made them; figures, verdicts and pages are made from these alone, without a model.
+Files that say the same up to rounding are left alone, so that drawing them on another machine changes nothing. PDF
+files and pages are not kept in git. `study=all` also draws the forest, results/reference/forest.png, from the verdicts.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments.common.command import guarded, study_arguments
+from experiments.common.files import read_json, write_bytes, write_csv, write_json, write_text
+from experiments.reproduce import tell
+from experiments.show.ablation_table import draw_kept
+from experiments.show.figures import TRAINING_POINTS, same_verdicts, save, training_points
+from experiments.show.forest import forest
+from experiments.show.lines import lines_of
+from experiments.show.page import parts_of
+from experiments.show.power import FILE as POWER
+from experiments.show.theme import theme
+from experiments.sweep.provenance import ENVIRONMENT, environment
+from experiments.sweep.store import REFERENCE, Study
+from lrc_jax.errors import InputError
+from theory.verdicts import MARGIN
+
+VALIDATION = "validation.json"  # of the judge, by `theory validate`
+VERDICTS = "verdicts.md"  # what README shows of it
+
+
+def keep(study: Study, target: Study) -> list[Study]:
+    """Copy what a study needs to be shown again; returns the folders of its parts.
+
+    Raises:
+      InputError: the study has no table.
+    """
+    parts = parts_of(study.require())
+    if not parts:
+        raise InputError(f"{study.path}: no measurements.csv; run `python -m experiments.collect` first")
+    kept = []
+    for label, part in parts.items():
+        folder = target.path / label
+        write_bytes(folder / "measurements.csv", (part.path / "measurements.csv").read_bytes())
+        write_json(folder / ENVIRONMENT, environment(part))
+        points = training_points(part)
+        if points is not None:
+            write_csv(folder / TRAINING_POINTS, points, digits=6)
+        for name in (POWER, "validation.json"):
+            if (part.path / name).is_file():
+                shutil.copyfile(part.path / name, folder / name)
+        kept.append(Study(folder))
+    if (study.path / "validation.json").is_file():
+        shutil.copyfile(study.path / "validation.json", target.path / "validation.json")
+    return kept
+
+
+def kept_verdicts(reference: Study) -> dict[Path, dict[str, Any]]:
+    """Folder of a kept table -> its claims, the studies by name and in each the tables with most claims first."""
+    found = {
+        path.parent.relative_to(reference.path): read_json(path)["claims"]
+        for path in reference.path.rglob("verdicts.json")
+    }
+    return dict(sorted(found.items(), key=lambda item: (item[0].parts[0], -len(item[1]), item[0])))
+
+
+def verdicts_markdown(reference: Study) -> str:
+    """The verdicts of every kept study as a Markdown table, each quantity with its own."""
+    lines = [
+        "| table | claim | verdict | quantity | measured, 95 % interval | claimed | note |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for folder, claims in kept_verdicts(reference).items():
+        for line in lines_of(claims, MARGIN):
+            cells = [f"`{folder}`", line.claim, line.verdict, line.name, line.measured, line.target, line.note]
+            lines.append(f"| {' | '.join(cells)} |")
+    if len(lines) == 2:
+        return "No study is kept in `results/reference/` yet.\n"
+    return "\n".join(lines) + "\n"
+
+
+def validation_markdown(reference: Study) -> str:
+    """The judge's calibration by family of planted laws, from the kept output of `theory validate`."""
+    path = reference.path / VALIDATION
+    if not path.is_file():
+        return f"No calibration is kept: write it with `python -m theory validate --json {VALIDATION}`.\n"
+    found = read_json(path)
+    lines = [
+        "| planted laws | cases | right | harmful | undecided | 95 % intervals cover |",
+        "|---|---|---|---|---|---|",
+    ]
+    for family in found["families"]:
+        shares = [f"{100 * family[name]:.1f} %" for name in ("right", "harmful", "undecided")]
+        covered = "" if family["coverage95"] is None else f"{100 * family['coverage95']:.1f} %"
+        lines.append(f"| {' | '.join([family['family'], str(family['cases']), *shares, covered])} |")
+    lines += [
+        "",
+        f"Shares of simulated studies, {found['replications']} or more per case. *Harmful* is support for a law that "
+        "is slower than claimed, or REFUTED for one that is not. The two plateaus inside the margin cannot be seen "
+        "within 2.5 decades: the slopes in the window lie inside the margin.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def draw_forest(reference: Study) -> None:
+    """The forest of all kept verdicts."""
+    verdicts = kept_verdicts(reference)
+    if verdicts:
+        with theme():
+            drawn = forest(verdicts)
+        save(drawn, reference.path)
+
+
+def tell_again(study: Study) -> None:
+    """Judge and draw a kept study; verdicts that differ from the kept ones by rounding alone do not replace them."""
+    kept = {path: path.read_text() for path in study.path.rglob("verdicts.json")}
+    tell(study)
+    for path, before in kept.items():
+        if same_verdicts(json.loads(before), read_json(path)):
+            write_text(path, before)
+
+
+def main() -> int:
+    arguments = study_arguments(__doc__)
+    reference = Study.of(arguments["results_dir"], REFERENCE)
+    if arguments["study"] == "all":
+        studies = [Study(p) for p in sorted(reference.path.iterdir()) if p.is_dir()] if reference.path.is_dir() else []
+        studies = [study for study in studies if parts_of(study)]
+        if not studies:
+            print(f"{reference.path}: no study is kept there yet", file=sys.stderr)
+            return 0
+    else:
+        target = Study.of(str(reference.path), arguments["study"])
+        keep(Study.of(arguments["results_dir"], arguments["study"]), target)
+        studies = [target]
+    for study in studies:
+        tell_again(study)
+        print(study.path)
+    draw_kept(reference)
+    draw_forest(reference)
+    write_text(reference.path / VERDICTS, verdicts_markdown(reference))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(guarded(main))

@@ -1,0 +1,416 @@
+"""The schema of a run: every key with its type, range and meaning, checked before anything is computed.
+
+Hydra composes conf/*.yaml against these classes; unknown keys and wrong types are errors there, ranges here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from experiments.run_one import tensorboard
+from lrc_jax.errors import InputError
+
+
+@dataclass
+class SyntheticData:
+    """A language with known conditionals (lrc_jax.data.synthetic)."""
+
+    name: str = "synthetic"
+    kind: str = "markov"  # markov | hmm
+    vocabulary: int = 32
+    order: int = 2
+    spectrum: float = 1.0
+    sharpness: float = 1.5
+    unigram: float = 0.7
+    states: int = 24
+    seed: int = 0
+
+
+@dataclass
+class TextData:
+    """Text in disjoint pools (lrc_jax.data.text); name wikitext2 without a path asks the hub."""
+
+    name: str = "text"
+    path: str | None = None
+    tokenizer_size: int = 512  # of the byte-level BPE trained here; ignored where the teacher has a tokenizer
+    teacher_share: float = 0.5
+    reference_share: float = 0.15
+
+
+@dataclass
+class TinyTeacher:
+    """A teacher trained here and cached (lrc_jax.teachers.tiny)."""
+
+    name: str = "tiny"
+    hidden_size: int = 32
+    intermediate_size: int = 64
+    layers: int = 1
+    heads: int = 2
+    kv_heads: int = 2
+    tied: bool = False
+    pool: int = 65536  # sequences of the teacher's own pool (fewer where the text has fewer)
+    steps: int = 1500
+    batch_size: int = 64
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.0
+    check_every: int = 100
+    patience: int = 5
+    seed: int = 0
+    # Above 0: once trained, every matrix gets the singular values k^-planted_spectrum (Frobenius norm kept). What it
+    # predicts is then no longer the language, so that labels have to be sampled from it.
+    planted_spectrum: float = 0.0
+
+
+@dataclass
+class PretrainedTeacher:
+    """A folder in Hugging Face layout, or a .gguf file."""
+
+    name: str = "huggingface"
+    path: str = MISSING
+
+
+@dataclass
+class LanguageTeacher:
+    """No network: the synthetic language's own conditionals (for student=bilinear)."""
+
+    name: str = "language"
+
+
+@dataclass
+class Student:
+    """Which student (lrc_jax.students), and Low-Rank Clone's switches under the reference's names."""
+
+    name: str = "lrc"  # lrc | direct | scratch | svd | factorized | bilinear
+    init: str = "random"  # random (the authors' N(0, 0.02^2)) | fan_in (N(0, 1/D)) | pca | channels
+    matrices: str = "all"  # factorized: all | head
+    whiten: bool = True  # factorized head
+    use_all_attn: bool = True
+    use_in_out_mlp: bool = False
+    tie_word_emb_proj: bool = False
+    use_additional_align: bool = False
+    del_layers: list[int] = field(default_factory=list)
+    target_rms_norm_eps: float | None = None
+    unit_embedding: bool = False  # rescale the embedding projection so that embedded tokens start with rms 1
+
+
+@dataclass
+class Optimizer:
+    name: str = "adamw"  # adamw | sgd
+    learning_rate: float = 1e-2
+    # The learning rate of a run is learning_rate * steps^-horizon_power: 0.5 is the horizon-tuned step of claim 1.
+    horizon_power: float = 0.0
+    schedule: str = "cosine"  # cosine | constant | linear | inverse_sqrt
+    warmup: float = 0.0
+    clip: float | None = None
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+
+@dataclass
+class Loss:
+    """Weights of the output losses, and how clone losses are computed. clone_weight and temperature are top-level."""
+
+    kl_weight: float = 1.0
+    ce_weight: float = 1.0
+    kl_per_token: bool = True  # False: summed over positions, as the reference does
+    clone_distance: str = "mseloss"
+    clone_sites: list[str] = field(default_factory=list)  # empty: all
+    clone_target: str = "teacher"  # teacher | rotated | shuffled: controls of the information claim
+
+
+@dataclass
+class Measure:
+    """What is measured on a run besides its losses."""
+
+    test_samples: int = 4096
+    # Model fixed before the sample is seen, for the control-variate gap: the teacher (free), or a student of the same
+    # kind and rank trained by KL on a disjoint pool (trained once, cached; cuts the gap's noise by up to 3).
+    reference: str = "teacher"  # teacher | student
+    reference_samples: int = 32768
+    reference_steps: int = 0  # 0: as many as the run
+    approximation: bool = False  # loss at unlimited samples for this rank (student=bilinear, factorized head)
+    clone_fvu: bool = True
+    norms: bool = False  # nuclear and Frobenius norms at the solution, Phi
+    information: bool = False  # information between teacher and student activations, by site
+    information_samples: int = 2048  # probe sequences
+    information_noise: list[float] = field(default_factory=lambda: [0.1])  # the first is the claim's column
+    dynamics: bool = False  # divergence from a direct student against that of two direct ones; angles; kernels
+    whiten: list[str] = field(default_factory=list)  # dynamics: classes of teacher matrices to whiten: q, k, v, o, ...
+    certificate: bool = False  # a train-only guarantee for quantised students on exactly `samples` sequences
+    certificate_dimensions: list[int] = field(default_factory=lambda: [0, 100, 200, 400])  # -1: all projections
+    certificate_levels: int = 3
+    # Failure probability of this run's certificates together; share 0.05 over the sample sizes that are printed.
+    certificate_delta: float = 0.025
+    ablation: bool = False  # validation loss, intervals over documents, FLOPs a token
+    cost: bool = False  # FLOPs, bytes, throughput and latency of inference
+    convergence: bool = False  # squared gradient norm, smoothness, variance along plain SGD
+    # Seeds whose runs give the constants of claim 1's bound; a run takes those of pilot number (seed mod their number).
+    pilot_seeds: list[int] = field(default_factory=lambda: [77, 78, 79])
+    hessian: bool = False  # the pilot's top Hessian eigenvalue at its end too, by Lanczos
+    smoothness_batch: int = 256  # sequences on which the pilot's smoothness along the path is measured
+    pool: int = 65536  # f of claim 1 is the mean loss over this finite pool
+    spacing: str = "mixed"  # strata of a run of claim 1: mixed | linear (then the plateau of its last half is measured)
+    full_batch: bool = False  # control of claim 1: the whole pool at every step, so that the gradient has no noise
+
+
+@dataclass
+class Mesh:
+    """Devices of this machine that share a run; data 0 takes all that are left."""
+
+    data: int = 1  # split the batch
+    model: int = 1  # split the teacher's matrices
+
+
+@dataclass
+class RunConfig:
+    """One run."""
+
+    rank: int = 8
+    samples: int = 1024
+    steps: int = 500
+    seed: int = 0
+    batch_size: int = 64
+    epochs: float = 0.0  # above 0: steps is epochs * samples / batch_size, whatever steps says
+    sequence_length: int = 16
+    clone_weight: float = 0.2
+    temperature: float = 1.0
+    labels: str = "data"  # data: the text's next token; teacher: sampled from the teacher at every position
+    bf16: bool = False  # compute in bfloat16; parameters, optimiser and losses stay float32
+    # Teacher's activations on the training sequences are computed once for all students that read them, and kept in
+    # the cache: none | float16 | bfloat16 (rounding is part of the run).
+    teacher_cache: str = "none"
+    match: str = "tokens"  # tokens: exactly `steps`; time: as many as take the time of `steps` steps of the plain clone
+    step: str = "fast"  # fast (lrc_jax.compute.fast) | reference (the plain one; equal to rounding)
+    claim: str | None = None  # the claim that this run is evidence for; None: any
+    arm: str | None = None  # of an ablation; or a control or another protocol of that claim; None: its primary design
+    study: str = "default"
+    teacher: Any = MISSING
+    data: Any = MISSING
+    student: Student = field(default_factory=Student)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    loss: Loss = field(default_factory=Loss)
+    measure: Measure = field(default_factory=Measure)
+    # Keys of the machine, not of the run: they do not enter the run's id.
+    results_dir: str = "results"
+    cache_dir: str = ".cache"
+    threads: int = 1
+    platform: str = "cpu"
+    mesh: Mesh = field(default_factory=Mesh)
+    accumulate: int = 1  # parts of a batch that are computed one after another
+    remat: bool = False  # recompute the student's activations in the backward pass
+    matmul_precision: str = "highest"  # on GPU: highest (no TF32) | tensorfloat32 | bfloat16; CPU is always float32
+    allocator: bool = False  # keep freed memory instead of returning it (Linux/glibc): faster, holds the peak RSS
+    force: bool = False  # run again what is done
+    tensorboard: bool = False  # training curves for TensorBoard too (experiments.run_one.tensorboard)
+
+
+MACHINE_KEYS = (
+    "results_dir", "cache_dir", "threads", "platform", "matmul_precision", "mesh", "accumulate", "remat",
+    "allocator", "force", "tensorboard", "study",
+)  # fmt: skip
+CHOICES = {
+    "labels": ("data", "teacher"),
+    "match": ("tokens", "time"),
+    "teacher_cache": ("none", "float16", "bfloat16"),
+    "step": ("fast", "reference"),
+    "matmul_precision": ("highest", "tensorfloat32", "bfloat16"),
+    "measure.reference": ("teacher", "student"),
+    "measure.spacing": ("mixed", "linear"),
+    "student.name": ("lrc", "direct", "scratch", "svd", "factorized", "bilinear"),
+    "student.init": ("random", "fan_in", "pca", "channels"),
+    "student.matrices": ("all", "head"),
+    "optimizer.name": ("adamw", "sgd"),
+    "optimizer.schedule": ("cosine", "constant", "linear", "inverse_sqrt"),
+    "loss.clone_target": ("teacher", "rotated", "shuffled"),
+    "loss.clone_distance": ("mseloss", "l1loss", "mseloss_v2", "l1loss_v2", "normalised"),
+    "claim": (None, "convergence", "generalization", "optimal_rank", "information", "dynamics"),
+}
+AT_LEAST = {
+    "rank": 1,
+    "samples": 1,
+    "steps": 0,
+    "seed": 0,
+    "batch_size": 1,
+    "epochs": 0.0,
+    "sequence_length": 2,
+    "clone_weight": 0.0,
+    "loss.kl_weight": 0.0,
+    "loss.ce_weight": 0.0,
+    "optimizer.warmup": 0.0,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.b1": 0.0,
+    "optimizer.b2": 0.0,
+    "measure.test_samples": 1,
+    "measure.reference_samples": 1,
+    "measure.pool": 1,
+    "measure.smoothness_batch": 1,
+    "measure.information_samples": 64,
+    "threads": 1,
+    "mesh.data": 0,
+    "mesh.model": 1,
+    "accumulate": 1,
+    # Of teachers trained here and of some data, where a run has them.
+    "teacher.hidden_size": 1,
+    "teacher.intermediate_size": 1,
+    "teacher.layers": 1,
+    "teacher.heads": 1,
+    "teacher.kv_heads": 1,
+    "teacher.pool": 1,
+    "teacher.batch_size": 1,
+    "teacher.check_every": 1,
+    "teacher.patience": 1,
+    "data.order": 1,
+    "data.states": 1,
+    "data.tokenizer_size": 1,
+}
+ABOVE = {"temperature": 0.0, "optimizer.learning_rate": 0.0, "optimizer.eps": 0.0, "optimizer.clip": 0.0}
+AT_MOST = {"optimizer.warmup": 1.0}  # a share of the steps
+BELOW = {"optimizer.b1": 1.0, "optimizer.b2": 1.0}
+
+
+def register() -> None:
+    """Make the schema known to Hydra's composition."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    store.store(group="data", name="synthetic_schema", node=SyntheticData)
+    store.store(group="data", name="text_schema", node=TextData)
+    store.store(group="teacher", name="tiny_schema", node=TinyTeacher)
+    store.store(group="teacher", name="pretrained_schema", node=PretrainedTeacher)
+    store.store(group="teacher", name="language_schema", node=LanguageTeacher)
+    store.store(group="student", name="student_schema", node=Student)
+    store.store(group="optimizer", name="optimizer_schema", node=Optimizer)
+    store.store(group="measure", name="measure_schema", node=Measure)
+
+
+def _numbers(prefix: str, node: Any) -> list[tuple[str, float]]:
+    """Every number in a dataclass with its dotted name."""
+    found: list[tuple[str, float]] = []
+    for f in dataclasses.fields(node):
+        value = getattr(node, f.name)
+        name = f"{prefix}{f.name}"
+        if dataclasses.is_dataclass(value):
+            found += _numbers(f"{name}.", value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append((name, value))
+    return found
+
+
+def _get(config: RunConfig, dotted: str) -> Any:
+    """A key's value; None where this kind of teacher or data has no such key."""
+    value: Any = config
+    for part in dotted.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def check(config: RunConfig) -> None:
+    """Ranges and combinations that need no data. Raises InputError naming the key."""
+    for key, value in _numbers("", config):
+        if not math.isfinite(value):
+            raise InputError(f"{key}: {value} is not finite; give a number")
+    for limits, fits, otherwise in (
+        (AT_LEAST, operator.ge, "is too small; give at least"),
+        (ABOVE, operator.gt, "must be above"),
+        (AT_MOST, operator.le, "is too large; give at most"),
+        (BELOW, operator.lt, "must be below"),
+    ):
+        for key, limit in limits.items():
+            value = _get(config, key)
+            if value is not None and not fits(value, limit):
+                raise InputError(f"{key}: {value} {otherwise} {limit}")
+    for key, choices in CHOICES.items():
+        if _get(config, key) not in choices:
+            known = ", ".join(str(c) for c in choices if c is not None)
+            raise InputError(f"{key}: {_get(config, key)!r} is unknown; choose one of {known}")
+    if config.tensorboard:
+        tensorboard.require()
+    if config.clone_weight == config.loss.kl_weight == config.loss.ce_weight == 0:
+        raise InputError("clone_weight: every loss weight is 0, nothing would be trained; raise one of them")
+    if config.measure.convergence and config.optimizer.name != "sgd":
+        raise InputError("optimizer: the theorem of measure.convergence is about plain SGD; use optimizer=sgd")
+    optimizer = config.optimizer
+    if config.measure.convergence and (
+        optimizer.schedule not in ("constant", "inverse_sqrt")
+        or optimizer.warmup
+        or optimizer.weight_decay
+        or optimizer.clip is not None
+    ):
+        raise InputError(
+            "optimizer: measure.convergence takes plain steps; use schedule=constant or inverse_sqrt and no warmup, "
+            "weight_decay or clip"
+        )
+    if config.measure.convergence + config.measure.certificate + config.measure.dynamics > 1:
+        raise InputError("measure: convergence, certificate and dynamics train in ways of their own; choose one")
+    if config.student.matrices == "head" and config.student.name != "factorized":
+        raise InputError(f"student.matrices: head needs student=factorized, not {config.student.name}")
+    if config.measure.convergence and config.batch_size % 2:
+        raise InputError(f"batch_size: {config.batch_size} is odd; measure.convergence splits each batch in halves")
+    pilots = config.measure.pilot_seeds
+    if config.measure.convergence and (not pilots or config.seed in pilots or min(pilots) < 0):
+        raise InputError(
+            f"measure.pilot_seeds: {pilots} must hold a seed, none below 0, and not seed = {config.seed}: a run judged "
+            "with its own constants proves nothing"
+        )
+    if config.measure.full_batch and config.labels == "teacher":
+        raise InputError("labels: measure.full_batch needs labels=data; labels drawn at each visit are noise")
+    if (
+        isinstance(config.teacher, TinyTeacher)
+        and config.teacher.planted_spectrum
+        and config.labels != "teacher"
+        and config.loss.ce_weight
+    ):
+        raise InputError("labels: a teacher with a planted spectrum does not predict the text; use labels=teacher")
+    if config.measure.certificate and (config.student.name != "lrc" or not 0 < config.measure.certificate_delta < 1):
+        raise InputError("measure.certificate: needs student=lrc and certificate_delta between 0 and 1")
+    if config.measure.dynamics and config.student.name != "lrc":
+        raise InputError("student: measure.dynamics compares a clone with direct students; use student=lrc")
+    if config.measure.information and (
+        not config.measure.information_noise or min(config.measure.information_noise) <= 0
+    ):
+        raise InputError("measure.information_noise: give at least one noise level above 0")
+    if isinstance(config.teacher, TinyTeacher) and config.rank > config.teacher.hidden_size:
+        width = config.teacher.hidden_size
+        raise InputError(f"rank: {config.rank} is outside 1..{width} (the teacher's width); choose a rank within it")
+    bilinear, language = config.student.name == "bilinear", isinstance(config.teacher, LanguageTeacher)
+    if bilinear != language:
+        raise InputError("student: bilinear and teacher=language belong together; set both or neither")
+    if bilinear and not (
+        isinstance(config.data, SyntheticData) and config.data.kind == "markov" and config.data.order == 1
+    ):
+        raise InputError("data: student=bilinear needs data=synthetic data.kind=markov data.order=1")
+    if isinstance(config.data, TextData) and config.data.name == "text" and not config.data.path:
+        raise InputError("data.path: data=text needs a file or folder; give data.path=PATH")
+    if isinstance(config.data, SyntheticData) and isinstance(config.teacher, PretrainedTeacher):
+        raise InputError("data: a pretrained teacher reads text; use data=text data.path=PATH or data=wikitext2")
+
+
+def typed(raw: DictConfig) -> RunConfig:
+    """Hydra's composed config as a checked RunConfig."""
+    config = OmegaConf.to_object(raw)
+    assert isinstance(config, RunConfig), type(config)
+    if config.epochs > 0:
+        config.steps = max(1, round(config.epochs * config.samples / config.batch_size))
+    check(config)
+    return config
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """What makes two runs the same experiment: the resolved config less the machine's keys and paths (files are
+    identified by their digests instead)."""
+    plain = dataclasses.asdict(config)
+    for key in MACHINE_KEYS:
+        del plain[key]
+    if config.accumulate > 1 and (config.loss.clone_distance == "normalised" or config.loss.clone_target == "shuffled"):
+        plain["accumulate"] = config.accumulate  # these losses are of each part: a whole batch has another
+    for group in ("data", "teacher"):
+        plain[group].pop("path", None)
+    return plain

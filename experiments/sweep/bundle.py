@@ -1,0 +1,143 @@
+"""A bundle of runs that see the same minibatches: claimed, trained together, each measured and written by itself.
+
+Imports JAX: only after its environment is set (experiments.sweep.fused does both).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.common.progress import Progress, duration
+from experiments.run_one import build, pipeline
+from experiments.sweep import interrupt
+from experiments.sweep.job import Job, summary
+from experiments.sweep.outcome import Outcome
+from lrc_jax import clock
+from lrc_jax.errors import DivergedError, InputError
+from lrc_jax.training.together import Member, Stream, train_together
+from lrc_jax.training.together import Outcome as Trained
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run that is ours and prepared for its training."""
+
+    run: Job
+    prepared: pipeline.Prepared
+    keeper: interrupt.FolderKeeper
+    member: Member
+    write: Callable[[dict[str, Any]], None]
+
+    @property
+    def begun(self) -> int:
+        """The step that its training starts from."""
+        return 0 if self.member.state is None else int(self.member.state.step)
+
+
+def run_bundle(bundle: Mapping[int, Job]) -> Iterator[tuple[int, Outcome]]:
+    """Train the runs of one stream together and measure each; yields (index, outcome) as each ends."""
+    with contextlib.ExitStack() as held:
+        clock.start()
+        ready: dict[int, Ready] = {}
+        for i, run in bundle.items():
+            found = _make_ready(run, held)
+            if isinstance(found, Outcome):
+                yield i, found
+            else:
+                ready[i] = found
+        trained: dict[int, Trained] = {}
+        for group in _trainable_together(ready):
+            trained |= dict(zip(group, _train([ready[i] for i in group]), strict=True))
+        shared = {name: value / max(1, len(trained)) for name, value in clock.stop().items()}
+        for i, outcome in trained.items():
+            yield i, _finish(ready[i], outcome, shared)
+
+
+def _make_ready(run: Job, held: contextlib.ExitStack) -> Ready | Outcome:
+    """Claim a run and prepare its training; what it holds until the bundle's end goes on the stack."""
+    if not held.enter_context(run.folder.claim()):
+        return Outcome({}, message=f"{run.name}: another process works on it ({run.run_id})")
+    if (row := run.done_row()) is not None:  # finished between the look and the claim
+        return Outcome(row, message=f"{run.name}: already done ({run.run_id})")
+    cfg = run.config
+    try:
+        with run.attempt():
+            prepared = pipeline.prepare(cfg, run.materials)
+            keeper = interrupt.FolderKeeper(run.folder)
+            state = keeper.resume(build.abstract_state(cfg, prepared.student, prepared.frozen))
+    except (InputError, ValueError) as wrong:
+        return Outcome(error=wrong)
+    member = Member(
+        prepared.student,
+        build.objective(cfg),
+        build.optimizer(cfg),
+        prepared.frozen,
+        build.hyper(cfg, cfg.steps, prepared.train_pool.size),
+        build.init_key_of(cfg.seed),
+        state,
+    )
+    return Ready(run, prepared, keeper, member, held.enter_context(run.metrics()))
+
+
+def _trainable_together(ready: Mapping[int, Ready]) -> list[list[int]]:
+    """Runs by the step that they start from; students that are built, not trained, by themselves."""
+    groups: dict[Any, list[int]] = {}
+    for i, one in ready.items():
+        groups.setdefault((one.begun, one.member.student.trained), []).append(i)
+    return list(groups.values())
+
+
+def _train(group: Sequence[Ready]) -> list[Trained]:
+    """Train some runs of one stream that start from the same step."""
+    first = group[0].run
+    cfg, steps = first.config, [one.run.config.steps for one in group]
+    # Hard labels read nothing of the teacher, outputs its features, clone losses its layers: the pool of the most
+    # demanding run serves all.
+    pools = [one.prepared.pool_to_fit for one in group]
+    pool = next((p for p in pools if p.final_NTD is None), pools[0])
+    stream = Stream(pool, build.order_key_of(cfg.seed), pool.size, tuple(one.member for one in group))
+    done = group[0].begun
+
+    def on_chunk(parts: Any, states: Any) -> None:
+        nonlocal done
+        for one, part in zip(group, parts, strict=True):
+            if part is not None:
+                one.write(build.metrics_line(done + len(part.terms.total), part))
+        done += max((len(p.terms.total) for p in parts if p is not None), default=0)
+        if any(one.keeper.due() for one in group):
+            for one, last, state in zip(group, steps, states(), strict=True):
+                if (at := int(state.step)) < last:
+                    one.keeper.save(at, last, state)
+        interrupt.stop_if_wanted()
+
+    name = first.name if len(group) == 1 else f"{len(group)} runs, samples={cfg.samples} seed={cfg.seed}"
+    with Progress(name, max(steps)) as progress, interrupt.training(), clock.phase("training"):
+        (outcomes,) = train_together(
+            first.materials.network().config,
+            [stream],
+            batch_size=cfg.batch_size,
+            progress=progress.update,
+            on_chunk=on_chunk,
+        )
+    return outcomes
+
+
+def _finish(one: Ready, trained: Trained, shared: Mapping[str, float]) -> Outcome:
+    """Measure a trained run and write its row; `shared` is its part of the bundle's seconds."""
+    run = one.run
+    if isinstance(trained, DivergedError):
+        run.fail(trained)
+        return Outcome(error=trained)
+    clock.start()
+    try:
+        with run.attempt(), clock.phase("measuring"):
+            columns = pipeline.measure(one.prepared, trained.params)
+    except Exception as wrong:
+        return Outcome(error=wrong)
+    phases = {name: shared[name] + value for name, value in clock.stop().items()}
+    spent = sum(phases.values())
+    row = run.finish(columns, spent, phases)
+    return Outcome(row, message=f"{run.name}: {summary(columns)} ({duration(spent)} of a fused bundle)")

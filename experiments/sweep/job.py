@@ -1,0 +1,109 @@
+"""One run and its folder: its identity, its files, its end. Shared by single runs and fused ones."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from experiments.common import command
+from experiments.common.files import write_text, writing
+from experiments.run_one import config, tensorboard
+from experiments.run_one import setup as materials
+from experiments.run_one.cache import fingerprint
+from experiments.run_one.version import code_version
+from experiments.sweep.store import RunFolder, Study
+from lrc_jax.errors import DivergedError, InputError
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run: what it is made of and where it lives."""
+
+    config: config.RunConfig
+    materials: materials.Materials
+    run_id: str
+    folder: RunFolder
+
+    @property
+    def name(self) -> str:
+        c = self.config
+        return f"{c.student.name} rank={c.rank} samples={c.samples} steps={c.steps} seed={c.seed}"
+
+    def done_row(self) -> dict[str, Any] | None:
+        """The run's row, if it is there and is not to be made again."""
+        return None if self.config.force else self.folder.row()
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Work on the run within this: its configuration is written down first, and what goes wrong is kept."""
+        write_text(self.folder.path / "config.yaml", yaml.safe_dump(dataclasses.asdict(self.config)))
+        try:
+            yield
+        except Exception as wrong:
+            self.fail(wrong)
+            raise
+
+    def fail(self, wrong: Exception) -> None:
+        """Mark the run failed, with the reason."""
+        known = isinstance(wrong, InputError | DivergedError)
+        self.folder.fail(str(wrong) if known else f"{type(wrong).__name__}: {wrong}")
+
+    @contextlib.contextmanager
+    def metrics(self) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Open metrics.jsonl; a run that goes on from a checkpoint keeps the lines up to it."""
+        path = self.folder.path / "metrics.jsonl"
+        going_on = self.folder.checkpoints_path.is_dir()
+        with writing(path):
+            file = path.open("a" if going_on else "w")
+        with file, self._tensorboard() as show:
+
+            def write(line: dict[str, Any]) -> None:
+                with writing(path):
+                    file.write(json.dumps(line) + "\n")
+                    file.flush()
+                show(line)
+
+            yield write
+
+    def _tensorboard(self) -> contextlib.AbstractContextManager[Callable[[dict[str, Any]], None]]:
+        """Where lines of metrics go besides metrics.jsonl: to TensorBoard if the run asks for it, else nowhere."""
+        if not self.config.tensorboard:
+            return contextlib.nullcontext(lambda line: None)
+        name = self.name.replace(" ", "-").replace("=", "")
+        return tensorboard.scalars(self.folder.path.parent.parent / "tensorboard" / f"{name}-{self.run_id[:8]}")
+
+    def finish(self, columns: dict[str, Any], seconds: float, phases: dict[str, float]) -> dict[str, Any]:
+        """Write the run's row, which makes it done; `phases` are the parts of its seconds (lrc_jax.clock)."""
+        times = {"": seconds} | {f"{name}_": value for name, value in phases.items()}
+        row = {
+            "run_id": self.run_id,
+            "config": config.identity(self.config),
+            "data_digest": self.materials.data_digest,
+            "code_version": code_version(),
+            "columns": columns,
+            "machine": command.machine_note() | {f"{k}seconds": round(v, 3) for k, v in times.items()},
+        }
+        self.folder.finish(row)
+        return row
+
+
+def identify(cfg: config.RunConfig, overrides: list[str]) -> Job:
+    """Load what a configuration is made of and derive its id; the run's folder then says that these overrides ask for
+    it. Needs JAX's environment set."""
+    made_of = materials.load(cfg)
+    run_id = fingerprint(config.identity(cfg), made_of.data_digest, code_version())
+    folder = Study.of(cfg.results_dir, cfg.study).run(run_id)
+    folder.note_job(overrides)
+    return Job(cfg, made_of, run_id, folder)
+
+
+def summary(columns: dict[str, Any]) -> str:
+    """The numbers of a row that a line of log has room for."""
+    shown = {k: columns.get(k) for k in ("start_test_loss", "test_loss", "teacher_loss", "gap", "grad_norm_sq")}
+    return " ".join(f"{k}={v:.4f}" for k, v in shown.items() if v is not None)

@@ -1,0 +1,63 @@
+"""Second moments of the teacher's activations: starts from its principal components, and whitening."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from lrc_jax.compute.fast import forward
+from lrc_jax.data.pools import Pool
+from lrc_jax.errors import InputError
+from lrc_jax.inference.evaluate import batches
+from lrc_jax.model import DecoderConfig, Weights
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _moments(config: DecoderConfig, teacher: Weights, tokens_BT: Array, counted_B: Array) -> tuple[Array, Array]:
+    """Sums over the tokens of the sequences that count."""
+    acts = forward(config, teacher, tokens_BT)
+    counted_N1 = jnp.repeat(counted_B.astype(acts.final_ND.dtype), tokens_BT.shape[1])[:, None]
+    residual_DD = jnp.zeros((config.hidden_size, config.hidden_size))
+    for x_ND in (acts.embedded_ND, *acts.hidden_ND):
+        # Each point of the stream counts alike, whatever its scale: norms grow with depth.
+        kept_ND = x_ND * counted_N1
+        power = jnp.sum(kept_ND * kept_ND) / (jnp.sum(counted_N1) * config.hidden_size)
+        residual_DD = residual_DD + kept_ND.T @ kept_ND / power
+    return residual_DD, acts.final_ND.T @ (acts.final_ND * counted_N1)
+
+
+def second_moments(config: DecoderConfig, teacher: Weights, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
+    """Mean outer products [D, D], float64, of (a) the residual stream, each point of it scaled to unit power, and
+    (b) the features that the unembedding reads."""
+    parts, n = batches(pool, config.vocab_size)
+    size = parts[0].size
+    residual = final = np.zeros((config.hidden_size, config.hidden_size))
+    for i, part in enumerate(parts):
+        a, b = _moments(config, teacher, part.tokens_NT, np.arange(i * size, (i + 1) * size) < n)
+        residual, final = residual + np.asarray(a, np.float64), final + np.asarray(b, np.float64)
+    tokens = n * pool.tokens_NT.shape[1]
+    return residual / tokens, final / tokens
+
+
+def residual_basis(kind: str, moment_DD: np.ndarray, rank: int) -> np.ndarray | None:
+    """Orthonormal basis [D, rank] of the residual stream for a start: "pca" its principal components, "channels"
+    its most active coordinates, "random" and "fan_in" None (a random start)."""
+    if kind in ("random", "fan_in"):
+        return None
+    if kind == "pca":
+        return np.linalg.eigh(moment_DD)[1][:, ::-1][:, :rank].astype(np.float32)
+    if kind == "channels":
+        chosen = np.sort(np.argsort(np.diag(moment_DD))[::-1][:rank])
+        return np.eye(len(moment_DD), dtype=np.float32)[:, chosen]
+    raise InputError(f"student.init: {kind!r} is unknown; choose random, fan_in, pca or channels")
+
+
+def inverse_square_root(moment_DD: np.ndarray, floor: float = 1e-7) -> np.ndarray:
+    """Symmetric inverse square root [D, D]; directions of less than `floor` of the largest power are held at it."""
+    values, vectors = np.linalg.eigh(moment_DD)
+    values = np.maximum(values, floor * values[-1])
+    return ((vectors / np.sqrt(values)[None, :]) @ vectors.T).astype(np.float32)
