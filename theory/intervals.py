@@ -63,7 +63,7 @@ def small_sample_factor(clusters: int) -> float:
 def bootstrap_standard_error(draws: np.ndarray, clusters: int) -> float:
     """Standard error from cluster-bootstrap draws with the small-sample correction; NaN if undefined."""
     finite = draws[np.isfinite(draws)]
-    if clusters < 2 or finite.size < 0.9 * draws.size or finite.size < 2:
+    if clusters < 2 or finite.size < 0.9 * draws.size:
         return float("nan")
     return float(np.std(finite) * small_sample_factor(clusters))
 
@@ -134,5 +134,7 @@ def difference_interval(a: np.ndarray, b: np.ndarray, level: float) -> Interval:
         return UNDEFINED
     var_a, var_b = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
     difference, variance = float(a.mean() - b.mean()), float(var_a + var_b)
-    degrees = variance**2 / (var_a**2 / (len(a) - 1) + var_b**2 / (len(b) - 1)) if variance else 1.0
+    if not variance:
+        return Interval(difference, difference)
+    degrees = variance**2 / (var_a**2 / (len(a) - 1) + var_b**2 / (len(b) - 1))
     return t_interval(difference, variance**0.5, degrees + 1, level)

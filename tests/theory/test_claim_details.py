@@ -115,6 +115,31 @@ def test_the_spread_of_the_bound_is_that_between_pilot_seeds(pilots, rhs, error)
     assert cell["rhs_standard_error"] == pytest.approx(error)
 
 
+@pytest.mark.parametrize("pilots", [2, 3])
+def test_the_spread_of_the_constants_is_held_to_their_own_degrees_of_freedom(pilots):
+    """Equal runs, constants from two or three pilots that differ by a tenth: t(.975, pilots - 1) of their errors."""
+    factor = {2: [0.95, 1.05], 3: [0.9, 1.0, 1.1]}[pilots]
+    error = float(np.std(factor, ddof=1)) / np.sqrt(pilots)
+    half = float(t_quantile(0.975, pilots - 1)) * error
+    for value, word in (
+        (1 - half - NEAR, HOLDS),
+        (1 - half + NEAR, INCONCLUSIVE),
+        (1 + half - NEAR, INCONCLUSIVE),
+        (1 + half + NEAR, VIOLATED),
+    ):
+        frame = bound_rows({100: [value] * 6}).assign(pilot_seed=lambda f: 70 + f["seed"] % pilots)
+        frame[["grad_variance", "loss_decrease"]] *= np.array(factor * 3)[:6, None]
+        assert bound_of(frame)[0].verdict == word, value
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    frame = bound_rows({100: [0.1, 0.2, 0.3], 400: [0.9, 0.8, 0.7], 1600: [0.4, 0.5, 0.6]})
+    frame["grad_variance"] *= np.sqrt(frame["steps"])
+    plain, backwards = bound_of(frame)[0], bound_of(frame.iloc[::-1])[0]
+    assert plain.details["cells"] == [pytest.approx(cell) for cell in backwards.details["cells"]]
+    assert [cell["steps"] for cell in plain.details["cells"]] == [100, 400, 1600]
+
+
 @pytest.mark.parametrize(("pilots", "said"), [(1, "1 pilot seed where"), (2, "2 pilot seeds where"), (3, "")])
 def test_fewer_than_three_pilots_are_said(pilots, said):
     frame = bound_rows({100: [0.5] * 6})

@@ -71,13 +71,26 @@ def test_differences_are_paired_where_two_seeds_are_shared():
     assert np.isnan(difference_interval(np.array([1.0, np.nan]), np.array([np.nan, 1.0]), 0.95).low)
 
 
+def test_a_single_shared_seed_pairs_nothing():
+    a, b = np.array([1.0, 2.0, 4.0, np.nan]), np.array([np.nan, np.nan, 3.0, 9.0])
+    want = stats.ttest_ind([1.0, 2.0, 4.0], [3.0, 9.0], equal_var=False).confidence_interval(0.95)
+    got = difference_interval(a, b, 0.95)
+    assert (got.low, got.high) == pytest.approx((want.low, want.high))
+
+
+def test_without_any_spread_the_difference_is_exact():
+    a, b = np.array([3.0, 3.0, np.nan, np.nan]), np.array([np.nan, np.nan, 1.0, 1.0])
+    assert difference_interval(a, b, 0.95) == Interval(2.0, 2.0)
+
+
 def test_an_interval_is_inside_including_its_ends():
     assert Interval(-0.6, -0.4).inside(-0.6, -0.4)
     assert not Interval(-0.6001, -0.4).inside(-0.6, -0.4)
     assert not Interval(-0.6, -0.3999).inside(-0.6, -0.4)
     assert Interval(1.0, 3.5).width == 2.5
     assert t_interval(0.0, 1.0, 2.0, 0.95).high == pytest.approx(stats.t.ppf(0.975, 1))
-    assert np.isnan(t_interval(0.0, 1.0, 1.9, 0.95).high)
+    assert np.isfinite(t_interval(0.0, 1.0, 2 - 1e-10, 0.95).high)  # two effective seeds, but for rounding
+    assert np.isnan(t_interval(0.0, 1.0, 2 - 1e-7, 0.95).high)
 
 
 # --- cells -----------------------------------------------------------------------------------------------------------
@@ -364,7 +377,13 @@ def test_two_seeds_have_a_standard_error_and_one_has_none():
     draws = np.random.default_rng(0).standard_normal(400)
     assert bootstrap_standard_error(draws, 2) == pytest.approx(np.sqrt(2) * np.std(draws))
     assert np.isnan(bootstrap_standard_error(draws, 1))
+    tenth, more = np.arange(400) < 40, np.arange(400) < 41  # of the draws may be undefined
+    left = np.std(draws[~tenth])
+    assert bootstrap_standard_error(np.where(tenth, np.nan, draws), 2) == pytest.approx(np.sqrt(2) * left)
+    assert np.isnan(bootstrap_standard_error(np.where(more, np.nan, draws), 2))
     assert wild_cluster_interval(0.0, np.array([0.1]), 0.95, np.random.default_rng(0)) is UNDEFINED
+    # Of two seeds a sixth of the draws weigh them oppositely: they differ by nothing, and 95 % lie nowhere.
+    assert wild_cluster_interval(0.0, np.array([0.1, -0.1]), 0.95, np.random.default_rng(0)) is UNDEFINED
 
 
 def test_without_a_cell_there_are_no_seeds():

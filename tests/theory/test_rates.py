@@ -161,6 +161,10 @@ def test_a_run_that_both_coordinates_lack_is_asked_for_once(rng):
     assert needed == [{"seeds": 3}]
 
 
+def test_no_reason_is_empty(rng):
+    assert all(judged(gap_table(1.0, 0.5, Design(noise=0.1), rng)).reasons)
+
+
 def test_coordinates_that_move_together_are_named(rng):
     frame = gap_table(1.0, 0.5, Design(noise=0.1), rng)
     position = np.round(4 * np.log(frame["rank"] / 4) / np.log(8))

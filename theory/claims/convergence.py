@@ -119,8 +119,7 @@ def check_bound(frame: pd.DataFrame, group: list[str]) -> tuple[Bound, list[str]
 
     def half_width(level: float) -> np.ndarray:
         """[horizons] the distance at which LHS and RHS are apart, each at this one-sided level."""
-        error = np.where(rhs_error > 0, rhs_error * t_quantile(1 - level, np.maximum(pilots - 1, 1)), 0.0)
-        return lhs_error * t_quantile(1 - level, count - 1) + error
+        return lhs_error * t_quantile(1 - level, count - 1) + rhs_error * t_quantile(1 - level, pilots - 1)
 
     holds = rhs - lhs >= half_width(BOUND_LEVEL)
     # Holm: separation of one horizon at alpha / m suffices to claim that some horizon violates the bound.
