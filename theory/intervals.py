@@ -105,7 +105,7 @@ def wild_cluster_interval(
     Source: Cameron, Gelbach & Miller 2008, section 3, with Webb's weights.
     """
     clusters = len(scores)
-    if clusters < 2 or not np.isfinite(scores).all():
+    if clusters < 2:
         return UNDEFINED
     scale = small_sample_factor(clusters)
     centred = scores - scores.mean()
@@ -116,7 +116,8 @@ def wild_cluster_interval(
     spread = scale * np.sqrt(np.sum((wild - wild.mean(axis=1, keepdims=True)) ** 2, axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.abs(error / spread)
-    # A draw in which every cluster gets the same weighted score has no spread: it is an infinitely large t.
+    # A draw in which every cluster gets the same weighted score has no spread: it is an infinitely large t. So are all
+    # draws of scores that are not finite.
     quantile = float(np.quantile(np.where(np.isnan(ratio), np.inf, ratio), level, method="higher"))
     if not np.isfinite(quantile):
         return UNDEFINED

@@ -288,6 +288,10 @@ def test_rows_that_lack_a_constant_are_counted_where_there_are_any():
     assert remark in judged(frame, "convergence").reasons
 
 
+def test_six_horizons_are_listed_at_most():
+    assert convergence._listed(np.arange(1.0, 9.0)) == "1, 2, 3, 4, 5, 6"
+
+
 def test_only_short_horizons_leave_no_exponent():
     """Every horizon below 10 T_x at the tuned step: no number, and what to run."""
     frame = pd.concat([tuned_rows([1, 2, 5, 9]).assign(seed=float(s), grad_norm_sq=0.1) for s in range(3)])
@@ -828,8 +832,12 @@ def test_a_known_best_loss_is_taken_off_where_it_is_below_all(grown):
     loss = 1 / grown[0]["rank"]
     plain = leg(grown)["alpha"]
     assert leg(grown, approx_loss=loss + 5.0, teacher_loss=5.0)["alpha"] == pytest.approx(plain, rel=1e-6)
-    above = leg(grown, approx_loss=loss, teacher_loss=0.05)  # above some of the losses: ignored
-    assert above["alpha"] == pytest.approx(plain)
+    for known in (0.05, float(loss.min())):  # not below all of the losses: ignored
+        assert leg(grown, approx_loss=loss, teacher_loss=known)["alpha"] == pytest.approx(plain)
+    two = np.where(grown[0]["seed"] > 0, 5.0, 4.0)  # nor is it known where rows differ
+    assert leg(grown, approx_loss=loss + 5.0, teacher_loss=two)["alpha"] == pytest.approx(
+        leg(grown, approx_loss=loss + 5.0)["alpha"]
+    )
 
 
 def test_an_unknown_best_loss_is_fitted_where_the_losses_show_one(grown):

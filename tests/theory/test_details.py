@@ -78,6 +78,11 @@ def test_a_single_shared_seed_pairs_nothing():
     assert (got.low, got.high) == pytest.approx((want.low, want.high))
 
 
+def test_one_value_on_a_side_has_no_spread():
+    a, b = np.array([1.0, 2.0, 4.0, np.nan]), np.array([np.nan, np.nan, np.nan, 9.0])
+    assert difference_interval(a, b, 0.95) is difference_interval(b, a, 0.95) is UNDEFINED
+
+
 def test_without_any_spread_the_difference_is_exact():
     a, b = np.array([3.0, 3.0, np.nan, np.nan]), np.array([np.nan, np.nan, 1.0, 1.0])
     assert difference_interval(a, b, 0.95) == Interval(2.0, 2.0)

@@ -49,6 +49,17 @@ def test_wild_interval_covers_about_as_well():
     assert 0.91 <= hits / 400 <= 0.99
 
 
+def test_wild_interval_moves_with_the_estimate_and_scales_with_the_scores():
+    scores = np.array([0.3, -0.1, 0.4, -0.5, -0.1])
+    plain = wild_cluster_interval(0.0, scores, 0.95, generator(9))
+    assert plain.low == -plain.high
+    moved = wild_cluster_interval(7.0, 3 * scores, 0.95, generator(9))
+    assert (moved.low, moved.high) == pytest.approx((7 - 3 * plain.high, 7 + 3 * plain.high))
+    off = wild_cluster_interval(0.0, scores + 2.0, 0.95, generator(9))  # their mean is no spread
+    assert off.high == pytest.approx(plain.high)
+    assert wild_cluster_interval(0.0, np.array([0.1, np.nan, 0.2]), 0.95, generator(9)) is UNDEFINED
+
+
 def test_t_interval_and_mean_interval_golden():
     interval = t_interval(1.0, 0.5, 5, 0.95)
     assert (interval.low, interval.high) == pytest.approx((1 - 0.5 * 2.7764451, 1 + 0.5 * 2.7764451))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from judging import judged
 
@@ -13,6 +14,7 @@ from theory.laws import Surface
 from theory.optimum import RankCost, local_minimum
 from theory.planted.denoising import denoising_table
 from theory.planted.surfaces import Design, risk_table
+from theory.tables import InputError
 from theory.verdicts import CONSISTENT, HOLDS, LOOSE, REFUTED, UNTESTABLE
 
 RANKS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -188,6 +190,24 @@ def test_consistency_statistic_uses_gamma_over_alpha_plus_beta(rng):
         "consistency"
     ]
     assert lifted["alpha"] == pytest.approx(found["alpha"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arms", "column"),
+    [
+        ([("q", 0.5), ("k", 0.5)], "site"),
+        ([("q", 0.5), ("q", 1.0)], "clone_weight"),
+        ([("q", 0.5), ("k", 0.5), ("q", 1.0), ("k", 1.0)], "site"),
+    ],
+)
+def test_risk_curves_of_several_arms_are_not_mixed(arms, column, rng):
+    """The column that is named tells the arms apart."""
+    frames = [risk_table(surface(1.0, 1.0, 1.0), DESIGN, rng, dimension=4096) for _ in arms]
+    parts = [f.assign(site=site, clone_weight=weight) for f, (site, weight) in zip(frames, arms, strict=True)]
+    with pytest.raises(
+        InputError, match=rf"column {column}: several values per run.* choose one with --where {column}="
+    ):
+        judged(pd.concat(parts), "optimal_rank")
 
 
 def test_runs_need_not_share_their_seeds(rng):

@@ -48,7 +48,7 @@ def risk_cells(table: Table) -> tuple[pd.DataFrame, Cells, list[str]]:
     run = ["rank", "samples", "steps", "seed"]
     frame, needed = resolve_duplicates(frame, table.path, CLAIM.name, run, ["test_loss"], ["site", "clone_weight"])
     if needed:
-        column = needed[-1]
+        column = next(c for c in needed if frame[c].nunique(dropna=False) > 1)
         raise InputError(
             f"{table.path}: column {column}: several values per run, and the risk curves of different arms cannot be "
             f"mixed; choose one with --where {column}={frame[column].iloc[0]}"
