@@ -11,6 +11,7 @@ from typing import Any
 
 from lrc_jax.errors import DivergedError, InputError, file_error
 
+PROG = "python -m lrc_jax"
 INTERRUPTED = 130
 
 
@@ -95,8 +96,8 @@ def _plan(args: argparse.Namespace) -> int:
     return run_plan(args)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m lrc_jax", description="Low-Rank Clone: distil a model, export a clone.")
+def _parser(prog: str = PROG) -> argparse.ArgumentParser:
+    parser = _Parser(prog=prog, description="Low-Rank Clone: distil a model, export a clone.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     teacher_help = "Hugging Face folder (Llama, Mistral, Qwen2, Qwen3) or .gguf file"
     dtypes = ("float32", "bfloat16", "float16")
@@ -178,10 +179,10 @@ def exact_products() -> None:
         jax.config.update("jax_default_matmul_precision", "highest")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Run a command; returns its exit code."""
     try:
-        args = _parser().parse_args(argv)
+        args = _parser(prog).parse_args(argv)
         exact_products()
         return args.run(args)
     except InputError as wrong:
@@ -193,6 +194,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DivergedError as wrong:
         print(f"diverged: {wrong}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as missing:
+        if missing.name is None or missing.name.startswith("lrc_jax"):
+            raise
+        print(
+            f"error: {missing.name} is not installed; pip install 'lrc-scaling-suite[clone]' brings it", file=sys.stderr
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

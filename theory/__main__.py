@@ -18,6 +18,9 @@ from theory.errors import InputError
 from theory.settings import BOOTSTRAPS, FULL_REPLICATIONS, PLAN_REPLICATIONS, QUICK_REPLICATIONS
 from theory.verdicts import MARGIN
 
+DISTRIBUTION = "lrc-scaling-suite"
+INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
+
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
@@ -41,6 +44,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has gone; nothing may be written at interpreter exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+class _Version(argparse.Action):
+    """Name and version of the installed distribution; asked for seldom, so that it is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> NoReturn:
+        from importlib import metadata
+
+        try:
+            found = metadata.version(DISTRIBUTION)
+        except metadata.PackageNotFoundError:
+            found = "of a checkout that is not installed"
+        print(DISTRIBUTION, found)
+        parser.exit()
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
@@ -61,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m theory",
         description="Judge scaling-law claims about low-rank distillation on a table of measurements.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="say which version this is")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     claims = commands.add_parser(
