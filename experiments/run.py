@@ -59,7 +59,7 @@ def execute(cfg: config.RunConfig) -> dict[str, Any]:
             Progress(run.name, cfg.steps) as progress,
             interrupt.FolderKeeper(run.folder) as keeper,
         ):
-            columns = pipeline.run(cfg, run.materials, write, progress.update, keeper)
+            columns = pipeline.run(cfg, run.setup, write, progress.update, keeper)
         seconds = time.monotonic() - started
         row = run.finish(columns, seconds, clock.stop())
         log.info("%s: %s (%s)", run.name, job.summary(columns), duration(seconds))

@@ -6,10 +6,10 @@ Training and measuring are separate, so that a fused sweep can train many runs a
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 
-from experiments.run_one.build import Columns, Keeper, Log, Tick, build, evaluator, fit, objective, start, test_size
 from experiments.run_one.columns.ablation import ablation_columns, matched_steps
 from experiments.run_one.columns.bilinear import run_bilinear
 from experiments.run_one.columns.groups import (
@@ -25,25 +25,22 @@ from experiments.run_one.columns.groups import (
 )
 from experiments.run_one.columns.sgd_bound import convergence_columns
 from experiments.run_one.config import RunConfig
-from experiments.run_one.setup import Materials
+from experiments.run_one.run import Columns, Keeper, Log, Run, Tick, objective, test_size
+from experiments.run_one.setup import Setup
 from lrc_jax import clock
 from lrc_jax.data.pools import Pool
 from lrc_jax.inference.evaluate import clone_fvu
 from lrc_jax.measure.gap import mean
 from lrc_jax.model import count_parameters
-from lrc_jax.students import Frozen, Student
 
 START_SAMPLES = 1024  # test sequences on which the untrained student is evaluated
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A run before its training: its student, its pools and what its row says already."""
+    """A run before its training: its pools, and what its row says already."""
 
-    config: RunConfig
-    materials: Materials
-    student: Student
-    frozen: Frozen
+    run: Run
     train_pool: Pool
     test_pool: Pool
     columns: Columns
@@ -52,14 +49,14 @@ class Prepared:
     def pool_to_fit(self) -> Pool:
         """The training pool with the teacher's features where the objective can use them: clone losses need the
         teacher's layers and hard labels nothing of it."""
-        wanted = objective(self.config)
-        if self.student.reads_only_final or (wanted.needs_teacher and not wanted.clone):
+        wanted = objective(self.run.config)
+        if self.run.student.reads_only_final or (wanted.needs_teacher and not wanted.clone):
             return self.train_pool
         return dataclasses.replace(self.train_pool, final_NTD=None)
 
 
 def is_plain(config: RunConfig) -> bool:
-    """Whether a run is one training by building.fit and then measured; the others train in ways of their own."""
+    """Whether a run is one training by Run.fit and then measured; the others train in ways of their own."""
     measure = config.measure
     own_step = config.bf16 or config.remat or config.accumulate > 1 or config.mesh.data * config.mesh.model != 1
     if own_step or config.teacher_cache != "none" or config.match == "time":
@@ -67,7 +64,7 @@ def is_plain(config: RunConfig) -> bool:
     return config.student.name != "bilinear" and not (measure.convergence or measure.certificate or measure.dynamics)
 
 
-def run(config: RunConfig, materials: Materials, log: Log, tick: Tick, keeper: Keeper | None = None) -> Columns:
+def run(config: RunConfig, setup: Setup, log: Log, tick: Tick, keeper: Keeper | None = None) -> Columns:
     """Train one student, measure it, and return its row.
 
     Args:
@@ -80,63 +77,57 @@ def run(config: RunConfig, materials: Materials, log: Log, tick: Tick, keeper: K
       DivergedError: a loss is not finite.
     """
     if config.student.name == "bilinear":
-        return run_bilinear(config, materials, log)
+        return run_bilinear(config, setup, log)
+    one = Run.of(config, setup)
     if config.measure.convergence:
-        student, frozen = build(config, materials)
-        return describe(config, materials, student) | convergence_columns(config, materials, student, frozen)
-    prepared = prepare(config, materials)
-    student, frozen = prepared.student, prepared.frozen
-    pools = prepared.train_pool, prepared.test_pool
+        return describe(config, setup, one.student) | convergence_columns(one)
+    prepared = prepare(one)
     if config.measure.certificate:
-        return prepared.columns | certificate_columns(config, materials, student, frozen, *pools)
+        return prepared.columns | certificate_columns(one, prepared.train_pool, prepared.test_pool)
     if config.measure.dynamics:
-        return prepared.columns | dynamics_group(config, materials, student, frozen, *pools)
-    pool = prepared.pool_to_fit
-    steps = config.steps
+        return prepared.columns | dynamics_group(one, prepared.train_pool, prepared.test_pool)
+    pool, steps = prepared.pool_to_fit, config.steps
     if config.match == "time":
-        steps = prepared.columns["steps"] = matched_steps(config, materials, student, frozen, pool)
-    state, _ = fit(config, materials, student, frozen, pool, steps, log=log, tick=tick, keeper=keeper)
+        steps = prepared.columns["steps"] = matched_steps(one, pool)
+    state, _ = one.fit(pool, steps, log=log, tick=tick, keeper=keeper)
     with clock.phase("measuring"):
         return measure(prepared, state.params)
 
 
-def prepare(config: RunConfig, materials: Materials) -> Prepared:
+def prepare(run: Run) -> Prepared:
     """Everything of a run that comes before its training."""
-    student, frozen = build(config, materials)
-    columns = describe(config, materials, student)
+    config, setup = run.config, run.setup
+    columns = describe(config, setup, run.student)
     # Features of the teacher, computed once a pool: every evaluation on it then costs the students' passes alone.
-    pool = materials.pool if config.measure.certificate or config.measure.dynamics else materials.with_features
+    pool = setup.pool if config.measure.certificate or config.measure.dynamics else setup.with_features
     train_pool = pool("student", config.samples, config.labels, config.seed)
-    test_pool = pool("test", test_size(config, materials), config.labels)
+    test_pool = pool("test", test_size(config, setup), config.labels)
     first = jax.tree.map(lambda x: x[:START_SAMPLES], test_pool)
-    losses = evaluator(materials, student, frozen)
     with clock.phase("measuring"):
-        columns["start_test_loss"] = mean(losses(start(config, student, frozen), first).student).value
-    return Prepared(config, materials, student, frozen, train_pool, test_pool, columns)
+        columns["start_test_loss"] = mean(run.losses(run.start(), first).student).value
+    return Prepared(run, train_pool, test_pool, columns)
 
 
-def measure(prepared: Prepared, params: object) -> Columns:
+def measure(prepared: Prepared, params: Any) -> Columns:
     """The row of a trained student."""
-    config, materials, columns = prepared.config, prepared.materials, dict(prepared.columns)
-    student, frozen = prepared.student, prepared.frozen
+    run, columns = prepared.run, dict(prepared.columns)
+    wanted = run.config.measure
     train_pool, test_pool = prepared.train_pool, prepared.test_pool
-    losses = evaluator(materials, student, frozen)
-    on_train, on_test = losses(params, train_pool), losses(params, test_pool)
+    on_train, on_test = run.losses(params, train_pool), run.losses(params, test_pool)
     columns["params"] = count_parameters(params)
-    columns |= risk_columns(config, materials, on_train, on_test)
-    columns |= gap_columns(config, materials, student, frozen, on_train, on_test, train_pool, test_pool)
-    if config.measure.ablation:
-        columns |= ablation_columns(config, materials, student, frozen, params, on_test)
-    if config.measure.approximation:
-        columns |= approximation_columns(config, materials, student, frozen, test_pool)
-    if config.measure.clone_fvu and not student.reads_only_final:
-        teacher = materials.network()
-        sites = clone_fvu(student, teacher.config, params, frozen, test_pool)
+    columns |= risk_columns(run.config, run.setup, on_train, on_test)
+    columns |= gap_columns(run, on_train, on_test, train_pool, test_pool)
+    if wanted.ablation:
+        columns |= ablation_columns(run, params, on_test)
+    if wanted.approximation:
+        columns |= approximation_columns(run, test_pool)
+    if wanted.clone_fvu and not run.student.reads_only_final:
+        sites = clone_fvu(run.student, run.setup.network().config, params, run.frozen, test_pool)
         columns |= {f"fvu.{site}": value for site, value in sites.items()}
-    if config.measure.norms:
-        columns |= norm_columns(student, frozen, params)
-    if config.measure.information:
-        columns |= information_columns(config, materials, student, frozen, params)
-    if config.measure.cost:
-        columns |= cost_columns(config, materials, student, frozen, params)
+    if wanted.norms:
+        columns |= norm_columns(run, params)
+    if wanted.information:
+        columns |= information_columns(run, params)
+    if wanted.cost:
+        columns |= cost_columns(run, params)
     return columns

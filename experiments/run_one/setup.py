@@ -58,7 +58,7 @@ class Teacher:
 
 
 @dataclasses.dataclass(frozen=True)
-class Materials:
+class Setup:
     source: DataSource
     teacher: Teacher | None  # None: the synthetic language is its own teacher
     cache: Path = Path(".cache")
@@ -193,7 +193,7 @@ def at_most(source: DataSource, purpose: str, n: int) -> int:
     return n if have is None else min(n, have)
 
 
-def load(config: RunConfig) -> Materials:
+def load(config: RunConfig) -> Setup:
     """Data and teacher of a run; equal configurations share one copy."""
     key = {
         "data": dataclasses.asdict(config.data),
@@ -219,25 +219,25 @@ class _Hidden:
 
 
 @functools.lru_cache(maxsize=4)
-def _load(key: str, hidden: _Hidden) -> Materials:
+def _load(key: str, hidden: _Hidden) -> Setup:
     del key
-    materials = _made(hidden.config)
-    if materials.teacher is None:
-        return materials
+    setup = _made(hidden.config)
+    if setup.teacher is None:
+        return setup
     # A teacher is trained by the fast step whatever the run's, so that runs that differ in it share their teacher.
-    decoder = dataclasses.replace(materials.teacher.config, step=hidden.config.step)
-    return dataclasses.replace(materials, teacher=dataclasses.replace(materials.teacher, config=decoder))
+    decoder = dataclasses.replace(setup.teacher.config, step=hidden.config.step)
+    return dataclasses.replace(setup, teacher=dataclasses.replace(setup.teacher, config=decoder))
 
 
-def _made(config: RunConfig) -> Materials:
+def _made(config: RunConfig) -> Setup:
     cache = Path(config.cache_dir)
     if isinstance(config.data, SyntheticData):
         fields = dataclasses.asdict(config.data)
         del fields["name"]
         source: DataSource = SyntheticSource(LanguageSpec(**fields), config.sequence_length)
         if isinstance(config.teacher, LanguageTeacher):
-            return Materials(source, None, cache)
-        return Materials(source, _tiny(config.teacher, source, cache), cache)
+            return Setup(source, None, cache)
+        return Setup(source, _tiny(config.teacher, source, cache), cache)
 
     data = config.data
     splits = read_splits(Path(data.path)) if data.path else wikitext2_splits()
@@ -253,7 +253,7 @@ def _made(config: RunConfig) -> Materials:
             reference_share=data.reference_share,
             cache=cache,
         )
-        return Materials(source, Teacher(loaded.config, loaded.weights, loaded.digest[:16], loaded.tokenizer), cache)
+        return Setup(source, Teacher(loaded.config, loaded.weights, loaded.digest[:16], loaded.tokenizer), cache)
     tokenizer = train_tokenizer(splits, data.tokenizer_size, cache)
     source = TextSource(
         splits,
@@ -264,7 +264,7 @@ def _made(config: RunConfig) -> Materials:
         cache=cache,
     )
     source.sequences("student", config.samples)  # too many? say so before a teacher is trained
-    return Materials(source, dataclasses.replace(_tiny(config.teacher, source, cache), tokenizer=tokenizer), cache)
+    return Setup(source, dataclasses.replace(_tiny(config.teacher, source, cache), tokenizer=tokenizer), cache)
 
 
 def _tiny(teacher: TinyTeacher, source: DataSource, cache: Path) -> Teacher:

@@ -1,7 +1,8 @@
 """The code version of the method: a hash of the program text that can change a run's numbers.
 
-It covers the modules that the pipeline imports, directly or through others, without comments and docstrings: editing
-a sentence or the export does not invalidate a study, editing a loss does.
+METHOD declares the modules that make numbers, CARRIERS those that the former use and that only carry them. Comments and
+docstrings do not count. So editing a sentence, a progress bar or the export leaves a study as it is, and editing a loss
+does not. A test holds the declaration complete: whatever the pipeline reaches is in one of the two lists.
 """
 
 from __future__ import annotations
@@ -14,15 +15,41 @@ from typing import Any
 
 from experiments.common.paths import ROOT
 
-ENTRY = "experiments.run_one.pipeline"
 PACKAGES = ("lrc_jax", "experiments")
-# Storage and schema: they carry numbers, they do not make them.
-NOT_METHOD = (
-    "experiments.common.files",
-    "experiments.sweep.store",
-    "experiments.run_one.config",
-    "experiments.run_one.version",
+ENTRY = "experiments.run_one.pipeline"
+# Modules and packages (with all that is in them) that make numbers.
+METHOD = (
+    "experiments.run_one.columns",
+    "experiments.run_one.pipeline",
+    "experiments.run_one.run",
+    "experiments.run_one.setup",
+    "lrc_jax.clone",
+    "lrc_jax.compute",
+    "lrc_jax.data",
+    "lrc_jax.inference.decode",
+    "lrc_jax.inference.evaluate",
+    "lrc_jax.losses",
+    "lrc_jax.measure",
+    "lrc_jax.model",
+    "lrc_jax.objective",
+    "lrc_jax.seeds",
+    "lrc_jax.students",
+    "lrc_jax.teachers",
+    "lrc_jax.training.activation_cache",
+    "lrc_jax.training.together",
+    "lrc_jax.training.train",
 )
+# Storage, schema, clocks and progress.
+CARRIERS = (
+    "experiments.common",
+    "experiments.run_one.cache",
+    "experiments.run_one.config",
+    "experiments.run_one.tensorboard",
+    "experiments.run_one.version",
+    "lrc_jax.clock",
+    "lrc_jax.errors",
+)
+FACE = "lrc_jax"  # the package's own file: names for users
 
 
 def _file(module: str) -> Path | None:
@@ -64,18 +91,43 @@ def _dump(node: Any) -> str:
     return f"{type(node).__name__}({', '.join(fields)})"
 
 
+def _is_in(module: str, declared: tuple[str, ...]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in declared)
+
+
+def _members(name: str) -> list[tuple[str, Path]]:
+    """A module, or every module of a package, with its file."""
+    folder = ROOT.joinpath(*name.split("."))
+    if not folder.is_dir():
+        return [(name, folder.with_suffix(".py"))]
+    found = []
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
+    return found
+
+
 def method_modules() -> dict[str, str]:
     """Module name -> its text as a syntax tree without docstrings, for every module that makes numbers."""
-    todo, seen = [ENTRY], {}
+    return {
+        module: _without_docstrings(ast.parse(path.read_text())) for name in METHOD for module, path in _members(name)
+    }
+
+
+def undeclared() -> list[str]:
+    """Modules that the pipeline reaches, directly or through others, and that neither list declares."""
+    todo, seen, missing = [ENTRY, "lrc_jax.training.together"], set(), []
     while todo:
         module = todo.pop()
         path = _file(module)
-        if module in seen or module in NOT_METHOD or path is None:
+        if module in seen or module == FACE or path is None or _is_in(module, CARRIERS):
             continue
-        tree = ast.parse(path.read_text())
-        todo += sorted(_imports(tree))
-        seen[module] = _without_docstrings(tree)
-    return seen
+        seen.add(module)
+        # A package's own file is read wherever one of its modules is; an empty one says nothing.
+        if not _is_in(module, METHOD) and _without_docstrings(ast.parse(path.read_text())) != "Module()":
+            missing.append(module)
+        todo += sorted(_imports(ast.parse(path.read_text())))
+    return sorted(missing)
 
 
 @functools.cache

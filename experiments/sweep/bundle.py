@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.common.progress import Progress, duration
-from experiments.run_one import build, pipeline
+from experiments.run_one import pipeline
+from experiments.run_one import run as running
+from experiments.run_one.run import Run
 from experiments.sweep import interrupt
 from experiments.sweep.job import Job, summary
 from experiments.sweep.outcome import Outcome
@@ -65,18 +67,18 @@ def _make_ready(run: Job, held: contextlib.ExitStack) -> Ready | Outcome:
     cfg = run.config
     try:
         with run.attempt():
-            prepared = pipeline.prepare(cfg, run.materials)
+            prepared = pipeline.prepare(Run.of(cfg, run.setup))
             keeper = interrupt.FolderKeeper(run.folder)
-            state = keeper.resume(build.abstract_state(cfg, prepared.student, prepared.frozen))
+            state = keeper.resume(prepared.run.abstract_state())
     except (InputError, ValueError) as wrong:
         return Outcome(error=wrong)
     member = Member(
-        prepared.student,
-        build.objective(cfg),
-        build.optimizer(cfg),
-        prepared.frozen,
-        build.hyper(cfg, cfg.steps, prepared.train_pool.size),
-        build.init_key_of(cfg.seed),
+        prepared.run.student,
+        running.objective(cfg),
+        running.optimizer(cfg),
+        prepared.run.frozen,
+        running.hyper(cfg, cfg.steps, prepared.train_pool.size),
+        running.init_key_of(cfg.seed),
         state,
     )
     return Ready(run, prepared, keeper, member, held.enter_context(run.metrics()))
@@ -98,14 +100,14 @@ def _train(group: Sequence[Ready]) -> list[Trained]:
     # demanding run serves all.
     pools = [one.prepared.pool_to_fit for one in group]
     pool = next((p for p in pools if p.final_NTD is None), pools[0])
-    stream = Stream(pool, build.order_key_of(cfg.seed), pool.size, tuple(one.member for one in group))
+    stream = Stream(pool, running.order_key_of(cfg.seed), pool.size, tuple(one.member for one in group))
     done = group[0].begun
 
     def on_chunk(parts: Any, states: Any) -> None:
         nonlocal done
         for one, part in zip(group, parts, strict=True):
             if part is not None:
-                one.write(build.metrics_line(done + len(part.terms.total), part))
+                one.write(running.metrics_line(done + len(part.terms.total), part))
         done += max((len(p.terms.total) for p in parts if p is not None), default=0)
         if any(one.keeper.due() for one in group):
             for one, last, state in zip(group, steps, states(), strict=True):
@@ -116,7 +118,7 @@ def _train(group: Sequence[Ready]) -> list[Trained]:
     name = first.name if len(group) == 1 else f"{len(group)} runs, samples={cfg.samples} seed={cfg.seed}"
     with Progress(name, max(steps)) as progress, interrupt.training(), clock.phase("training"):
         (outcomes,) = train_together(
-            first.materials.network().config,
+            first.setup.network().config,
             [stream],
             batch_size=cfg.batch_size,
             progress=progress.update,

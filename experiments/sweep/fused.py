@@ -54,7 +54,7 @@ def run_group(raws: Sequence[DictConfig], overrides: Sequence[Sequence[str]]) ->
             yield i, Outcome(error=wrong)
             continue
         # What makes a stream of minibatches: the same pool, drawn in the same order in batches of one size.
-        stream = (id(run.materials), cfg.samples, cfg.seed, cfg.labels, cfg.batch_size)
+        stream = (id(run.setup), cfg.samples, cfg.seed, cfg.labels, cfg.batch_size)
         bundles.setdefault(stream, {})[i] = run
     sizes = sorted(len(b) for b in bundles.values())
     if bundles:

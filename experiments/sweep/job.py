@@ -14,8 +14,8 @@ import yaml
 from experiments.common import command
 from experiments.common.files import write_text, writing
 from experiments.run_one import config, tensorboard
-from experiments.run_one import setup as materials
 from experiments.run_one.cache import fingerprint
+from experiments.run_one.setup import Setup, load
 from experiments.run_one.version import code_version
 from experiments.sweep.store import RunFolder, Study
 from lrc_jax.errors import DivergedError, InputError
@@ -26,7 +26,7 @@ class Job:
     """A run: what it is made of and where it lives."""
 
     config: config.RunConfig
-    materials: materials.Materials
+    setup: Setup
     run_id: str
     folder: RunFolder
 
@@ -84,7 +84,7 @@ class Job:
         row = {
             "run_id": self.run_id,
             "config": config.identity(self.config),
-            "data_digest": self.materials.data_digest,
+            "data_digest": self.setup.data_digest,
             "code_version": code_version(),
             "columns": columns,
             "machine": command.machine_note() | {f"{k}seconds": round(v, 3) for k, v in times.items()},
@@ -96,7 +96,7 @@ class Job:
 def identify(cfg: config.RunConfig, overrides: list[str]) -> Job:
     """Load what a configuration is made of and derive its id; the run's folder then says that these overrides ask for
     it. Needs JAX's environment set."""
-    made_of = materials.load(cfg)
+    made_of = load(cfg)
     run_id = fingerprint(config.identity(cfg), made_of.data_digest, code_version())
     folder = Study.of(cfg.results_dir, cfg.study).run(run_id)
     folder.note_job(overrides)

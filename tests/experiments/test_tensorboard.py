@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from experiments.run_one import config, tensorboard
-from experiments.run_one.setup import Materials
+from experiments.run_one.setup import Setup
 from experiments.sweep.job import Job
 from experiments.sweep.store import RunFolder
 from lrc_jax.errors import InputError
@@ -34,7 +34,7 @@ def job(tmp_path, **keys):
     settings = config.RunConfig(teacher=config.TinyTeacher(), data=config.SyntheticData(), **keys)
     folder = RunFolder(tmp_path / "study" / "runs" / "0123456789")
     folder.path.mkdir(parents=True, exist_ok=True)
-    return Job(settings, Materials.__new__(Materials), "0123456789", folder)
+    return Job(settings, Setup.__new__(Setup), "0123456789", folder)
 
 
 def test_scalars_are_the_lines_of_metrics(tmp_path):

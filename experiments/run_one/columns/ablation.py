@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.run_one.build import Columns, build, evaluator, fit
 from experiments.run_one.cache import cached_numbers
-from experiments.run_one.config import Loss, RunConfig, identity
-from experiments.run_one.setup import Materials, at_most
+from experiments.run_one.config import Loss, identity
+from experiments.run_one.run import Columns, Run
+from experiments.run_one.setup import at_most
 from lrc_jax.data.pools import Pool
 from lrc_jax.inference.evaluate import SequenceLosses
 from lrc_jax.measure.flops import forward_flops, parameter_count
 from lrc_jax.seeds import rng_for
-from lrc_jax.students import Frozen, Student
 
 VALIDATION = 1024  # most sequences of the probe pool that settings are chosen on; no more than test sequences
 RESAMPLES = 2000
@@ -33,55 +31,55 @@ def document_interval(losses_N: np.ndarray, documents_N: np.ndarray, rng: np.ran
     return float(low), float(high)
 
 
-def ablation_columns(
-    config: RunConfig, materials: Materials, student: Student, frozen: Frozen, params: Any, on_test: SequenceLosses
-) -> Columns:
+def ablation_columns(run: Run, params: Any, on_test: SequenceLosses) -> Columns:
     """Columns by which arms are compared. Settings are to be chosen by `valid_loss`, never by `test_loss`."""
-    size = at_most(materials.source, "probe", min(VALIDATION, config.measure.test_samples))
-    probe = materials.pool("probe", size, config.labels)
-    documents = materials.source.documents("test", len(on_test.student))
+    config, setup = run.config, run.setup
+    size = at_most(setup.source, "probe", min(VALIDATION, config.measure.test_samples))
+    probe = setup.pool("probe", size, config.labels)
+    documents = setup.source.documents("test", len(on_test.student))
     rng = rng_for(0, "ablation", "bootstrap")  # the same documents for every run: arms are compared on equal terms
     low, high = document_interval(on_test.student, documents, rng)
     length = config.sequence_length
     return {
         "match": config.match,
-        "valid_loss": float(np.mean(evaluator(materials, student, frozen)(params, probe).student)),
+        "valid_loss": float(np.mean(run.losses(params, probe).student)),
         "test_low": low,
         "test_high": high,
         "documents": len(np.unique(documents)),
-        "inference_params": parameter_count(student.config),
-        "flops_per_token": forward_flops(student.config, length).total,
-        "teacher.flops_per_token": forward_flops(materials.network().config, length).total,
+        "inference_params": parameter_count(run.student.config),
+        "flops_per_token": forward_flops(run.student.config, length).total,
+        "teacher.flops_per_token": forward_flops(setup.network().config, length).total,
     }
 
 
-def matched_steps(config: RunConfig, materials: Materials, student: Student, frozen: Frozen, pool: Pool) -> int:
+def matched_steps(run: Run, pool: Pool) -> int:
     """Steps that take the time of `config.steps` steps of the plain Low-Rank Clone with all its losses.
 
     Both are timed here in alternating rounds, and the ratio of medians is kept in the cache: a table then has one
     number of steps an arm, and a machine whose speed drifts changes both sides alike.
     """
-    if not student.trained:
+    config = run.config
+    if not run.student.trained:
         return config.steps
     losses = dataclasses.replace(config, clone_weight=0.2, temperature=1.0, loss=Loss())
     plain = dataclasses.replace(losses, student=dataclasses.replace(config.student, name="lrc", matrices="all"))
-    made_of = identity(config) | {"data": materials.data_digest}
+    made_of = identity(config) | {"data": run.setup.data_digest}
     for key in ("seed", "steps", "measure", "arm", "optimizer"):
         del made_of[key]
 
     def make() -> dict[str, Any]:
         # The plain clone reads the teacher's layers: an arm's pool may carry the features that its own losses need.
         layers = dataclasses.replace(pool, final_NTD=None)
-        arms = {"this": (config, student, frozen, pool), "plain": (plain, *build(plain, materials), layers)}
+        arms = {"this": (run, pool), "plain": (Run.of(plain, run.setup), layers)}
         states: dict[str, Any] = dict.fromkeys(arms)
         done = 0
 
         def advance(name: str, steps: int) -> float:
             """Seconds a step of an arm's next steps."""
-            settings, one, fz, own = arms[name]
+            one, own = arms[name]
             start = time.perf_counter()
             horizon = 20 * PACE_STEPS
-            states[name], _ = fit(settings, materials, one, fz, own, horizon, until=done + steps, state=states[name])
+            states[name], _ = one.fit(own, horizon, until=done + steps, state=states[name])
             return (time.perf_counter() - start) / steps
 
         slowest = 0.0
@@ -96,5 +94,5 @@ def matched_steps(config: RunConfig, materials: Materials, student: Student, fro
             done += steps
         return {name: float(np.median(times)) for name, times in seconds.items()}
 
-    pace = cached_numbers(Path(config.cache_dir), "pace", made_of, make)
+    pace = cached_numbers(run.cache, "pace", made_of, make)
     return max(1, round(config.steps * pace["plain"] / pace["this"]))

@@ -7,11 +7,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.run_one.build import Columns, Log, learning_rate
 from experiments.run_one.cache import cached_numbers
 from experiments.run_one.columns.groups import describe
 from experiments.run_one.config import RunConfig, SyntheticData
-from experiments.run_one.setup import Materials
+from experiments.run_one.run import Columns, Log, learning_rate
+from experiments.run_one.setup import Setup
 from lrc_jax import clock
 from lrc_jax.data.synthetic import SyntheticSource, markov_tables
 from lrc_jax.errors import InputError
@@ -19,9 +19,9 @@ from lrc_jax.seeds import key_for
 from lrc_jax.students.bilinear import BilinearFit, bigram_counts, fit_bilinear, n_parameters
 
 
-def run_bilinear(config: RunConfig, materials: Materials, log: Log) -> Columns:
+def run_bilinear(config: RunConfig, setup: Setup, log: Log) -> Columns:
     """A log-bilinear bigram model of the synthetic language: fitted to counts, judged against the conditionals."""
-    source = materials.source
+    source = setup.source
     assert isinstance(source, SyntheticSource) and isinstance(config.data, SyntheticData)
     tables, vocab = markov_tables(source.spec), source.vocab_size
     if config.rank > vocab:
@@ -42,7 +42,7 @@ def run_bilinear(config: RunConfig, materials: Materials, log: Log) -> Columns:
             Path(config.cache_dir), "populations", made_of, lambda: {"excess": fitted(None, key_for(0)).excess}
         )
     entropy = tables.entropy_rate
-    return describe(config, materials, None) | {
+    return describe(config, setup, None) | {
         "params": n_parameters(config.rank, vocab),
         "train_loss": result.train,
         "test_loss": entropy + result.excess,

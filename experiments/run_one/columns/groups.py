@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.run_one.build import Columns, build, evaluator, fit, learning_rate, optimizer, start
 from experiments.run_one.cache import cached_tree, fingerprint
 from experiments.run_one.config import RunConfig, identity
-from experiments.run_one.setup import Materials, at_most
+from experiments.run_one.run import Columns, Run, learning_rate, only_kl, optimizer
+from experiments.run_one.setup import Setup, at_most
 from lrc_jax import clock
 from lrc_jax.data.pools import Pool
 from lrc_jax.errors import InputError
@@ -25,16 +24,16 @@ from lrc_jax.measure.dynamics import divergence, dynamics_columns, matched_step,
 from lrc_jax.measure.gap import control_variate_gap, mean, raw_gap
 from lrc_jax.measure.sites import information_rows
 from lrc_jax.seeds import key_for, rng_for
-from lrc_jax.students import Frozen, Student
+from lrc_jax.students import Student
 from lrc_jax.training.train import TrainState
 
 OTHER_ORDER = 1_000_003  # added to the seed for the second direct student's order of data
 
 
-def describe(config: RunConfig, materials: Materials, student: Student | None) -> Columns:
+def describe(config: RunConfig, setup: Setup, student: Student | None) -> Columns:
     """What a row says about its run before anything is measured."""
-    width = materials.source.vocab_size if student is None else student.config.hidden_size
-    teacher_width = width if materials.teacher is None else materials.teacher.config.hidden_size
+    width = setup.source.vocab_size if student is None else student.config.hidden_size
+    teacher_width = width if setup.teacher is None else setup.teacher.config.hidden_size
     head = config.student.name == "bilinear" or config.student.matrices == "head"
     return {
         "claim": config.claim,
@@ -59,15 +58,15 @@ def describe(config: RunConfig, materials: Materials, student: Student | None) -
         "learning_rate": learning_rate(config),
         # The weight matrix whose rank is in question: the unembedding for one-matrix students, else D x D.
         "d_in": teacher_width,
-        "d_out": materials.source.vocab_size if head else teacher_width,
+        "d_out": setup.source.vocab_size if head else teacher_width,
     }
 
 
-def risk_columns(config: RunConfig, materials: Materials, on_train: SequenceLosses, on_test: SequenceLosses) -> Columns:
+def risk_columns(config: RunConfig, setup: Setup, on_train: SequenceLosses, on_test: SequenceLosses) -> Columns:
     """Losses in nats per token. With labels from the teacher the test loss is taken in expectation over labels."""
     test = on_test.entropy + on_test.kl if config.labels == "teacher" else on_test.student
     excess = mean(on_test.kl)
-    bayes = materials.source.bayes_loss()
+    bayes = setup.source.bayes_loss()
     return {
         "train_loss": mean(on_train.student).value,
         "test_loss": mean(test).value,
@@ -81,25 +80,18 @@ def risk_columns(config: RunConfig, materials: Materials, on_train: SequenceLoss
 
 
 def gap_columns(
-    config: RunConfig,
-    materials: Materials,
-    student: Student,
-    frozen: Frozen,
-    on_train: SequenceLosses,
-    on_test: SequenceLosses,
-    train_pool: Pool,
-    test_pool: Pool,
+    run: Run, on_train: SequenceLosses, on_test: SequenceLosses, train_pool: Pool, test_pool: Pool
 ) -> Columns:
     """The signed generalisation gap, with the control variate asked for."""
+    config = run.config
     from_teacher = config.labels == "teacher"
     reference_test = reference_train = None
-    if config.measure.reference == "student" and student.trained:
-        params, name = reference_student(config, materials, student, frozen)
-        losses = evaluator(materials, student, frozen)
-        reference_train = losses(params, train_pool)
+    if config.measure.reference == "student" and run.student.trained:
+        params, name = reference_student(run)
+        reference_train = run.losses(params, train_pool)
         # The same for every sample size and seed of a sweep.
-        reference_test = materials.once(
-            f"{name} on {test_pool.size} {config.labels}", lambda: losses(params, test_pool)
+        reference_test = run.setup.once(
+            f"{name} on {test_pool.size} {config.labels}", lambda: run.losses(params, test_pool)
         )
     gap = control_variate_gap(on_test, on_train, reference_test, reference_train, labels_from_teacher=from_teacher)
     raw = raw_gap(on_test, on_train)
@@ -111,47 +103,42 @@ def gap_columns(
     }
 
 
-def reference_student(config: RunConfig, materials: Materials, student: Student, frozen: Frozen) -> tuple[Any, str]:
+def reference_student(run: Run) -> tuple[Any, str]:
     """A student of the same kind and rank, distilled by KL alone on the reference pool: fixed before any sample of
     the study is seen, and as close to the trained students as such a model can be. Returns it with its name."""
-    measure = config.measure
-    samples = at_most(materials.source, "reference", measure.reference_samples)
+    config, setup, measure = run.config, run.setup, run.config.measure
+    samples = at_most(setup.source, "reference", measure.reference_samples)
     steps = measure.reference_steps or config.steps
-    plain = dataclasses.replace(
-        config, clone_weight=0.0, temperature=1.0, loss=dataclasses.replace(config.loss, kl_weight=1.0, ce_weight=0.0)
-    )
-    like = jax.eval_shape(student.init, key_for(0), frozen)
-    made_of = identity(plain) | {"samples": samples, "steps": steps, "seed": 0, "digest": materials.data_digest}
+    plain = only_kl(config)
+    like = jax.eval_shape(run.student.init, key_for(0), run.frozen)
+    made_of = identity(plain) | {"samples": samples, "steps": steps, "seed": 0, "digest": setup.data_digest}
     for not_of_the_reference in ("claim", "arm", "measure", "labels", "epochs"):
         del made_of[not_of_the_reference]
 
     def make() -> tuple[Any, dict[str, Any]]:
-        pool = materials.with_features("reference", samples, "data")
-        state, _ = fit(plain, materials, student, frozen, pool, steps, seed=0)
+        pool = setup.with_features("reference", samples, "data")
+        state, _ = run.configured(plain).fit(pool, steps, seed=0)
         return state.params, {"steps": steps, "samples": samples}
 
     name = fingerprint("reference", made_of)
-    cache = Path(config.cache_dir)
-    return materials.once(name, lambda: cached_tree(cache, "references", made_of, like, make)[0]), name
+    return setup.once(name, lambda: cached_tree(run.cache, "references", made_of, like, make)[0]), name
 
 
-def approximation_columns(
-    config: RunConfig, materials: Materials, student: Student, frozen: Frozen, test_pool: Pool
-) -> Columns:
+def approximation_columns(run: Run, test_pool: Pool) -> Columns:
     """Loss of the best student of this rank at unlimited samples: distilled by KL on the reference pool, which is as
     far from its own limit as the pool is large; both numbers are in the row."""
-    params, _ = reference_student(config, materials, student, frozen)
-    on_test = evaluator(materials, student, frozen)(params, test_pool)
+    params, _ = reference_student(run)
+    on_test = run.losses(params, test_pool)
     return {
         "approx_loss": mean(on_test.entropy + on_test.kl).value,
         "approx_excess": mean(on_test.kl).value,
-        "approx_samples": at_most(materials.source, "reference", config.measure.reference_samples),
+        "approx_samples": at_most(run.setup.source, "reference", run.config.measure.reference_samples),
     }
 
 
-def norm_columns(student: Student, frozen: Frozen, params: Any) -> Columns:
+def norm_columns(run: Run, params: Any) -> Columns:
     """Norms at the solution, summed over the student's matrices: what norm-based bounds say the gap grows with."""
-    norms = matrix_norms(student.weights(params, frozen)).values()
+    norms = matrix_norms(run.student.weights(params, run.frozen)).values()
     return {
         "nuclear_norm": sum(n.nuclear for n in norms),
         "frobenius_norm": float(np.sqrt(sum(n.frobenius**2 for n in norms))),
@@ -160,18 +147,16 @@ def norm_columns(student: Student, frozen: Frozen, params: Any) -> Columns:
     }
 
 
-def information_columns(
-    config: RunConfig, materials: Materials, student: Student, frozen: Frozen, params: Any
-) -> Columns:
+def information_columns(run: Run, params: Any) -> Columns:
     """Information between teacher and student activations, a line a site; other noise levels beside the first."""
-    teacher, measure = materials.network(), config.measure
-    n = at_most(materials.source, "probe", measure.information_samples)
-    pool = materials.pool("probe", n, "data")
-    documents = materials.source.documents("probe", n)
+    setup, measure = run.setup, run.config.measure
+    n = at_most(setup.source, "probe", measure.information_samples)
+    pool = setup.pool("probe", n, "data")
+    documents = setup.source.documents("probe", n)
     rows: list[dict[str, Any]] = []
     for i, tau in enumerate(measure.information_noise):
-        key = key_for(config.seed, "information", i)
-        found = information_rows(student, teacher.config, params, frozen, pool, documents, key, tau=tau)
+        key = key_for(run.config.seed, "information", i)
+        found = information_rows(run.student, setup.network().config, params, run.frozen, pool, documents, key, tau=tau)
         if i == 0:
             rows = found
         for row, other in zip(rows, found, strict=True):
@@ -180,110 +165,112 @@ def information_columns(
     return {"lines": rows}
 
 
-def dynamics_group(
-    config: RunConfig, materials: Materials, clone: Student, frozen: Frozen, pool: Pool, test_pool: Pool
-) -> Columns:
+def dynamics_group(run: Run, pool: Pool, test_pool: Pool) -> Columns:
     """D = KL(direct student || clone) and D_0 = KL(direct, direct with other data order), at matched training loss.
 
-    All start from the same student weights and are distilled by KL alone, the one loss that depends on nothing but
-    those weights. With measure.whiten the clone's teacher matrices of these classes are replaced by their polar
-    factors (and its start moved so that the student's weights are the same); the predictions that are distilled stay
-    the teacher's.
+    All start from the same student weights and are distilled by KL alone. With measure.whiten the clone's teacher
+    matrices of these classes are replaced by their polar factors (and its start moved so that the student's weights
+    are the same); the predictions that are distilled stay the teacher's.
     """
-    teacher = materials.network()
-    plain = dataclasses.replace(
-        config, clone_weight=0.0, temperature=1.0, loss=dataclasses.replace(config.loss, kl_weight=1.0, ce_weight=0.0)
-    )
-    direct, _ = build(dataclasses.replace(plain, student=dataclasses.replace(config.student, name="direct")), materials)
-    first = start(plain, clone, frozen)
-    clone_frozen, clone_first = frozen, first
-    if config.measure.whiten:
-        try:
-            whitened = whiten_teacher(teacher.weights, tuple(config.measure.whiten))
-            clone_first = same_start(first, teacher.weights, whitened)
-        except ValueError as wrong:
-            raise InputError(f"measure.whiten: {wrong}") from None
-        clone_frozen = dataclasses.replace(frozen, teacher=whitened, distilled=teacher.weights)
-
-    spec = optimizer(plain)
-
-    def trained(student: Student, fz: Frozen, params: Any, order_seed: int, until: int | None) -> tuple[Any, Any]:
-        state = TrainState(params, spec.direction().init(params), jnp.zeros((), jnp.int32))
-        state = jax.tree.map(jnp.array, state)  # training donates its state; the start is used again
-        state, history = fit(
-            plain, materials, student, fz, pool, config.steps, order_seed=order_seed, until=until, state=state
+    config, teacher = run.config, run.setup.network()
+    plain = run.configured(only_kl(config))
+    first = plain.start()
+    clone, clone_first = _whitened(plain, first)
+    as_direct = dataclasses.replace(plain.config, student=dataclasses.replace(config.student, name="direct"))
+    direct = dataclasses.replace(Run.of(as_direct, run.setup), config=plain.config, frozen=run.frozen)
+    direct_first = {"weights": run.student.weights(first, run.frozen)}
+    starts = {
+        "clone": (clone, clone_first, config.seed),
+        "direct": (direct, direct_first, config.seed),
+        "again": (direct, direct_first, config.seed + OTHER_ORDER),
+    }
+    trained, steps, target = _at_equal_loss(starts, pool)
+    with clock.phase("measuring"):
+        models = {
+            name: (starts[name][0].student.config, starts[name][0].student.weights(params, starts[name][0].frozen))
+            for name, params in trained.items()
+        }
+        d = divergence(models["direct"], models["clone"], test_pool.tokens_NT)
+        d0 = divergence(models["direct"], models["again"], test_pool.tokens_NT)
+        key = key_for(config.seed, "dynamics")
+        angles = dynamics_columns(
+            clone.student, teacher.config, clone.frozen, clone_first, pool.tokens_NT, key, distilled=teacher.weights
         )
+    divergences = {
+        "dynamics_divergence": d.value,
+        "dynamics_divergence_se": d.standard_error,
+        "dynamics_baseline": d0.value,
+        "dynamics_baseline_se": d0.standard_error,
+        "matched_loss": target,
+        "whitened": ",".join(config.measure.whiten) or None,
+    }
+    return divergences | {f"matched_steps.{name}": value for name, value in steps.items()} | angles
+
+
+def _whitened(run: Run, first: Any) -> tuple[Run, Any]:
+    """The run and its start on a teacher whose matrices named by measure.whiten are polar factors."""
+    if not run.config.measure.whiten:
+        return run, first
+    weights = run.setup.network().weights
+    try:
+        whitened = whiten_teacher(weights, tuple(run.config.measure.whiten))
+        start = same_start(first, weights, whitened)
+    except ValueError as wrong:
+        raise InputError(f"measure.whiten: {wrong}") from None
+    return dataclasses.replace(run, frozen=dataclasses.replace(run.frozen, teacher=whitened, distilled=weights)), start
+
+
+def _at_equal_loss(starts: dict[str, tuple[Run, Any, int]], pool: Pool) -> tuple[dict[str, Any], dict[str, int], float]:
+    """Parameters of each run at the first step where its training loss is that of the slowest one's end.
+
+    Args:
+      starts: by name a run, its start parameters and the seed of its data order.
+
+    Returns:
+      Parameters, their steps, and the loss in nats per token.
+    """
+
+    def trained(name: str, until: int | None) -> tuple[Any, Any]:
+        run, params, order_seed = starts[name]
+        state = TrainState(params, optimizer(run.config).direction().init(params), jnp.zeros((), jnp.int32))
+        state = jax.tree.map(jnp.array, state)  # training donates its state; the start is used again
+        state, history = run.fit(pool, run.config.steps, order_seed=order_seed, until=until, state=state)
         return state.params, history.terms.total
 
-    direct_first = {"weights": clone.weights(first, frozen)}
-    other_order = config.seed + OTHER_ORDER
-    arms = {
-        "clone": (clone, clone_frozen, clone_first, config.seed),
-        "direct": (direct, frozen, direct_first, config.seed),
-        "again": (direct, frozen, direct_first, other_order),
-    }
-    finals = {name: trained(*arm, None) for name, arm in arms.items()}
-    window = min(50, max(1, config.steps // 4))
+    finals = {name: trained(name, None) for name in starts}
+    horizon = next(iter(starts.values()))[0].config.steps
+    window = min(50, max(1, horizon // 4))
     target = max(float(losses[-window:].mean()) for _, losses in finals.values())
     matched, steps = {}, {}
-    with clock.phase("measuring"):
-        for name, (params, losses) in finals.items():
-            steps[name] = matched_step(losses, target * (1 + 1e-6), window) or config.steps
-            if steps[name] < config.steps:
-                params, _ = trained(*arms[name], steps[name])
-            student, fz = arms[name][:2]
-            matched[name] = (student.config, student.weights(params, fz))
-        tokens = test_pool.tokens_NT
-        d, d0 = (
-            divergence(matched["direct"], matched["clone"], tokens),
-            divergence(matched["direct"], matched["again"], tokens),
-        )
-        angles = dynamics_columns(
-            clone,
-            teacher.config,
-            clone_frozen,
-            clone_first,
-            pool.tokens_NT,
-            key_for(config.seed, "dynamics"),
-            distilled=teacher.weights,
-        )
-    return (
-        {
-            "dynamics_divergence": d.value,
-            "dynamics_divergence_se": d.standard_error,
-            "dynamics_baseline": d0.value,
-            "dynamics_baseline_se": d0.standard_error,
-            "matched_loss": target,
-            "whitened": ",".join(config.measure.whiten) or None,
-        }
-        | {f"matched_steps.{name}": value for name, value in steps.items()}
-        | angles
-    )
+    for name, (params, losses) in finals.items():
+        steps[name] = matched_step(losses, target * (1 + 1e-6), window) or horizon
+        matched[name] = params if steps[name] == horizon else trained(name, steps[name])[0]
+    return matched, steps, target
 
 
-def cost_columns(config: RunConfig, materials: Materials, student: Student, frozen: Frozen, params: Any) -> Columns:
+def cost_columns(run: Run, params: Any) -> Columns:
     """What inference costs, of the student and of its teacher (columns teacher.*), measured on this machine."""
-    teacher = materials.network()
+    config, teacher = run.config, run.setup.network()
     prompt = min(config.sequence_length, teacher.config.max_position_embeddings // 2)
     new = min(32, teacher.config.max_position_embeddings - prompt)
     sizes = {"prompt": prompt, "new_tokens": new}
-    own = inference_columns(student.config, student.weights(params, frozen), rng_for(config.seed, "cost"), **sizes)
+    own = inference_columns(
+        run.student.config, run.student.weights(params, run.frozen), rng_for(config.seed, "cost"), **sizes
+    )
     whole = inference_columns(teacher.config, teacher.weights, rng_for(config.seed, "cost"), **sizes)
     return own | {f"teacher.{name}": value for name, value in whole.items()}
 
 
-def certificate_columns(
-    config: RunConfig, materials: Materials, student: Student, frozen: Frozen, pool: Pool, test_pool: Pool
-) -> Columns:
+def certificate_columns(run: Run, pool: Pool, test_pool: Pool) -> Columns:
     """A line a configuration: bits, empirical loss, bound, held-out loss, baselines."""
-    measure = config.measure
+    config, measure = run.config, run.config.measure
     prior = [Compression(None if d < 0 else d, measure.certificate_levels) for d in measure.certificate_dimensions]
     lines = certificate_table(
-        student,
-        materials.network().config,
-        frozen,
+        run.student,
+        run.setup.network().config,
+        run.frozen,
         # P_0 is fixed before any sample: by seed 0, whatever the sample's seed.
-        start(config, student, frozen, seed=0),
+        run.start(seed=0),
         pool,
         test_pool,
         key_for(config.seed, "certificate"),

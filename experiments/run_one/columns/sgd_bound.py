@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from experiments.run_one.build import Columns, evaluator, learning_rate, loss_weights, objective, start
 from experiments.run_one.cache import cached_numbers
-from experiments.run_one.config import RunConfig, identity
-from experiments.run_one.setup import Materials, at_most, labels_from_uniform
+from experiments.run_one.config import identity
+from experiments.run_one.run import Columns, Run, learning_rate, loss_weights, objective
+from experiments.run_one.setup import at_most, labels_from_uniform
 from lrc_jax import clock
 from lrc_jax.compute.fast import forward
 from lrc_jax.data.pools import Pool
@@ -36,12 +35,13 @@ from lrc_jax.students import Frozen, Student
 from lrc_jax.training.train import student_loss
 
 
-def convergence_columns(config: RunConfig, materials: Materials, student: Student, frozen: Frozen) -> Columns:
+def convergence_columns(run: Run) -> Columns:
     """Both sides of the SGD bound: the run's averaged squared gradient norm, and the constants.
 
     Smoothness and gradient variance come from a pilot run at the same step size and horizon: a run judged with its own
     constants would be an identity. Runs take turns between the pilot seeds, so that the constants' spread is seen.
     """
+    config, setup, student = run.config, run.setup, run.student
     pilots = config.measure.pilot_seeds
     pilot_seed = pilots[config.seed % len(pilots)]
     plan = SgdPlan(
@@ -52,11 +52,11 @@ def convergence_columns(config: RunConfig, materials: Materials, student: Studen
         smoothness_batch=config.measure.smoothness_batch,
         spacing=config.measure.spacing,
     )
-    made_of = identity(config) | {"seed": pilot_seed, "digest": materials.data_digest}
+    made_of = identity(config) | {"seed": pilot_seed, "digest": setup.data_digest}
     del made_of["claim"]
 
     def pilot() -> dict[str, Any]:
-        measured, end, loss, sample = _sgd(config, materials, student, frozen, plan, pilot_seed)
+        measured, end, loss, sample = _sgd(run, plan, pilot_seed)
         found = {"smoothness": measured.smoothness, "grad_variance": measured.grad_variance}
         if config.measure.hessian:
             batch_key, start_key = (key_for(pilot_seed, "hessian", i) for i in range(2))
@@ -65,9 +65,9 @@ def convergence_columns(config: RunConfig, materials: Materials, student: Studen
         return found
 
     with clock.phase("measuring"):
-        constants = cached_numbers(Path(config.cache_dir), "pilots", made_of, pilot)
+        constants = cached_numbers(run.cache, "pilots", made_of, pilot)
     plan = dataclasses.replace(plan, constants=False)
-    measured, *_ = _sgd(config, materials, student, frozen, plan, config.seed)
+    measured, *_ = _sgd(run, plan, config.seed)
     row = measured.row() | {"own_grad_variance": measured.grad_variance}
     row |= {name: constants[name] for name in ("smoothness", "grad_variance", "hessian_top") if name in constants}
     right_hand_side = decaying_bound if plan.decay else horizon_bound
@@ -79,48 +79,45 @@ def convergence_columns(config: RunConfig, materials: Materials, student: Studen
         level = plateau(measured)
         row |= {"plateau": level.level, "plateau_se": level.standard_error}
     if student.kind == "lrc":
-        found = materials.once("spectra", lambda: projection_constants(teacher_spectra(frozen.teacher)))
+        found = setup.once("spectra", lambda: projection_constants(teacher_spectra(run.frozen.teacher)))
         row |= {f"spectrum_{name}": value for name, value in found.items()}
-    params = jax.eval_shape(student.init, key_for(0), frozen)
+    params = jax.eval_shape(student.init, key_for(0), run.frozen)
     return row | {"params": count_parameters(params), "pilot_seed": pilot_seed}
 
 
-def _sgd(
-    config: RunConfig, materials: Materials, student: Student, frozen: Frozen, plan: SgdPlan, seed: int
-) -> tuple[SgdMeasurement, Any, Loss, SampleBatch]:
+def _sgd(run: Run, plan: SgdPlan, seed: int) -> tuple[SgdMeasurement, Any, Loss, SampleBatch]:
     """Plain SGD on f, the mean objective over a finite pool of sequences.
 
     With labels from the teacher, each visit to a sequence draws them afresh: f is then exact in the labels, and
     ce_weight times the teacher's entropy is a lower bound of it. With the text's labels the lower bound is 0.
     """
-    pool = materials.pool("student", at_most(materials.source, "student", config.measure.pool), "data")
+    config, setup = run.config, run.setup
+    pool = setup.pool("student", at_most(setup.source, "student", config.measure.pool), "data")
     fresh = config.labels == "teacher"
     loss = jax.tree_util.Partial(
-        _PoolLoss(student, objective(config), materials.network().config, fresh), frozen, loss_weights(config)
+        _PoolLoss(run.student, objective(config), setup.network().config, fresh), run.frozen, loss_weights(config)
     )
     draw = _whole_pool if config.measure.full_batch else _sample_pool
     sample = jax.tree_util.Partial(draw, jax.tree.map(jnp.asarray, pool))
-    first, f_low = start(config, student, frozen, seed), 0.0
+    first, f_low = run.start(seed), 0.0
     if fresh and config.loss.ce_weight:
-        entropy, se = _teacher_entropy(config, materials, student, frozen, pool)
+        entropy, se = _teacher_entropy(run, pool)
         f_low = config.loss.ce_weight * (entropy - 3 * se)
     measured, end = measure_sgd_horizon(loss, sample, first, key_for(seed, "student", "order"), plan, f_low)
     return measured, end, loss, sample
 
 
-def _teacher_entropy(
-    config: RunConfig, materials: Materials, student: Student, frozen: Frozen, pool: Pool
-) -> tuple[float, float]:
+def _teacher_entropy(run: Run, pool: Pool) -> tuple[float, float]:
     """Mean entropy of the teacher's predictions on the pool's first sequences, and its standard error; once a pool."""
-    made_of = {"data": materials.data_digest, "teacher": materials.network().digest, "pool": pool.size}
+    made_of = {"data": run.setup.data_digest, "teacher": run.setup.network().digest, "pool": pool.size}
 
     def measured() -> dict[str, float]:
         probe = dataclasses.replace(pool, tokens_NT=pool.tokens_NT[:8192], labels_NT=pool.labels_NT[:8192])
-        entropy = mean(evaluator(materials, student, frozen)(start(config, student, frozen, 0), probe).entropy)
+        entropy = mean(run.losses(run.start(0), probe).entropy)
         return {"entropy": entropy.value, "se": entropy.se}
 
     with clock.phase("measuring"):
-        found = cached_numbers(Path(config.cache_dir), "entropies", made_of, measured)
+        found = cached_numbers(run.cache, "entropies", made_of, measured)
     return found["entropy"], found["se"]
 
 
