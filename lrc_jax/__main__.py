@@ -23,10 +23,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _export(args: argparse.Namespace) -> int:
-    from lrc_jax.export import DTYPES, export_student
     from lrc_jax.projections import read_flags, read_projections
     from lrc_jax.students import Frozen
     from lrc_jax.teachers.load import load_teacher
+    from lrc_jax.training.export import DTYPES, export_student
 
     assert args.dtype in DTYPES
     flags = None if args.config is None else read_flags(args.config)

@@ -1,4 +1,8 @@
-"""Teacher in, Hugging Face student out: what `python -m lrc_jax distill` does."""
+"""Teacher in, Hugging Face student out: `prepare`, `fit` and `write`.
+
+`python -m lrc_jax distill` runs the three one after another; `lrc_jax.train` runs the first two and leaves the third to
+the user. Messages name the command's options; the face spells them as Python's arguments.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,21 @@ import functools
 import json
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from lrc_jax.clone import CloneFlags
 from lrc_jax.compute.sharding import MeshSpec, mesh_for, to_host
-from lrc_jax.data.pools import Pool, pool_from_sequences
-from lrc_jax.data.text import TextSource, read_splits
+from lrc_jax.data.pools import Pool
 from lrc_jax.errors import InputError
-from lrc_jax.export import DTYPES, check_out, export_student
 from lrc_jax.inference.evaluate import model_losses
 from lrc_jax.losses import CLONE_DISTANCES
 from lrc_jax.measure.cost import peak_process_bytes
@@ -28,15 +34,21 @@ from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.projections import read_flags, read_projections
 from lrc_jax.seeds import key_for
 from lrc_jax.students import Frozen, Student, StudentOptions, make_student
+from lrc_jax.students.base import Params
 from lrc_jax.students.statistics import residual_basis, second_moments
 from lrc_jax.teachers.load import Teacher, load_teacher
 from lrc_jax.training import checkpoint
 from lrc_jax.training.activation_cache import with_teacher_pass
+from lrc_jax.training.export import DTYPES, check_out, export_student
+from lrc_jax.training.text_pools import Pools, read_pools
 from lrc_jax.training.train import History, Hyper, OptimizerSpec, StepOptions, TrainState, init_state, train
 
 MOMENT_SEQUENCES = 64  # for principal components of the teacher's residual stream
-EVALUATED = 32  # most held-out sequences that a loss is measured on
 DWARFED = 100.0  # clone losses, weighted, above this many times the other losses are told about
+OPTIMIZER = OptimizerSpec(warmup=0.05, clip=1.0)
+LOSSES_FILE = "losses.jsonl"
+
+Say = Callable[[str], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,35 +124,165 @@ class Machine:
     activation_cache: Path | None = None
 
 
-def held_out_loss(config: DecoderConfig, weights: Weights, pool: Pool, sequences: int = EVALUATED) -> float:
-    """Nats per token on the first sequences of a pool."""
-    first = Pool(pool.tokens_NT[:sequences], pool.labels_NT[:sequences])
-    return float(model_losses(config, weights, first).mean())
+def held_out_loss(config: DecoderConfig, weights: Weights, pool: Pool) -> float:
+    """Nats per token on a pool."""
+    return float(model_losses(config, weights, pool).mean())
 
 
-def _build(settings: DistillSettings, teacher: Teacher, pool: Pool) -> tuple[Student, Frozen, Any]:
-    """The student, what it reads, and start parameters (None: its own start)."""
+@functools.partial(jax.jit, static_argnames=("student",))
+def _merged(student: Student, params: Params, frozen: Frozen) -> Weights:
+    return student.weights(params, frozen)
+
+
+def choose_student(settings: DistillSettings, teacher: DecoderConfig) -> tuple[Student, Params | None]:
+    """The student that settings name, and start parameters where they name some (None: its own start).
+
+    Raises:
+      InputError: the kind or an option is unknown, or it does not fit the teacher.
+    """
     if settings.projections is not None:
         if settings.student != "lrc":
             raise InputError(f"--projections: continues an lrc student, not {settings.student}")
         flags = read_flags(Path(settings.flags)) if settings.flags else None
-        clone, params = read_projections(Path(settings.projections), teacher.config, flags)
+        clone, params = read_projections(Path(settings.projections), teacher, flags)
         if clone.lrc.flags.rank != settings.rank:
             raise InputError(f"--rank: {settings.rank}, but {settings.projections} has {clone.lrc.flags.rank}")
-        return clone, Frozen(teacher.weights), params
+        return clone, params
     given = read_flags(Path(settings.flags)) if settings.flags else {}
     names = {field.name for field in dataclasses.fields(CloneFlags)} - {"rank"}
     chosen: dict[str, Any] = {
         name: tuple(v) if name == "del_layers" else v for name, v in given.items() if name in names
     }
-    init = "pca" if settings.student == "svd" else settings.init
-    options = StudentOptions(init=init, matrices=settings.matrices, clone=settings.clone_weight > 0)
-    student = make_student(settings.student, teacher.config, CloneFlags(settings.rank, **chosen), options)
-    basis = None
-    if settings.student != "factorized" and init in ("pca", "channels"):
-        some = Pool(pool.tokens_NT[:MOMENT_SEQUENCES], pool.labels_NT[:MOMENT_SEQUENCES])
-        basis = residual_basis(init, second_moments(teacher.config, teacher.weights, some)[0], settings.rank)
-    return student, Frozen(teacher.weights, None if basis is None else jax.numpy.asarray(basis)), None
+    options = StudentOptions(init=_init(settings), matrices=settings.matrices, clone=settings.clone_weight > 0)
+    return make_student(settings.student, teacher, CloneFlags(settings.rank, **chosen), options), None
+
+
+def _init(settings: DistillSettings) -> str:
+    return "pca" if settings.student == "svd" else settings.init
+
+
+def _start_basis(settings: DistillSettings, teacher: Teacher, pool: Pool) -> np.ndarray | None:
+    """What a start from the teacher's residual stream is read off; None where the start is another."""
+    init = _init(settings)
+    if settings.projections is not None or settings.student == "factorized" or init not in ("pca", "channels"):
+        return None
+    some = Pool(pool.tokens_NT[:MOMENT_SEQUENCES], pool.labels_NT[:MOMENT_SEQUENCES])
+    return residual_basis(init, second_moments(teacher.config, teacher.weights, some)[0], settings.rank)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Everything that a training needs, read, checked and put together. Training changes none of it.
+
+    Attributes:
+      params: start values of what is trained.
+      teacher_loss, loss_before: held out, nats per token, of the teacher and of the student as it starts.
+    """
+
+    settings: DistillSettings
+    machine: Machine
+    mesh: Mesh | None
+    teacher: Teacher
+    pools: Pools
+    student: Student
+    frozen: Frozen
+    params: Params
+    teacher_loss: float
+    loss_before: float
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are trained."""
+        return count_parameters(self.params)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the result. Paths say nothing on another machine, digests do."""
+        return dataclasses.asdict(self.settings) | {"teacher": self.teacher.digest, "text": self.pools.digest}
+
+    @property
+    def objective(self) -> Objective:
+        """The losses whose weight is above 0."""
+        settings = self.settings
+        return Objective(
+            clone=settings.clone_weight > 0,
+            kl=settings.kl_weight > 0,
+            ce=settings.ce_weight > 0,
+            distance=settings.clone_distance,
+            kl_per_token=True,
+        )
+
+    def start(self) -> TrainState:
+        """The state before the first step: a copy, since training gives its arrays away."""
+        params = jax.tree.map(jnp.copy, self.params)
+        return TrainState(params, OPTIMIZER.direction().init(params), jnp.zeros((), jnp.int32))
+
+    def __str__(self) -> str:
+        settings = self.settings
+        return (
+            f"{settings.student} of rank {settings.rank}: {self.parameters:,} trained parameters; held-out loss "
+            f"{self.loss_before:.4f} nats/token before, the teacher's {self.teacher_loss:.4f}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a training gives.
+
+    Attributes:
+      params: what was trained.
+      weights: the student as an ordinary decoder.
+      report: the numbers of `lrc.json` (see `distill`).
+      rows: loss terms and gradient norm of every step, as in losses.jsonl.
+    """
+
+    params: Params
+    weights: Weights
+    report: dict[str, Any]
+    rows: list[dict[str, float]]
+
+
+def prepare(
+    settings: DistillSettings,
+    *,
+    teacher: Teacher | None = None,
+    pools: Pools | None = None,
+    machine: Machine = Machine(),
+) -> Prepared:
+    """Check settings, read teacher and text, and put the student together.
+
+    Args:
+      teacher: None reads `settings.teacher`.
+      pools: None reads `settings.text`.
+
+    Raises:
+      InputError: bad settings or files.
+    """
+    settings.check()
+    teacher = teacher or load_teacher(settings.teacher)
+    teacher.check_length(settings.sequence_length)
+    if pools is None:
+        pools = read_pools(settings.text, teacher, settings.sequence_length, settings.samples)
+    else:
+        pools.check(teacher.config, settings.samples)
+    mesh = mesh_for(MeshSpec(machine.data, machine.model), settings.batch_size)
+    student, params = choose_student(settings, teacher.config)
+    basis = _start_basis(settings, teacher, pools.train)
+    frozen = Frozen(teacher.weights, None if basis is None else jnp.asarray(basis))
+    if params is None:
+        params = init_state(student, OPTIMIZER, key_for(settings.seed, "distill", "init"), frozen).params
+    return Prepared(
+        settings,
+        machine,
+        mesh,
+        teacher,
+        pools,
+        student,
+        frozen,
+        params,
+        teacher_loss=held_out_loss(teacher.config, frozen.teacher, pools.test),
+        loss_before=held_out_loss(student.config, _merged(student, params, frozen), pools.test),
+    )
 
 
 def _taken_up(work: Path, settings: dict[str, Any], like: TrainState) -> TrainState | None:
@@ -160,7 +302,7 @@ def _taken_up(work: Path, settings: dict[str, Any], like: TrainState) -> TrainSt
 class _Report:
     """Progress lines with rate and time left, on standard error. The first chunk, which compiles, is not counted."""
 
-    def __init__(self, tokens_per_step: int, say: Callable[[str], Any]) -> None:
+    def __init__(self, tokens_per_step: int, say: Say) -> None:
         self.tokens_per_step = tokens_per_step
         self.say = say
         self.first: tuple[int, float] | None = None
@@ -185,23 +327,146 @@ def _dwarfed(settings: DistillSettings, history: History) -> str | None:
     if not rest or clone <= DWARFED * rest:
         return None
     return (
-        f"warning: the clone losses, weighted, are {clone / rest:,.0f} times the other losses together, which then "
+        f"the clone losses, weighted, are {clone / rest:,.0f} times the other losses together, which then "
         "hardly train; use --clone-distance normalised or lower --clone-weight"
     )
 
 
-def _append_losses(path: Path, last: int, history: History) -> None:
-    count = len(history.grad_norm)
-    with path.open("a") as file:
-        for i in range(count):
-            file.write(json.dumps({"step": last - count + i + 1} | history.row(i)) + "\n")
+class _Losses:
+    """Loss terms of every step: rows, and as many lines of a file where there is one."""
+
+    def __init__(self, path: Path | None, steps: int) -> None:
+        """Rows after the step that is taken up are forgotten."""
+        self.path = path
+        lines = path.read_text().splitlines(keepends=True)[:steps] if path is not None and path.is_file() else []
+        self.rows: list[dict[str, float]] = [json.loads(line) for line in lines]
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(lines))
+
+    def append(self, last: int, history: History) -> None:
+        count = len(history.grad_norm)
+        new = [{"step": last - count + i + 1} | history.row(i) for i in range(count)]
+        self.rows += new
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(_lines(new))
 
 
-def _keep_losses(path: Path, steps: int) -> None:
-    """Forget rows after the step that is taken up."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(lines[:steps]))
+def _lines(rows: list[dict[str, float]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def training_folder(out: Path) -> Path:
+    """Where a run keeps its loss curve and checkpoints while it is not finished: OUT.training."""
+    return out.resolve().with_name(f"{out.resolve().name}.training")
+
+
+def fit(
+    prepared: Prepared,
+    work: Path | None = None,
+    *,
+    say: Say = lambda text: None,
+    warn: Say | None = None,
+    stop_after: Callable[[int], bool] | None = None,
+) -> Trained:
+    """Train, and measure the student on held-out sequences.
+
+    Args:
+      work: folder for the loss curve and the last two checkpoints; an interrupted run of the same settings that it
+        holds is taken up. None keeps neither.
+      say: told of progress, a line at a time.
+      warn: told of what may be wrong; None tells `say`.
+      stop_after: called after each chunk of steps with the last one; True interrupts the run there.
+
+    Raises:
+      InputError: the folder holds another run. DivergedError: a loss is not finite.
+    """
+    settings, machine, student, frozen = prepared.settings, prepared.machine, prepared.student, prepared.frozen
+    say(str(prepared))
+    state = prepared.start()
+    if work is not None:
+        state = _taken_up(work, prepared.identity, state) or state
+    writes = work is not None and jax.process_index() == 0
+    losses = _Losses(work / LOSSES_FILE if work is not None and writes else None, int(state.step))
+    pool = prepared.pools.train
+    if machine.activation_cache is not None:
+        teacher = prepared.teacher
+        pool = with_teacher_pass(
+            machine.activation_cache, student, prepared.objective, teacher.config, frozen, teacher.digest, pool
+        )
+    warnings: list[str] = []
+
+    def on_chunk(state: TrainState, part: History) -> None:
+        if not warnings and (warning := _dwarfed(settings, part)):
+            warnings.append(warning)
+            (warn or say)(warning)
+        losses.append(int(state.step), part)
+        if work is not None and writes:
+            checkpoint.save(work, int(state.step), to_host(state), {"settings": prepared.identity})
+        if stop_after is not None and stop_after(int(state.step)):
+            raise KeyboardInterrupt
+
+    progress = _Report(settings.batch_size * settings.sequence_length, say)
+    weights = LossWeights(settings.clone_weight, settings.kl_weight, settings.ce_weight, settings.kl_temperature)
+    state, _ = train(
+        student,
+        prepared.objective,
+        OPTIMIZER,
+        prepared.teacher.config,
+        frozen,
+        pool,
+        Hyper(settings.learning_rate, settings.steps, settings.samples or pool.size, weights),
+        batch_size=settings.batch_size,
+        init_key=key_for(settings.seed, "distill", "init"),
+        order_key=key_for(settings.seed, "distill", "order"),
+        state=state,
+        progress=progress,
+        on_chunk=on_chunk,
+        options=StepOptions(machine.accumulate, machine.remat, settings.bf16),
+        mesh=prepared.mesh,
+    )
+    return _measured(prepared, state, losses.rows, progress.tokens_per_second)
+
+
+def _measured(
+    prepared: Prepared, state: TrainState, rows: list[dict[str, float]], tokens_per_second: float | None
+) -> Trained:
+    student, pools = prepared.student, prepared.pools
+    merged = _merged(student, state.params, prepared.frozen)
+    valid = None if pools.valid is None else held_out_loss(student.config, merged, pools.valid)
+    report = {
+        "teacher_loss": prepared.teacher_loss,
+        "loss_before": prepared.loss_before,
+        "parameters": prepared.parameters,
+        "loss_after": held_out_loss(student.config, merged, pools.test),
+        "validation_loss": valid,
+        "tokens_per_second": tokens_per_second and round(tokens_per_second),
+        "peak_rss_mb": round(peak_process_bytes() / 2**20),
+    }
+    return Trained(state.params, merged, report, rows)
+
+
+def write(out: Path, prepared: Prepared, trained: Trained, *, dtype: str = "float32", overwrite: bool = False) -> None:
+    """Write a trained student as a Hugging Face folder with `losses.jsonl` and `lrc.json`, all or nothing.
+
+    Raises:
+      InputError: `out` is taken or cannot be made, or the dtype is unknown.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        losses = Path(folder) / LOSSES_FILE
+        losses.write_text(_lines(trained.rows))
+        export_student(
+            out,
+            prepared.student,
+            trained.params,
+            prepared.frozen,
+            tokenizer=prepared.teacher.tokenizer,
+            dtype=dtype,
+            provenance=trained.report | {"settings": prepared.identity},
+            overwrite=overwrite,
+            extra_files=[losses],
+        )
 
 
 def distill(
@@ -222,132 +487,21 @@ def distill(
       stop_after: called with each checkpointed step; True interrupts the run there (for tests of taking up).
 
     Returns:
-      The numbers of `lrc.json`: losses in nats per token of teacher and student, before and after, on at most EVALUATED
+      The numbers of `lrc.json`: losses in nats per token of teacher and student, before and after, on at most 32
       sequences of the test text, and of the student on as many of the validation text, to choose settings by.
 
     Raises:
       InputError: bad settings or files. DivergedError: a loss is not finite.
     """
-    settings.check()
     if dtype not in DTYPES:
         raise InputError(f"--dtype: {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     check_out(out, overwrite)
-    teacher = load_teacher(settings.teacher)
-    teacher.check_length(settings.sequence_length)
-    tokenizer = teacher.require_tokenizer()
-    source = TextSource(
-        read_splits(Path(settings.text)),
-        tokenizer,
-        settings.sequence_length,
-        vocab_size=teacher.config.vocab_size,
-        teacher_share=0.0,
-        reference_share=0.0,
-    )
-    samples = settings.samples or source.available("student") or 0
-    for part, use in (("student", "to train on"), ("test", "to test on"), ("probe", "for validation")):
-        if not source.available(part):
-            raise InputError(
-                f"--text: {settings.text} has no sequence of {settings.sequence_length} tokens {use}; give more "
-                "text or a lower --sequence-length"
-            )
-    pool = pool_from_sequences(source.sequences("student", samples))
-    test, valid = (
-        pool_from_sequences(source.sequences(split, min(EVALUATED, source.available(split) or 0)))
-        for split in ("test", "probe")
-    )
-    mesh = mesh_for(MeshSpec(machine.data, machine.model), settings.batch_size)
-    student, frozen, params = _build(settings, teacher, pool)
-
-    optimizer = OptimizerSpec(warmup=0.05, clip=1.0)
-    objective = Objective(
-        clone=settings.clone_weight > 0,
-        kl=settings.kl_weight > 0,
-        ce=settings.ce_weight > 0,
-        distance=settings.clone_distance,
-        kl_per_token=True,
-    )
-    init_key, order_key = key_for(settings.seed, "distill", "init"), key_for(settings.seed, "distill", "order")
-    state = init_state(student, optimizer, init_key, frozen)
-    if params is not None:
-        state = dataclasses.replace(state, params=params)
-    merged = jax.jit(student.weights)
-    report: dict[str, Any] = {
-        "teacher_loss": held_out_loss(teacher.config, frozen.teacher, test),
-        "loss_before": held_out_loss(student.config, merged(state.params, frozen), test),
-        "parameters": count_parameters(state.params),
-    }
+    prepared = prepare(settings, machine=machine)
     first_process = jax.process_index() == 0
-    say = functools.partial(print, file=sys.stderr, flush=True) if first_process else lambda text: None
-    say(
-        f"{settings.student} of rank {settings.rank}: {report['parameters']:,} trained parameters; held-out loss "
-        f"{report['loss_before']:.4f} nats/token before, the teacher's {report['teacher_loss']:.4f}"
-    )
-
-    identity = dataclasses.asdict(settings) | {"teacher": teacher.digest, "text": source.digest}
-    work = out.resolve().with_name(f"{out.resolve().name}.training")
-    taken_up = _taken_up(work, identity, state)
-    state = taken_up or state
-    losses = work / "losses.jsonl"
+    say: Say = functools.partial(print, file=sys.stderr, flush=True) if first_process else lambda text: None
+    work = training_folder(out)
+    trained = fit(prepared, work, say=say, warn=lambda text: say(f"warning: {text}"), stop_after=stop_after)
     if first_process:
-        _keep_losses(losses, int(state.step))
-    if machine.activation_cache is not None:
-        pool = with_teacher_pass(
-            machine.activation_cache, student, objective, teacher.config, frozen, teacher.digest, pool
-        )
-
-    warnings: list[str] = []
-
-    def on_chunk(state: TrainState, part: History) -> None:
-        if not warnings and (warning := _dwarfed(settings, part)):
-            warnings.append(warning)
-            say(warning)
-        if first_process:
-            _append_losses(losses, int(state.step), part)
-            checkpoint.save(work, int(state.step), to_host(state), {"settings": identity})
-        if stop_after is not None and stop_after(int(state.step)):
-            raise KeyboardInterrupt
-
-    progress = _Report(settings.batch_size * settings.sequence_length, say)
-    state, _ = train(
-        student,
-        objective,
-        optimizer,
-        teacher.config,
-        frozen,
-        pool,
-        Hyper(
-            settings.learning_rate,
-            settings.steps,
-            samples,
-            LossWeights(settings.clone_weight, settings.kl_weight, settings.ce_weight, settings.kl_temperature),
-        ),
-        batch_size=settings.batch_size,
-        init_key=init_key,
-        order_key=order_key,
-        state=state,
-        progress=progress,
-        on_chunk=on_chunk,
-        options=StepOptions(machine.accumulate, machine.remat, settings.bf16),
-        mesh=mesh,
-    )
-    report["loss_after"] = held_out_loss(student.config, merged(state.params, frozen), test)
-    report["validation_loss"] = held_out_loss(student.config, merged(state.params, frozen), valid)
-    report["tokens_per_second"] = progress.tokens_per_second and round(progress.tokens_per_second)
-    report["peak_rss_mb"] = round(peak_process_bytes() / 2**20)
-    if not first_process:
-        return report
-    # The teacher's path on this machine says nothing elsewhere, its digest does.
-    provenance = report | {"settings": identity}
-    export_student(
-        out,
-        student,
-        state.params,
-        frozen,
-        tokenizer=tokenizer,
-        dtype=dtype,
-        provenance=provenance,
-        overwrite=overwrite,
-        extra_files=[losses],
-    )
-    shutil.rmtree(work)
-    return report
+        write(out, prepared, trained, dtype=dtype, overwrite=overwrite)
+        shutil.rmtree(work)
+    return trained.report

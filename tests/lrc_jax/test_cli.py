@@ -15,13 +15,13 @@ from tokenizers import models, pre_tokenizers
 
 from lrc_jax.__main__ import exact_products, main
 from lrc_jax.errors import InputError
-from lrc_jax.export import write_model
 from lrc_jax.model import DecoderConfig, forward
 from lrc_jax.teachers.huggingface import build_weights, tensor_layout
 from lrc_jax.teachers.load import load_teacher
 from lrc_jax.teachers.tokenizer import Tokenizer
 from lrc_jax.training import checkpoint
 from lrc_jax.training.distill import DistillSettings, distill
+from lrc_jax.training.export import write_model
 
 
 @pytest.fixture(scope="module")

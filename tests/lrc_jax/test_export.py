@@ -22,13 +22,13 @@ from tokenizers import models, pre_tokenizers, processors
 
 from lrc_jax.clone import CloneFlags
 from lrc_jax.errors import InputError
-from lrc_jax.export import atomic_folder, export_student, write_model
 from lrc_jax.model import DecoderConfig, RopeScaling, Weights, forward
 from lrc_jax.projections import PROJECTIONS_FILE, read_flags, read_projections, reference_flags
 from lrc_jax.students import Frozen, StudentOptions, make_student
 from lrc_jax.teachers.huggingface import build_weights, tensor_layout
 from lrc_jax.teachers.load import load_teacher
 from lrc_jax.teachers.tokenizer import Tokenizer
+from lrc_jax.training.export import atomic_folder, export_student, write_model
 
 LLAMA = DecoderConfig(
     vocab_size=37,
