@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from theory.cells import Cells
+from theory.intervals import TOLERANCE, at_least
 from theory.tables import describe
 from theory.window import near_middle
 
-TOLERANCE = 1e-9
 MIN_DECADES_SIZE = 2.0  # samples N and steps T
 SECOND_TIER_DECADES = 1.5
 MIN_LEVELS_SIZE = 4
@@ -69,11 +69,6 @@ def reasons(checks: Mapping[str, Sequence[Gate]]) -> list[str]:
     words = {FAILED: "untestable", SECOND: "second tier, never CONSISTENT"}
     ordered = sorted(owners.items(), key=lambda item: item[0][0])
     return [f"{' and '.join(names)} {words[tier]}: {reason}" for (tier, reason), names in ordered]
-
-
-def at_least(value: Any, threshold: Any) -> Any:
-    """value >= threshold up to rounding: inclusive, whatever the last digits."""
-    return value >= threshold - TOLERANCE
 
 
 def decades(levels: np.ndarray) -> float:

@@ -12,12 +12,15 @@ one seed are not independent and the number of clusters S is small. Three constr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import special
 
 #: Bootstrap draws behind every verdict; the Monte-Carlo error of a standard error is 1/sqrt(2 B) = 1.6 %.
 DRAWS = 2000
+
+TOLERANCE = 1e-9
 
 #: The one seed path: every random stream of this package is spawned from here by a fixed key.
 ENTROPY = 2603_22355
@@ -28,6 +31,11 @@ def generator(*key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(ENTROPY, spawn_key=key))
 
 
+def at_least(value: Any, threshold: Any) -> Any:
+    """value >= threshold up to rounding: inclusive, whatever the last digits."""
+    return value >= threshold - TOLERANCE
+
+
 @dataclass(frozen=True)
 class Interval:
     """A two-sided confidence interval; NaN limits mean that it is not defined."""
@@ -36,7 +44,7 @@ class Interval:
     high: float
 
     def inside(self, low: float, high: float) -> bool:
-        return bool(low - 1e-9 <= self.low and self.high <= high + 1e-9)
+        return bool(at_least(self.low, low) and at_least(high, self.high))
 
     @property
     def width(self) -> float:
@@ -75,7 +83,7 @@ def t_quantile(probability: float, degrees: np.ndarray | float) -> np.ndarray:
 
 def t_interval(estimate: float, standard_error: float, clusters: float, level: float) -> Interval:
     """estimate +- t_{S-1, (1+level)/2} * standard_error."""
-    if clusters < 2 - 1e-9 or not np.isfinite(standard_error):
+    if not at_least(clusters, 2) or not np.isfinite(standard_error):
         return UNDEFINED
     half = float(t_quantile(0.5 + level / 2, clusters - 1)) * standard_error
     return Interval(estimate - half, estimate + half)

@@ -12,11 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.polynomial.polynomial import polyder, polyval
 
 from theory.cells import Cells
 from theory.intervals import (
     DRAWS,
     Interval,
+    at_least,
     bootstrap_standard_error,
     difference_interval,
     generator,
@@ -69,14 +71,14 @@ class Optima:
         """By N, one of the words above."""
         found = []
         for k, value in enumerate(self.log_rank):
-            if value < self.grid_low[k] - 1e-9:
+            if not at_least(value, self.grid_low[k]):
                 found.append(AT_MOST)
-            elif value > self.grid_high[k] + 1e-9:
+            elif not at_least(self.grid_high[k], value):
                 found.append(AT_LEAST)
             elif not self.interior[k]:
                 found.append(UNRESOLVED)
             else:
-                found.append(USED if self.low[k] - 1e-9 <= value <= self.high[k] + 1e-9 else OUTSIDE)
+                found.append(USED if at_least(value, self.low[k]) and at_least(self.high[k], value) else OUTSIDE)
         return found
 
     @property
@@ -113,8 +115,8 @@ def local_minimum(log_rank: np.ndarray, risk: np.ndarray) -> np.ndarray:
         log_rank: [m] increasing, m >= 4. risk: [B, m]; interpolated on the log scale where a curve is positive
             throughout (the logarithm of a sum of two powers is nearly polynomial), else as it is.
     """
-    positive = (risk > 0).all(axis=1, keepdims=True)
-    height = np.where(positive, np.log(np.where(risk > 0, risk, 1.0)), risk)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        height = np.where((risk > 0).all(axis=1, keepdims=True), np.log(risk), risk)
     lowest, count = np.argmin(height, axis=1), min(len(log_rank), 2 * NEIGHBOURS + 1)
     minimiser = np.empty(len(risk))
     for centre in np.unique(lowest):
@@ -122,18 +124,16 @@ def local_minimum(log_rank: np.ndarray, risk: np.ndarray) -> np.ndarray:
         first = min(max(0, centre - NEIGHBOURS), len(log_rank) - count)
         ranks = slice(first, first + count)
         x = log_rank[ranks] - log_rank[centre]
-        powers = np.vander(x, increasing=True)
-        coefficients = np.linalg.solve(powers, height[rows, ranks].T).T
+        quartic = np.linalg.solve(np.vander(x, increasing=True), height[rows, ranks].T)  # [count, rows]
         ends = np.array([log_rank[max(centre - 1, 0)], log_rank[min(centre + 1, len(log_rank) - 1)]]) - log_rank[centre]
         grid = np.linspace(ends[0], ends[1], SEARCH)
-        at = grid[np.argmin(coefficients @ np.vander(grid, count, increasing=True).T, axis=1)]
-        order = np.arange(1, count)
-        for _ in range(3):  # Newton on the derivative, within a step of the grid
-            power = at[:, None] ** np.arange(count)
-            slope = np.sum(coefficients[:, 1:] * order * power[:, :-1], axis=1)
-            bend = np.sum(coefficients[:, 2:] * (order[1:] * order[:-1]) * power[:, :-2], axis=1)
-            step = np.where(bend > 0, -slope / np.where(bend > 0, bend, 1.0), 0.0)
-            at = np.clip(at + np.clip(step, grid[0] - grid[1], grid[1] - grid[0]), *ends)
+        at = grid[np.argmin(polyval(grid, quartic), axis=1)]
+        slope, spacing = polyder(quartic), grid[1] - grid[0]
+        for _ in range(3):  # Newton on the derivative, downhill by a step of the grid at most
+            bend = np.maximum(polyval(at, polyder(slope), tensor=False), 1e-300)
+            with np.errstate(over="ignore"):
+                step = np.clip(polyval(at, slope, tensor=False) / bend, -spacing, spacing)
+            at = np.clip(at - step, *ends)
         minimiser[rows] = log_rank[centre] + at
     return minimiser
 
@@ -161,11 +161,11 @@ def find_optima(cells: Cells, dimension: float = np.inf, draws: int = DRAWS) -> 
         at = np.flatnonzero(samples == n)
         at = at[np.argsort(rank[at])]
         grid = np.log(rank[at])
-        log_rank[k] = local_minimum(grid, cells.mean[None, at])[0]
+        (log_rank[k],) = local_minimum(grid, cells.mean[None, at])
         drawn[:, k] = local_minimum(grid, means[:, at])[which]
         grid_low[k], grid_high[k] = grid[1], grid[-2]
         best = at[np.argmin(cells.mean[at])]
-        interior[k] = best != at[-1] and difference_interval(by_seed[:, at[-1]], by_seed[:, best], 0.95).low > 0
+        interior[k] = difference_interval(by_seed[:, at[-1]], by_seed[:, best], 0.95).low > 0
     low, high_of_matrix = np.maximum(np.log(SMALLEST_RANK), grid_low), float(np.log(dimension / LARGEST_SHARE))
     return Optima(
         sizes, log_rank, drawn, grid_low, grid_high, low, np.minimum(high_of_matrix, grid_high), high_of_matrix,
@@ -262,7 +262,7 @@ def fit_growth(optima: Optima, cost: RankCost) -> Growth | None:
         x, y = np.broadcast_to(x, y.shape)[:, part], y[:, part]
         centred = x - x.mean(axis=1, keepdims=True)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.sum(centred * (y - y.mean(axis=1, keepdims=True)), axis=1) / np.sum(centred**2, axis=1)
+            return np.sum(centred * y, axis=1) / np.sum(centred**2, axis=1)
 
     def estimate(found: np.ndarray) -> Estimate:
         return Estimate(float(found[0]), bootstrap_standard_error(found[1:], optima.clusters), optima.effective)

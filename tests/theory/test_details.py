@@ -153,13 +153,17 @@ def test_weights_matter():
 
 
 def optima(rank, *, low=4.0, high=16.0, grid=(2.0, 30.0), interior=True, samples=None):
+    """Optima by hand, with three draws around each."""
     k = len(rank)
     flags = np.broadcast_to(np.asarray(interior), (k,))
     samples = 100.0 * 4.0 ** np.arange(k) if samples is None else samples
     return Optima(
-        samples, np.log(rank), np.tile(np.log(rank), (3, 1)), np.full(k, np.log(grid[0])), np.full(k, np.log(grid[1])),
+        samples, np.log(rank), np.log(rank) + DRAWN[:, :k], np.full(k, np.log(grid[0])), np.full(k, np.log(grid[1])),
         np.full(k, np.log(low)), np.full(k, np.log(high)), np.log(high), flags, np.ones((3, 5)), 5, 5.0,
     )  # fmt: skip
+
+
+DRAWN = np.random.default_rng(4).normal(0, 0.05, (3, 8))
 
 
 def test_the_status_of_an_optimum():
@@ -195,6 +199,41 @@ def test_the_corrected_exponent_is_the_regression_it_says():
     assert fit_growth(optima(np.array([4.5, 30.5])), RankCost()) is None
 
 
+def test_the_error_of_a_growth_is_that_of_its_draws():
+    rank = np.array([4.5, 6.0, 8.5, 12.0])
+    found = optima(rank)
+    growth = fit_growth(found, RankCost(32.0, 64.0))
+    x, drawn = np.log(found.samples), np.exp(found.draws)
+    slopes = [np.polyfit(x, np.log(r), 1)[0] for r in drawn]
+    shifted = [np.polyfit(x - np.log(1 - 2 * r / 64), np.log(r + 0.5), 1)[0] for r in drawn]
+    np.testing.assert_allclose(growth.draws, slopes)
+    for estimate, draws in ((growth.window, slopes), (growth.corrected[1], shifted)):
+        assert estimate.standard_error == pytest.approx(np.std(draws) * np.sqrt(5 / 4))
+        assert estimate.clusters == 5
+    interval = found.interval(2)
+    error = np.std(found.draws[:, 2]) * np.sqrt(5 / 4)
+    ends = np.log(8.5) + np.array([-1, 1]) * stats.t.ppf(0.975, 4) * error
+    assert (interval.low, interval.high) == pytest.approx(tuple(np.exp(ends)))
+
+
+def test_halves_need_three_optima_and_an_exponent_two():
+    two = fit_growth(optima(np.array([5.0, 10.0]), samples=np.array([100.0, 400.0])), RankCost())
+    assert two.window.value == pytest.approx(0.5)
+    assert np.isnan([two.low.value, two.top.value, two.bend.value]).all() and not two.bent
+    three = fit_growth(optima(np.array([5.0, 10.0, 15.0]), samples=np.array([100.0, 400.0, 1600.0])), RankCost())
+    assert (three.low.value, three.top.value) == pytest.approx((0.5, np.log(1.5) / np.log(4)))
+
+
+def test_the_corrected_line_solves_its_equation_from_far_below_one_to_near_the_jump():
+    """ln r = a + rho (ln N - ln(1 - 2 r / 64)) has roots up to 64 / (2 + 2 rho); then r is full rank."""
+    growth = fit_growth(optima(np.array([4.5, 6.0, 8.5, 12.0])), RankCost(32.0, 64.0))
+    rho, a = growth.corrected[0].value, growth.corrected_intercept
+    rank = np.array([0.01, 0.5, 5.0, 20.0, 22.0])
+    samples = np.exp((np.log(rank) - a) / rho + np.log(1 - 2 * rank / 64))
+    np.testing.assert_allclose(growth.corrected_line(samples), rank, rtol=1e-5)
+    assert growth.corrected_line(1e3 * samples[-1:])[0] == pytest.approx(32.0, rel=0.01)
+
+
 def test_the_union_of_the_corrected_intervals():
     growth = fit_growth(optima(np.array([4.5, 6.0, 8.5, 12.0])), RankCost(32.0, 64.0))
     ends = [e.interval(0.95) for e in growth.corrected]
@@ -209,6 +248,27 @@ def test_the_minimum_is_sought_around_the_lowest_rank_and_at_the_edge():
     np.testing.assert_allclose(found, [x[-1], x[0]], atol=1e-9)
     negative = (x - 2.0) ** 2 - 1.0  # not positive: as it is, not on the log scale
     assert local_minimum(x, negative[None])[0] == pytest.approx(2.0, abs=1e-6)
+    touching = (x - x[2]) ** 2  # zero has no logarithm either
+    assert local_minimum(x, touching[None])[0] == pytest.approx(x[2], abs=1e-6)
+
+
+def test_five_ranks_determine_a_quartic_whatever_the_unit_of_the_risk():
+    x = np.log(np.array([2.0, 4, 8, 16, 32]))
+    u = x - 2.2
+    risk = np.exp(0.2 * u**2 + 0.04 * u**3 + 0.03 * u**4)
+    np.testing.assert_allclose(local_minimum(x, np.stack([risk, 1e-4 * risk, 1e4 * risk])), 2.2, atol=1e-8)
+
+
+@pytest.mark.parametrize("mirror", [1, -1])
+def test_no_minimum_is_sought_beyond_the_neighbours_of_the_lowest_rank(mirror):
+    """A quartic that dips deeper in a wide gap of the grid: what happens in the gap was not seen."""
+    x = mirror * np.log([2.0, 32, 64, 128, 192])[::mirror]
+    height = np.array([0.6, 0.2, 0.1, 0.2, 0.8])[::mirror]
+    quartic, fine = np.polynomial.Polynomial.fit(x, height, 4), np.linspace(x[0], x[-1], 1001)
+    deepest = mirror * fine[np.argmin(quartic(fine))]
+    assert np.log(2) < deepest < np.log(32) and quartic(mirror * deepest) < 0
+    found = local_minimum(x, np.exp(height)[None])[0]
+    assert np.log(32) <= mirror * found <= np.log(128)
 
 
 def test_the_interior_pretest_is_paired():
@@ -223,6 +283,56 @@ def test_the_interior_pretest_is_paired():
     few = build_cells(frame[frame["rank"] <= 8], ["rank", "samples"], "test_loss")
     assert find_optima(few) is not None
     assert find_optima(build_cells(frame[frame["rank"] <= 6], ["rank", "samples"], "test_loss")) is None
+
+
+def risk_cells(ranks, risk, spread=0.0, samples=1000.0):
+    """Five seeds that agree but at the largest rank, where they are apart by `spread` x (-2 ... 2)."""
+    shift = spread * np.arange(-2.0, 3.0)
+    rows = [
+        (r, samples, seed, value + (shift[seed] if r == ranks[-1] else 0.0))
+        for r, value in zip(ranks, risk, strict=True)
+        for seed in range(5)
+    ]
+    return build_cells(
+        pd.DataFrame(rows, columns=["rank", "samples", "seed", "loss"]).astype(float), ["rank", "samples"], "loss"
+    )
+
+
+def test_an_optimum_is_interior_where_the_largest_rank_is_worse_with_95_percent():
+    spread = 0.1
+    half = stats.t.ppf(0.975, 4) * spread * np.std(np.arange(5), ddof=1) / np.sqrt(5)
+    ranks = (2, 4, 8, 16, 32)
+    for shift, interior in ((1e-6, True), (-1e-6, False)):
+        found = find_optima(risk_cells(ranks, (5.0, 2.0, 1.0, 3.0, 1.0 + half + shift), spread))
+        assert found.interior.tolist() == [interior]
+        # However the second rank and the last but one compare with the best.
+        near = find_optima(risk_cells(ranks, (5.0, 1.01, 1.0, 1.01, 1.0 + half + shift), spread))
+        assert near.interior.tolist() == [interior]
+    falling = find_optima(risk_cells(ranks, (5.0, 4.0, 3.0, 2.0, 1.0)))
+    assert falling.interior.tolist() == [False] and falling.status == [AT_LEAST]
+    edge = find_optima(risk_cells(ranks, (5.0, 4.0, 2.0, 1.0, 2.0)))  # the last but one is the lowest
+    assert edge.interior.tolist() == [True]
+
+
+def test_the_window_of_ranks_is_that_of_the_grid_and_the_matrix():
+    risk = (3.0, 2.0, 1.0, 2.0, 3.0)
+    for ranks, dimension, low, high in (
+        ((2, 3, 8, 16, 32), np.inf, 4, 16),
+        ((4, 6, 8, 16, 32), np.inf, 6, 16),
+        ((2, 3, 8, 16, 32), 48.0, 4, 12),
+    ):
+        found = find_optima(risk_cells(ranks, risk), dimension)
+        assert np.exp([found.grid_low, found.grid_high]).ravel() == pytest.approx([ranks[1], ranks[-2]])
+        assert np.exp([found.low, found.high]).ravel() == pytest.approx([low, high])
+        assert np.exp(found.high_of_matrix) == pytest.approx(dimension / 4)
+        assert (found.clusters, found.effective, found.samples.tolist()) == (5, pytest.approx(5), [1000.0])
+
+
+def test_the_tolerance_of_an_edge_is_rounding_and_no_more():
+    for off, words in ((1e-10, [USED, USED]), (1e-7, [OUTSIDE, OUTSIDE])):
+        assert optima(np.array([4 * (1 - off), 16 * (1 + off)])).status == words
+    for off, words in ((1e-10, [OUTSIDE, OUTSIDE]), (1e-7, [AT_MOST, AT_LEAST])):
+        assert optima(np.array([2 * (1 - off), 30 * (1 + off)])).status == words
 
 
 # --- gates -----------------------------------------------------------------------------------------------------------

@@ -241,6 +241,11 @@ def test_a_bent_growth_is_decided_by_its_upper_half():
     assert decide_growth(unclear, G) == INCONCLUSIVE
 
 
+def test_a_growth_is_bent_with_95_percent():
+    assert replace(growth(at(0.5)), bend=at(0.3, 0.3 - ALMOST)).bent
+    assert not replace(growth(at(0.5)), bend=at(0.3, 0.3 + ALMOST)).bent
+
+
 def test_growth_without_optima_is_untestable():
     assert decide_growth(None, G) == UNTESTABLE
     assert decide_growth(growth(at(0.5)), replace(G, tier=0)) == UNTESTABLE

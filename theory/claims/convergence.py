@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from theory import gates
 from theory.cells import build_cells
-from theory.intervals import t_quantile
+from theory.intervals import at_least, t_quantile
 from theory.ledger import Claim
 from theory.rates import Coordinate, judge_rates
 from theory.report import FREE_CONSTANT, Bound, ClaimReport, undefined_exponent
@@ -302,7 +301,7 @@ def _before_crossover(complete: pd.DataFrame, strata: list[str]) -> pd.Series:
     constant = paced.groupby(keys, dropna=False).transform(lambda v: v.max() <= v.min() * (1 + 1e-3))
     limit = CROSSOVER_MULTIPLE * crossover(*(v.to_numpy() for v in scale))
     at_tuned = np.abs(np.log(eta / tuned)) < np.log(TUNED_WITHIN)
-    return ~constant.astype(bool) & at_tuned & (steps < limit * (1 - gates.TOLERANCE))
+    return ~constant.astype(bool) & at_tuned & ~at_least(steps, limit)
 
 
 def _fixed_step(frame: pd.DataFrame, strata: list[str]) -> bool:

@@ -10,7 +10,7 @@ import pandas as pd
 from theory import comparison, gates, scrutiny
 from theory.cells import Cells, build_cells
 from theory.fitting import log_linear, smooth_deviation
-from theory.intervals import bootstrap_standard_error, t_interval
+from theory.intervals import at_least, bootstrap_standard_error, t_interval
 from theory.ledger import Claim
 from theory.optimum import (
     AT_LEAST,
@@ -127,7 +127,7 @@ def optima_gate(optima: Optima | None) -> gates.Gate:
         return gates.Gate("optima", gates.FAILED, "no N was run at five ranks: add ranks")
     used = optima.samples[optima.used]
     span = gates.decades(used) if len(used) else 0.0
-    if len(used) >= MIN_OPTIMA and gates.at_least(span, MIN_DECADES):
+    if len(used) >= MIN_OPTIMA and at_least(span, MIN_DECADES):
         return gates.Gate("optima")
     seen = f"only at N = {', '.join(f'{n:g}' for n in used)}" if len(used) else "nowhere"
     advice, needed = _missing_optima(optima, used)
@@ -176,11 +176,11 @@ def window_gate(ranks: np.ndarray, samples: np.ndarray, dimension: float) -> gat
     ranks, x = np.sort(ranks), np.log10(np.sort(samples))
     low, high = max(SMALLEST_RANK, float(ranks[1])), min(dimension / LARGEST_SHARE, float(ranks[-2]))
     span = float(np.log10(max(high / low, 1.0)))
-    inside = [x[gates.at_least(x, start) & gates.at_least(start + span / CLAIMED, x)] for start in x]
-    if any(len(part) >= MIN_OPTIMA and gates.at_least(np.ptp(part), MIN_DECADES) for part in inside):
+    inside = [x[at_least(x, start) & at_least(start + span / CLAIMED, x)] for start in x]
+    if any(len(part) >= MIN_OPTIMA and at_least(np.ptp(part), MIN_DECADES) for part in inside):
         return gates.Gate("window")
     needed = CLAIMED * MIN_DECADES
-    if not gates.at_least(span, needed):
+    if not at_least(span, needed):
         wide = float(np.ceil(low * 10**needed))
         bigger = f" in a matrix of side {LARGEST_SHARE * wide:g} or more" if dimension / LARGEST_SHARE < wide else ""
         return gates.Gate(
