@@ -20,7 +20,7 @@ DIGEST_WHOLE = 64 << 20  # files up to this many bytes are hashed whole
 DIGEST_BLOCKS, DIGEST_BLOCK = 64, 1 << 20  # of larger ones, this many blocks spread evenly, first and last included
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Teacher:
     """A frozen model to clone.
 
@@ -37,6 +37,13 @@ class Teacher:
     digest: str
     tokenizer: Tokenizer | None
     source: Path
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"<{self.source}: {config.num_layers} layers of width {config.hidden_size}, "
+            f"{config.vocab_size:,} tokens, reads {config.max_position_embeddings:,}>"
+        )
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises InputError where the teacher came without one."""
