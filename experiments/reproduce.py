@@ -30,7 +30,7 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from experiments.common.command import guarded, study_arguments
+from experiments.common.command import INTERRUPTED, fail, guarded, study_arguments
 from experiments.common.files import write_json, write_text
 from experiments.common.paths import CONF
 from experiments.common.progress import duration
@@ -41,8 +41,8 @@ from experiments.sweep.rows import collect
 from experiments.sweep.store import Study
 from experiments.watch import Watch
 from lrc_jax.errors import InputError
-from theory.render import console
 from theory.report import Report, to_json
+from theory.show.render import console
 
 DATA = {"data": None, "data.path": None}
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -152,13 +152,15 @@ def sweep(logs: Path, jobs: list[Arm], at_once: int) -> list[str]:
     """Run the arms' multiruns, a few at once; returns the names of those that failed. Output goes to logs."""
     logs.mkdir(parents=True, exist_ok=True)
 
+    started_here: list[subprocess.Popen[bytes]] = []
+
     def one(arm: Arm) -> tuple[str, int]:
         with (logs / f"{arm.name}.log").open("a") as log:
-            done = subprocess.run(
-                [sys.executable, "-m", "experiments.run", *arm.arguments],
-                stdout=log, stderr=subprocess.STDOUT, check=False,
-            )  # fmt: skip
-        return arm.name, done.returncode
+            process = subprocess.Popen(
+                [sys.executable, "-m", "experiments.run", *arm.arguments], stdout=log, stderr=subprocess.STDOUT
+            )
+            started_here.append(process)
+            return arm.name, process.wait()
 
     for arm in jobs:
         print(f"{arm.name}: python -m experiments.run {' '.join(arm.arguments)}", flush=True)
@@ -167,19 +169,25 @@ def sweep(logs: Path, jobs: list[Arm], at_once: int) -> list[str]:
     studies = {str(arm.study.path): arm.study for arm in jobs}
     with Watch(list(studies.values())) as watch, ThreadPoolExecutor(at_once) as pool:
         running = {pool.submit(one, job) for job in jobs}
-        while running:
-            time.sleep(0.5)
-            finished = {f for f in running if f.done()}
-            running -= finished
-            for future in finished:
-                name, code = future.result()
-                spent = duration(time.monotonic() - started)
-                outcome = "done" if code == 0 else f"exit code {code}, see {logs / name}.log"
-                watch.say(f"{name}: {outcome} ({spent})")
-                if code:
-                    failed.append(name)
-            if running:
-                watch.update()
+        try:
+            while running:
+                time.sleep(0.5)
+                finished = {f for f in running if f.done()}
+                running -= finished
+                for future in finished:
+                    name, code = future.result()
+                    spent = duration(time.monotonic() - started)
+                    outcome = "done" if code == 0 else f"exit code {code}, see {logs / name}.log"
+                    watch.say(f"{name}: {outcome} ({spent})")
+                    if code:
+                        failed.append(name)
+                if running:
+                    watch.update()
+        except KeyboardInterrupt:  # arms that wait do not start; those that run save their state and end
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in started_here:
+                process.terminate()
+            raise
     return failed
 
 
@@ -220,7 +228,10 @@ def main() -> int:
     if not jobs:
         raise InputError("study: no arm can be run with the data and inputs given; see above")
     given = {name: arguments[name] for name in (*inputs, "data.path")}
-    failed = sweep(study.path / "logs", jobs, int(arguments["jobs"]))
+    try:
+        failed = sweep(study.path / "logs", jobs, int(arguments["jobs"]))
+    except KeyboardInterrupt:
+        return fail("interrupted; the same command goes on with what is missing", INTERRUPTED)
     for path in {arm.study.path for arm in jobs}:
         lines = {arm.name: recorded(arm, given) for arm in jobs if arm.study.path == path}
         write_json(path / "study.json", {"schema": 1, "description": description, "commands": lines})

@@ -3,8 +3,12 @@
     python -m experiments.run rank=8 samples=1024 steps=500
     python -m experiments.run -m rank=4,8,16 samples=64,256,1024 steps=500 seed=0,1,2,3,4
     python -m experiments.run -m +experiment=generalization
+    python -m experiments.run --plan -m +experiment=generalization
 
-A run whose row is there is skipped; a failed one is tried again. Exit code 0: all done; 1: a run failed; 2: bad input.
+`--plan` says how many runs there would be, how many of them are done and about how long the others take, and runs
+nothing. Several values of a key, separated by commas without spaces, are a sweep and need -m. A run whose row is there
+is skipped; a failed one is tried again. Exit code 0: all done; 1: a run failed; 2: bad input; 130: stopped by Ctrl-C,
+after which the same command goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -17,16 +21,15 @@ import time
 from typing import Any
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from experiments.common import command
 from experiments.common.paths import CONF
-from experiments.run_one import config
+from experiments.run_one import config, keys
 from experiments.status import record_sweep
+from experiments.sweep.plan import jobs_of, plan
 from experiments.sweep.store import Study
 
 log = logging.getLogger(__name__)
@@ -75,20 +78,13 @@ class RecordSweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         overrides = list(config.hydra.overrides.task)
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        jobs = [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
-        grid = config.hydra.sweeper.get("params") or {}
-        if grid:  # a study's own grid: what the command line does not name is swept as the file says
-            named = {o.key_or_group for o in parsed}
-            extra = [f"{key}={value}" for key, value in grid.items() if key not in named]
-            parsed = OverridesParser.create().parse_overrides(overrides + extra)
-            jobs = [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
+        jobs = jobs_of(overrides, config.hydra.sweeper.get("params"))
         name = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:8]
         experiment = next((o.split("=", 1)[1] for o in overrides if o.startswith("+experiment=")), "sweep")
         record_sweep(Study.of(config.results_dir, config.study), f"{experiment.replace('/', '-')}-{name}", jobs)
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def task(raw: DictConfig) -> float | None:
     """Hydra's entry point: one job. Returns the test loss, for sweepers that minimise it."""
     row = execute(config.typed(raw))
@@ -96,16 +92,17 @@ def task(raw: DictConfig) -> float | None:
 
 
 def main() -> int:
-    if any(a in ("-h", "--help") for a in sys.argv[1:]):
-        print((__doc__ or "").strip())
-        print("\nKeys (defaults; study=FOLDER under results/): see conf/config.yaml and experiments/run_one/config.py.")
-        groups = {p.name: sorted(q.stem for q in p.glob("*.yaml")) for p in sorted(CONF.iterdir()) if p.is_dir()}
-        for name in ("teacher", "data", "student", "optimizer", "measure", "experiment"):
-            print(f"  {'+' if name == 'experiment' else ''}{name}={'|'.join(groups[name])}")
+    words = sys.argv[1:]
+    if any(a in ("-h", "--help") for a in words):
+        print(command.help_of(__doc__), keys.help_text(), sep="\n\n")
         return 0
+    many = any(a in ("-m", "--multirun", "hydra.mode=MULTIRUN") for a in words)
+    keys.check_words(words, many=many)
+    if "--plan" in words:
+        return command.hydra_main(lambda: print(plan([a for a in words if "=" in a], many=many)))
     config.register()
     return command.hydra_main(task)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command.guarded(main))

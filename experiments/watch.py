@@ -3,13 +3,12 @@
     python -m experiments.watch study=NAME
 
 It reads the runs' folders only, so it shows any sweep of any launcher, started anywhere; `experiments.reproduce` draws
-it too. Ends when no job is running or missing, or at Ctrl-C, which stops the watching and not the sweep. Exit code 0:
-all done; 1: something failed or is missing.
+it too. A sweep that is not there yet is waited for. Ends when no job is running or missing, or at Ctrl-C, which stops
+the watching and not the sweep. Exit code 0: all done; 1: something failed or is missing; 130: Ctrl-C.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections import Counter
@@ -21,13 +20,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from experiments.common.command import guarded, study_arguments
+from experiments.common.command import INTERRUPTED, fail, guarded, study_arguments
 from experiments.common.files import read_json
 from experiments.common.progress import duration
 from experiments.status import STATES, planned, summary
 from experiments.sweep.store import Study
 from lrc_jax.errors import InputError
-from theory import render
+from theory.show import render
 
 LOOK = 1.0  # seconds between looks at whether all is done
 EVERY_LIVE = 2.0  # seconds between looks on a terminal
@@ -165,17 +164,37 @@ class Watch:
             print(text, flush=True)
 
 
+def wait_for(study: Study) -> None:
+    """Wait until a sweep of this study is recorded.
+
+    Raises:
+      InputError: the study has single runs only, which are no sweep.
+    """
+    told = False
+    while not planned(study):
+        if study.runs():
+            raise InputError(
+                f"study: {study.path} has runs but no sweep to watch; start one with `python -m experiments.run -m`"
+            )
+        if not told:
+            print(f"waiting for a sweep in {study.path}", flush=True)
+            told = True
+        time.sleep(LOOK)
+
+
 def main() -> int:
     arguments = study_arguments(__doc__)
-    study = Study.of(arguments["results_dir"], arguments["study"]).require()
-    if not planned(study):
-        raise InputError(f"study: no sweep is recorded in {study.path}; start one with `python -m experiments.run -m`")
-    with Watch([study]) as watch, contextlib.suppress(KeyboardInterrupt):
-        watch.update(force=True)
-        while any(line.counts["running"] or line.counts["missing"] for line in watch.look()):
-            time.sleep(LOOK)
-            watch.update()
-        watch.update(force=True)
+    study = Study.of(arguments["results_dir"], arguments["study"])
+    try:
+        wait_for(study)
+        with Watch([study]) as watch:
+            watch.update(force=True)
+            while any(line.counts["running"] or line.counts["missing"] for line in watch.look()):
+                time.sleep(LOOK)
+                watch.update()
+            watch.update(force=True)
+    except KeyboardInterrupt:
+        return fail("stopped watching; what runs goes on", INTERRUPTED)
     return 0 if all(line.counts["done"] == line.total for line in watch.look()) else 1
 
 

@@ -18,6 +18,7 @@ from lrc_jax.errors import DivergedError, InputError, file_error
 if TYPE_CHECKING:  # importing it starts Hydra, which most commands do without
     from experiments.run_one.config import RunConfig
 
+INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
 # glibc's mallopt parameters (malloc.h)
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
@@ -114,11 +115,13 @@ def fail(message: str, code: int = 2) -> int:
 
 
 def guarded(main: Callable[[], int]) -> int:
-    """Run a command; bad input becomes one line and exit code 2."""
+    """Run a command; bad input becomes one line and exit code 2, Ctrl-C one line and 130."""
     try:
         return main()
     except InputError as wrong:
         return fail(str(wrong))
+    except KeyboardInterrupt:
+        return fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
         return 1
     except OSError as wrong:
@@ -126,7 +129,7 @@ def guarded(main: Callable[[], int]) -> int:
 
 
 def hydra_main(task: Callable[[], Any]) -> int:
-    """Run a Hydra application with errors of the user in one line: bad input 2, a failed run 1."""
+    """Run a Hydra application with errors of the user in one line: bad input 2, a failed run 1, Ctrl-C 130."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -138,10 +141,12 @@ def hydra_main(task: Callable[[], Any]) -> int:
         return fail(str(wrong))
     except DivergedError as wrong:
         return fail(f"run failed: {wrong}", 1)
+    except (HydraException, OmegaConfBaseException) as wrong:  # before OSError: Hydra's missing files are both
+        return fail(f"configuration: {_root(wrong)}")
     except OSError as wrong:
         return fail(file_error(wrong))
-    except (HydraException, OmegaConfBaseException) as wrong:
-        return fail(f"configuration: {_root(wrong)}")
+    except KeyboardInterrupt:
+        return fail("interrupted; the same command goes on with what is missing", INTERRUPTED)
     return 0
 
 
@@ -169,10 +174,19 @@ def _root(wrong: BaseException) -> str:
     texts = []
     cause: BaseException | None = wrong
     while cause is not None:
-        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-        texts.append(" ".join(lines[:3]))
+        text = str(cause)
+        for aside in ("Config search path", "To append to your config"):
+            text = text.partition(aside)[0]
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        texts.append(" ".join(lines[:15]))
         cause = cause.__cause__
     return max(texts, key=len)
+
+
+def help_of(doc: str | None) -> str:
+    """A command's help: its module's text, with the command spelled as it was called."""
+    text = (doc or "").strip()
+    return text.replace("python -m experiments.", "lrc ") if sys.argv[0].startswith("lrc ") else text
 
 
 def study_arguments(doc: str | None, **extra: Any) -> dict[str, Any]:
@@ -186,7 +200,7 @@ def study_arguments(doc: str | None, **extra: Any) -> dict[str, Any]:
     """
     known: dict[str, Any] = {"study": None, "results_dir": "results"} | extra
     if any(a in ("-h", "--help") for a in sys.argv[1:]):
-        print((doc or "").strip())
+        print(help_of(doc))
         raise SystemExit(0)
     for argument in sys.argv[1:]:
         key, equals, value = argument.partition("=")

@@ -24,13 +24,13 @@ class SyntheticData:
 
     name: str = "synthetic"
     kind: str = "markov"  # markov | hmm
-    vocabulary: int = 32
-    order: int = 2
-    spectrum: float = 1.0
-    sharpness: float = 1.5
-    unigram: float = 0.7
-    states: int = 24
-    seed: int = 0
+    vocabulary: int = 32  # number of tokens
+    order: int = 2  # of the Markov chain: 1 or 2
+    spectrum: float = 1.0  # markov: s of the logit matrices' singular values k^-s
+    sharpness: float = 1.5  # spread of the logits; the larger, the closer to deterministic
+    unigram: float = 0.7  # markov: how unequally frequent tokens are; 0 is equally
+    states: int = 24  # hmm: number of hidden states
+    seed: int = 0  # makes the language, not the samples
 
 
 @dataclass
@@ -38,10 +38,10 @@ class TextData:
     """Text in disjoint pools (lrc_jax.data.text); name wikitext2 without a path asks the hub."""
 
     name: str = "text"
-    path: str | None = None
+    path: str | None = None  # a file, or a folder with train.txt, test.txt and perhaps valid.txt
     tokenizer_size: int = 512  # of the byte-level BPE trained here; ignored where the teacher has a tokenizer
-    teacher_share: float = 0.5
-    reference_share: float = 0.15
+    teacher_share: float = 0.5  # of the training documents, for a teacher trained here
+    reference_share: float = 0.15  # of the training documents, for reference students
 
 
 @dataclass
@@ -49,20 +49,20 @@ class TinyTeacher:
     """A teacher trained here and cached (lrc_jax.teachers.tiny)."""
 
     name: str = "tiny"
-    hidden_size: int = 32
-    intermediate_size: int = 64
-    layers: int = 1
-    heads: int = 2
-    kv_heads: int = 2
-    tied: bool = False
+    hidden_size: int = 32  # width
+    intermediate_size: int = 64  # width of the feed-forward layers
+    layers: int = 1  # number of layers
+    heads: int = 2  # attention heads
+    kv_heads: int = 2  # heads of keys and values
+    tied: bool = False  # one matrix for embedding and unembedding
     pool: int = 65536  # sequences of the teacher's own pool (fewer where the text has fewer)
-    steps: int = 1500
-    batch_size: int = 64
-    learning_rate: float = 4e-3
-    weight_decay: float = 0.0
-    check_every: int = 100
-    patience: int = 5
-    seed: int = 0
+    steps: int = 1500  # of training, at most
+    batch_size: int = 64  # sequences a step
+    learning_rate: float = 4e-3  # peak rate of AdamW, decaying to 0 over the steps
+    weight_decay: float = 0.0  # of AdamW
+    check_every: int = 100  # steps between looks at the held-out loss
+    patience: int = 5  # looks without a new best loss after which training stops
+    seed: int = 0  # of its start and of the order of its data
     # Above 0: once trained, every matrix gets the singular values k^-planted_spectrum (Frobenius norm kept). What it
     # predicts is then no longer the language, so that labels have to be sampled from it.
     planted_spectrum: float = 0.0
@@ -73,7 +73,7 @@ class PretrainedTeacher:
     """A folder in Hugging Face layout, or a .gguf file."""
 
     name: str = "huggingface"
-    path: str = MISSING
+    path: str = MISSING  # the folder or file
 
 
 @dataclass
@@ -89,41 +89,42 @@ class Student:
 
     name: str = "lrc"  # lrc | direct | scratch | svd | factorized | bilinear
     init: str = "random"  # random (the authors' N(0, 0.02^2)) | fan_in (N(0, 1/D)) | pca | channels
-    matrices: str = "all"  # factorized: all | head
-    whiten: bool = True  # factorized head
-    use_all_attn: bool = True
-    use_in_out_mlp: bool = False
-    tie_word_emb_proj: bool = False
-    use_additional_align: bool = False
-    del_layers: list[int] = field(default_factory=list)
-    target_rms_norm_eps: float | None = None
+    matrices: str = "all"  # factorized: all | head (the unembedding alone)
+    whiten: bool = True  # factorized head: in the metric of the teacher's features
+    use_all_attn: bool = True  # a projection each for q, k and v; false: one for all three
+    use_in_out_mlp: bool = False  # one projection for gate and up; false: one each
+    tie_word_emb_proj: bool = False  # embedding and unembedding share their projection
+    use_additional_align: bool = False  # layer outputs are compared through projections of their own
+    del_layers: list[int] = field(default_factory=list)  # teacher layers that the student leaves out
+    target_rms_norm_eps: float | None = None  # eps of the student's norms; null: the teacher's
     unit_embedding: bool = False  # rescale the embedding projection so that embedded tokens start with rms 1
 
 
 @dataclass
 class Optimizer:
+    """How a student is trained (lrc_jax.training.train)."""
+
     name: str = "adamw"  # adamw | sgd
-    learning_rate: float = 1e-2
-    # The learning rate of a run is learning_rate * steps^-horizon_power: 0.5 is the horizon-tuned step of claim 1.
-    horizon_power: float = 0.0
+    learning_rate: float = 1e-2  # times steps^-horizon_power
+    horizon_power: float = 0.0  # 0.5 is the horizon-tuned step of claim 1
     schedule: str = "cosine"  # cosine | constant | linear | inverse_sqrt
-    warmup: float = 0.0
-    clip: float | None = None
-    weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
+    warmup: float = 0.0  # share of the steps with a linear rise from 0
+    clip: float | None = None  # global gradient norm to clip at; null does not clip
+    weight_decay: float = 0.0  # decoupled: times the learning rate
+    b1: float = 0.9  # adamw: decay of the mean gradient
+    b2: float = 0.999  # adamw: decay of the mean squared gradient
+    eps: float = 1e-8  # adamw: added to the denominator
 
 
 @dataclass
 class Loss:
     """Weights of the output losses, and how clone losses are computed. clone_weight and temperature are top-level."""
 
-    kl_weight: float = 1.0
-    ce_weight: float = 1.0
-    kl_per_token: bool = True  # False: summed over positions, as the reference does
-    clone_distance: str = "mseloss"
-    clone_sites: list[str] = field(default_factory=list)  # empty: all
+    kl_weight: float = 1.0  # of KL(teacher || student)
+    ce_weight: float = 1.0  # of the cross-entropy with the labels
+    kl_per_token: bool = True  # a mean over tokens; false: summed over positions, as the reference does
+    clone_distance: str = "mseloss"  # mseloss | l1loss | mseloss_v2 | l1loss_v2 | normalised
+    clone_sites: list[str] = field(default_factory=list)  # names of the clone losses that count; empty: all
     clone_target: str = "teacher"  # teacher | rotated | shuffled: controls of the information claim
 
 
@@ -131,14 +132,14 @@ class Loss:
 class Measure:
     """What is measured on a run besides its losses."""
 
-    test_samples: int = 4096
+    test_samples: int = 4096  # test sequences, at most
     # Model fixed before the sample is seen, for the control-variate gap: the teacher (free), or a student of the same
     # kind and rank trained by KL on a disjoint pool (trained once, cached; cuts the gap's noise by up to 3).
     reference: str = "teacher"  # teacher | student
-    reference_samples: int = 32768
-    reference_steps: int = 0  # 0: as many as the run
+    reference_samples: int = 32768  # reference=student: sequences that it is trained on
+    reference_steps: int = 0  # reference=student: its steps; 0: as many as the run
     approximation: bool = False  # loss at unlimited samples for this rank (student=bilinear, factorized head)
-    clone_fvu: bool = True
+    clone_fvu: bool = True  # share of the teacher's variance that the clone leaves unexplained, by site
     norms: bool = False  # nuclear and Frobenius norms at the solution, Phi
     information: bool = False  # information between teacher and student activations, by site
     information_samples: int = 2048  # probe sequences
@@ -147,7 +148,7 @@ class Measure:
     whiten: list[str] = field(default_factory=list)  # dynamics: classes of teacher matrices to whiten: q, k, v, o, ...
     certificate: bool = False  # a train-only guarantee for quantised students on exactly `samples` sequences
     certificate_dimensions: list[int] = field(default_factory=lambda: [0, 100, 200, 400])  # -1: all projections
-    certificate_levels: int = 3
+    certificate_levels: int = 3  # to which coefficients are rounded: 3, 5, 7, 11 or 17
     # Failure probability of this run's certificates together; share 0.05 over the sample sizes that are printed.
     certificate_delta: float = 0.025
     ablation: bool = False  # validation loss, intervals over documents, FLOPs a token
@@ -166,23 +167,23 @@ class Measure:
 class Mesh:
     """Devices of this machine that share a run; data 0 takes all that are left."""
 
-    data: int = 1  # split the batch
-    model: int = 1  # split the teacher's matrices
+    data: int = 1  # devices that split the batch; 0 takes all that are left
+    model: int = 1  # devices that split the teacher's matrices
 
 
 @dataclass
 class RunConfig:
     """One run."""
 
-    rank: int = 8
-    samples: int = 1024
-    steps: int = 500
-    seed: int = 0
-    batch_size: int = 64
+    rank: int = 8  # width of the student (factorized: rank of its matrices)
+    samples: int = 1024  # training sequences N
+    steps: int = 500  # optimiser steps T
+    seed: int = 0  # of the run: its sample, start and order of data
+    batch_size: int = 64  # sequences a step
     epochs: float = 0.0  # above 0: steps is epochs * samples / batch_size, whatever steps says
-    sequence_length: int = 16
-    clone_weight: float = 0.2
-    temperature: float = 1.0
+    sequence_length: int = 16  # tokens a sequence
+    clone_weight: float = 0.2  # of the clone losses; 0 leaves them out
+    temperature: float = 1.0  # of the distillation loss
     labels: str = "data"  # data: the text's next token; teacher: sampled from the teacher at every position
     bf16: bool = False  # compute in bfloat16; parameters, optimiser and losses stay float32
     # Teacher's activations on the training sequences are computed once for all students that read them, and kept in
@@ -190,9 +191,9 @@ class RunConfig:
     teacher_cache: str = "none"
     match: str = "tokens"  # tokens: exactly `steps`; time: as many as take the time of `steps` steps of the plain clone
     step: str = "fast"  # fast (lrc_jax.compute.fast) | reference (the plain one; equal to rounding)
-    claim: str | None = None  # the claim that this run is evidence for; None: any
-    arm: str | None = None  # of an ablation; or a control or another protocol of that claim; None: its primary design
-    study: str = "default"
+    claim: str | None = None  # the claim that this run is evidence for; null: any
+    arm: str | None = None  # of an ablation; or a control or another protocol of that claim; null: its primary design
+    study: str = "default"  # folder under results_dir that the run belongs to
     teacher: Any = MISSING
     data: Any = MISSING
     student: Student = field(default_factory=Student)
@@ -200,10 +201,11 @@ class RunConfig:
     loss: Loss = field(default_factory=Loss)
     measure: Measure = field(default_factory=Measure)
     # Keys of the machine, not of the run: they do not enter the run's id.
-    results_dir: str = "results"
-    cache_dir: str = ".cache"
-    threads: int = 1
-    platform: str = "cpu"
+
+    results_dir: str = "results"  # where studies lie
+    cache_dir: str = ".cache"  # where teachers, reference students and compiled programs are kept
+    threads: int = 1  # of the CPU; with one, a run repeats bit by bit
+    platform: str = "cpu"  # cpu | cuda | tpu: where JAX computes
     mesh: Mesh = field(default_factory=Mesh)
     accumulate: int = 1  # parts of a batch that are computed one after another
     remat: bool = False  # recompute the student's activations in the backward pass

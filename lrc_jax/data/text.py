@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import http.client
 import itertools
 import json
 import os
 import re
-import socket
+import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
-from urllib.parse import urlparse
 
 import numpy as np
 from filelock import FileLock
@@ -30,6 +32,7 @@ SEPARATOR = "<|endoftext|>"
 ARTICLE = re.compile(r"^ = (?!=)[^\n]*[^=\n] = *$", re.MULTILINE)
 HELD_OUT_SHARE = 0.05  # of a single file: this share of documents for validation, and this share for the test
 MIN_DOCUMENTS = 20  # a single file with fewer documents is cut into equal pieces that stand for documents
+HUB_SECONDS = 3.0
 PURPOSES = ("teacher", "reference", "student", "probe", "test")
 
 
@@ -114,14 +117,30 @@ def read_splits(path: Path) -> TextSplits:
     return _splits(picked[2 * held :], picked[:held], picked[held : 2 * held])
 
 
+@functools.cache
 def _hub_answers() -> bool:
+    """Whether the hub, or the proxy before it, lets itself be spoken to within HUB_SECONDS. Asked once a process, in
+    a thread of its own, since looking up a name knows no time limit."""
     from huggingface_hub import constants
 
-    try:
-        socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
-    except OSError:
+    if constants.HF_HUB_OFFLINE:
         return False
-    return True
+    hub = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    found = []
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(hub, timeout=HUB_SECONDS):
+                found.append(True)
+        except urllib.error.HTTPError:  # an answer too
+            found.append(True)
+        except (OSError, ValueError, http.client.HTTPException):
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS)
+    return bool(found)
 
 
 def wikitext2_splits() -> TextSplits:
@@ -130,8 +149,10 @@ def wikitext2_splits() -> TextSplits:
     Raises:
       InputError: the hub does not answer and nothing is cached; says what to do.
     """
-    if not _hub_answers():
-        os.environ["HF_HUB_OFFLINE"] = "1"  # else every file is retried for half a minute
+    if not _hub_answers():  # else every file is retried for half a minute
+        from huggingface_hub import constants
+
+        constants.HF_HUB_OFFLINE = True  # the variable of this name was read when the package was imported
     import datasets
 
     try:

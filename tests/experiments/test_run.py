@@ -401,7 +401,6 @@ def test_bad_arguments_are_one_line(tmp_path, arguments):
         ("experiments.collect", [], "study: missing"),
         ("experiments.collect", ["study=none"], "does not exist"),
         ("experiments.status", ["study=none"], "does not exist"),
-        ("experiments.watch", ["study=none"], "does not exist"),
         ("experiments.figures", ["study=x", "colour=red"], "colour=red: unknown argument"),
         ("experiments.report", ["study=none"], "does not exist"),
         ("experiments.students", ["study=none"], "does not exist"),

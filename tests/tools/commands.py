@@ -14,6 +14,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,7 +101,12 @@ def check_arguments(words: list[str]) -> None:
         case ["make", *targets]:
             known = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert {t for t in targets if "=" not in t} <= set(known), f"make: {targets}"
-        case ["python", "-m", "theory", *arguments]:
+        case ["lrc", command, *arguments]:
+            from experiments.cli import COMMANDS
+
+            module = COMMANDS[command][0].removesuffix(".__main__")
+            check_arguments(["python", "-m", module, *([command] if module == "lrc_jax" else []), *arguments])
+        case ["python", "-m", "theory", *arguments] | ["theory", *arguments]:
             from theory.__main__ import _parser
 
             _parser().parse_args(arguments)
@@ -114,7 +120,7 @@ def check_arguments(words: list[str]) -> None:
             bench_parser().parse_args(arguments)
         case ["python", "-m", "experiments.run", *arguments]:
             if "--help" not in arguments:
-                compose([a for a in arguments if a != "-m"])
+                compose([a for a in arguments if a not in ("-m", "--plan")])
         case ["python", "-m", "experiments.reproduce", *arguments]:
             check_study(arguments)
         case ["python", "-m", module, *arguments] if module.startswith("experiments."):
@@ -202,12 +208,16 @@ def check_keys(module: str, arguments: list[str]) -> None:
     import importlib
     from unittest import mock
 
+    from experiments.sweep.store import Study
     from lrc_jax.errors import InputError
 
     program = importlib.import_module(module)
     if module == "experiments.archive" and "study=all" in arguments:
         return
-    with mock.patch("sys.argv", [module, *arguments, "results_dir=nowhere"]), pytest.raises(InputError) as wrong:
+    # Watching waits for a study that is not there; here it has to be there.
+    there = mock.patch.object(program, "wait_for", Study.require) if module == "experiments.watch" else nullcontext()
+    argv = mock.patch("sys.argv", [module, *arguments, "results_dir=nowhere"])
+    with there, argv, pytest.raises(InputError) as wrong:
         program.main()
     assert "nowhere" in str(wrong.value), wrong.value
 
