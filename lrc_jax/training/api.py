@@ -129,7 +129,7 @@ def student_of(
     return chosen
 
 
-class _Kind:
+class StudentKind:
     """A kind of student with a name of its own."""
 
     def __init__(self, kind: str) -> None:
@@ -144,14 +144,27 @@ class _Kind:
         projections: str | Path | None = None,
         flags: str | Path | None = None,
     ) -> Untrained:
-        """Choose a student of this kind: `student_of` says what the arguments mean."""
+        """Choose a student of this kind.
+
+        Args:
+          teacher: a loaded model (`load_teacher`), or a trained student.
+          rank: width of the student's residual stream, at most the teacher's.
+          init, projections, flags: as in `student_of`.
+
+        Returns:
+          The choice, for `train`.
+
+        Raises:
+          InputError: the rank or an option does not fit the teacher.
+        """
         return student_of(teacher, self.kind, rank=rank, init=init, projections=projections, flags=flags)
 
     def __repr__(self) -> str:
         return f"<students of kind {self.kind}; .of(teacher, rank=...) chooses one>"
 
 
-LowRankClone = _Kind("lrc")  # the mathematics are lrc_jax.clone's
+#: Low-Rank Clone, `LowRankClone.of(teacher, rank=192)`; its mathematics are in `lrc_jax.clone`.
+LowRankClone = StudentKind("lrc")
 
 
 # --- what training gives ----------------------------------------------------------------------------------------------
