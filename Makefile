@@ -7,7 +7,7 @@ STUDY  ?= demo
 MODULES ?=
 SAMPLE ?= 100
 
-.PHONY: env check test mutants reproduce figures docs clean
+.PHONY: env check test slow mutants reproduce figures docs clean
 
 env: $(STAMP)
 
@@ -26,6 +26,10 @@ check: env
 
 test: env
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Tests that take minutes: whole students on both paths, stock transformers, killed sweeps, the judge's calibration.
+slow: env
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
 
 # Random mistakes in the judge, and those that no test notices: make mutants MODULES=gates,rates SAMPLE=50
 mutants: env

@@ -14,8 +14,8 @@ sys.path.insert(0, str(HERE.parent))
 from experiments.archive import validation_markdown, verdicts_markdown  # noqa: E402
 from experiments.show.ablation_table import arms_markdown, kept_tables  # noqa: E402
 from experiments.sweep.store import REFERENCE, Study  # noqa: E402
-from theory.ledger import all_claims  # noqa: E402
-from theory.page import theory_markdown  # noqa: E402
+from theory.judge.ledger import all_claims  # noqa: E402
+from theory.show.page import theory_markdown  # noqa: E402
 
 project = "lrc-scaling-suite"
 author = "the authors of lrc-scaling-suite"

@@ -19,7 +19,7 @@ from experiments.show.figures import save
 from experiments.show.theme import theme
 from experiments.sweep.rows import collect
 from experiments.sweep.store import REFERENCE, Study
-from theory.render import console
+from theory.show.render import console
 
 
 def main() -> int:

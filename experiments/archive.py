@@ -30,7 +30,7 @@ from experiments.show.theme import theme
 from experiments.sweep.provenance import ENVIRONMENT, environment
 from experiments.sweep.store import REFERENCE, Study
 from lrc_jax.errors import InputError
-from theory.verdicts import MARGIN
+from theory.judge.verdicts import MARGIN
 
 VALIDATION = "validation.json"  # of the judge, by `theory validate`
 VERDICTS = "verdicts.md"  # what README shows of it

@@ -18,7 +18,7 @@ from experiments.common.command import guarded, study_arguments
 from experiments.common.files import read_json, write_json
 from experiments.common.progress import duration
 from experiments.sweep.store import RunFolder, Study
-from theory.render import console
+from theory.show.render import console
 
 STATES = ("done", "running", "failed", "missing")
 

@@ -17,7 +17,7 @@ from experiments.common.command import guarded, study_arguments
 from experiments.show.students import KEYS, side_by_side
 from experiments.sweep.rows import collect
 from experiments.sweep.store import Study
-from theory.render import console
+from theory.show.render import console
 
 
 def main() -> int:

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from theory.errors import InputError
+from theory.errors import InputError, OptionError
+from theory.judge.verdicts import MARGIN
 from theory.settings import BOOTSTRAPS, FULL_REPLICATIONS, PLAN_REPLICATIONS, QUICK_REPLICATIONS
-from theory.verdicts import MARGIN
 
 DISTRIBUTION = "lrc-scaling-suite"
 INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except InputError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        said = error.on_the_command_line if isinstance(error, OptionError) else str(error)
+        print(" ".join(said.split()), file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader (`| head`) has gone; nothing may be written at interpreter exit either.
@@ -210,9 +211,9 @@ def _positive(text: str) -> int:
 
 
 def _claims(options: argparse.Namespace) -> int:
-    from theory import render
-    from theory.ledger import all_claims
-    from theory.page import theory_markdown
+    from theory.judge.ledger import all_claims
+    from theory.show import render
+    from theory.show.page import theory_markdown
 
     if options.markdown:
         print(theory_markdown(all_claims().values()), end="")
@@ -222,15 +223,15 @@ def _claims(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from theory import render
-    from theory.check import check_file
+    from theory.judge.check import check_file
+    from theory.show import render
 
     report = check_file(
         options.file, claims=options.claim, margin=options.margin, where=options.where, scale=options.scale
     )
     _write_json(options, report)
     if options.figures:
-        from theory.figures import write_figures
+        from theory.show.figures import write_figures
 
         write_figures(report, options.figures)
     render.print_report(report, render.console())
@@ -238,8 +239,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    from theory import render
-    from theory.fit import fit_law
+    from theory.laws.user_law import fit_law
+    from theory.show import render
     from theory.tables import read_table
 
     result = fit_law(
@@ -260,8 +261,8 @@ def _plan(options: argparse.Namespace) -> int:
     claims += ["convergence"] if options.steps else []
     if not claims:
         raise InputError("plan: give --rank and --samples, or --steps")
-    from theory import render
-    from theory.plan import design_of, plan
+    from theory.design.plan import design_of, plan
+    from theory.show import render
 
     design = design_of(options.rank, options.samples, options.steps, options.seeds, options.noise)
     with render.console().status("") as status:
@@ -279,8 +280,8 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _advise(options: argparse.Namespace) -> int:
-    from theory import render
-    from theory.advise import advise
+    from theory.design.advise import advise
+    from theory.show import render
     from theory.tables import primary_rows, read_table
 
     table, _ = primary_rows(read_table(options.file).where(options.where))
@@ -309,8 +310,8 @@ def _plant(options: argparse.Namespace) -> int:
 def _validate(options: argparse.Namespace) -> int:
     if options.quick and options.replications:
         raise InputError("validate: --quick and --replications exclude each other")
-    from theory import render
-    from theory.validate import validate
+    from theory.planted.validate import validate
+    from theory.show import render
 
     replications = options.replications or (QUICK_REPLICATIONS if options.quick else FULL_REPLICATIONS)
     with render.console().status("") as status:

@@ -6,6 +6,7 @@ of it.
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import os
@@ -13,13 +14,16 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from theory.intervals import UNDEFINED, Interval
+from theory.judge.intervals import UNDEFINED, Interval
+from theory.judge.verdicts import NOT_EVALUATED, REFUTED, UNTESTABLE, VIOLATED
 from theory.tables import InputError
-from theory.verdicts import NOT_EVALUATED, REFUTED, UNTESTABLE, VIOLATED
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FREE_CONSTANT = (
     "an O() with a free constant cannot be refuted on a finite grid: only the exponent in this range was tested"
@@ -104,7 +108,7 @@ class ClaimReport:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """All claims judged on one table.
 
@@ -118,6 +122,85 @@ class Report:
     margin: float
     claims: Mapping[str, ClaimReport]
     remarks: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> ClaimReport:
+        """The judgement of one claim.
+
+        Raises:
+            KeyError: the claim was not judged; the message names those that were.
+        """
+        if name not in self.claims:
+            raise KeyError(f"{name}: not judged on {self.path}; judged: {', '.join(self.claims) or 'none'}")
+        return self.claims[name]
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name} {claim.verdict}" for name, claim in self.claims.items())
+        return f"Report({self.path}: {self.rows} rows; {said})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per claim and exponent, and one for a claim without exponents.
+
+        Returns:
+            Columns claim, verdict, quantity, estimate, low, high (95 %), claimed, quantity_verdict, bound, reason.
+        """
+        lines = []
+        for name, claim in self.claims.items():
+            own = {"claim": name, "verdict": claim.verdict}
+            rest = {"bound": claim.bound.verdict, "reason": claim.reasons[0] if claim.reasons else ""}
+            measured = [
+                {
+                    "quantity": quantity,
+                    "estimate": e.estimate,
+                    "low": e.ci95.low,
+                    "high": e.ci95.high,
+                    "claimed": e.claimed,
+                    "quantity_verdict": e.verdict,
+                }
+                for quantity, e in claim.exponents.items()
+            ]
+            lines += [own | m | rest for m in measured or [{}]]
+        columns = ["claim", "verdict", "quantity", "estimate", "low", "high", "claimed", "quantity_verdict"]
+        return pd.DataFrame(lines, columns=[*columns, "bound", "reason"])
+
+    def plot(self, claim: str | None = None) -> Figure:
+        """The figure of a claim: measured cells, the fitted and the claimed law.
+
+        Args:
+            claim: its name; None where one claim alone has a figure.
+
+        Raises:
+            ValueError: several claims have figures and none is named, or the claim has none.
+        """
+        from theory.show.figures import draw
+
+        drawable = [name for name, c in self.claims.items() if not c.points.empty]
+        if claim is None and len(drawable) == 1:
+            claim = drawable[0]
+        if claim not in drawable:
+            raise ValueError(f"claim {claim!r} has no figure; choose one of {', '.join(drawable) or 'none'}")
+        return draw(self.claims[claim])
+
+    def _repr_html_(self) -> str:
+        """For notebooks: one row per claim and quantity, in the verdicts' colours."""
+        from theory.show.palette import INK
+
+        def cell(value: object) -> str:
+            if isinstance(value, float):
+                return "" if math.isnan(value) else f"{value:.3g}"
+            return html.escape(str(value))
+
+        head = "".join(f"<th>{name}</th>" for name in ("claim", "quantity", "estimate", "95 %", "claimed", "verdict"))
+        body = ""
+        for _, row in self.to_frame().iterrows():
+            known = isinstance(row["quantity"], str)
+            verdict = row["quantity_verdict"] if known else row["verdict"]
+            interval = f"{cell(row['low'])} to {cell(row['high'])}" if known and not math.isnan(row["low"]) else ""
+            cells = [row["claim"], row["quantity"] if known else "", row["estimate"], interval, row["claimed"]]
+            body += "<tr>" + "".join(f"<td>{cell(value)}</td>" for value in cells)
+            colour, reason = INK.get(verdict, "black"), cell(row["reason"])
+            body += f'<td title="{reason}" style="color:{colour}">{cell(verdict)}</td></tr>'
+        said = f"{cell(self.path)}: {self.rows:,} rows, margin {self.margin:g}"
+        return f"<table><caption>{said}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     @property
     def exit_code(self) -> int:

@@ -22,13 +22,13 @@ from experiments.show.tables import rows_of
 from experiments.show.theme import CLAIMED, COLUMN, FITTED, series_style
 from theory.claims.convergence import CONSTANTS, right_hand_side
 from theory.claims.dynamics import NOT_PRESERVED, PRESERVED, ratio_interval
-from theory.figures import draw_optima, level_colours, slope_triangle
-from theory.intervals import mean_interval
-from theory.optimum import AT_LEAST, AT_MOST, OUTSIDE, UNRESOLVED, USED
-from theory.palette import LETTER
+from theory.judge.intervals import mean_interval
+from theory.judge.optimum import AT_LEAST, AT_MOST, OUTSIDE, UNRESOLVED, USED
+from theory.judge.verdicts import MARGIN
+from theory.judge.window import near_middle
 from theory.report import ClaimReport, Exponent
-from theory.verdicts import MARGIN
-from theory.window import near_middle
+from theory.show.figures import draw_optima, level_colours, slope_triangle
+from theory.show.palette import LETTER
 
 #: Axes of the coordinates, and the colours of their levels where these tell series apart, the same in every figure.
 AXIS = {"samples": "training sequences N", "rank": "rank r", "steps": "steps T (one run each)"}

@@ -16,9 +16,9 @@ import pandas as pd
 
 from experiments.show.lines import claims_of, lines_of
 from experiments.show.tables import rows_of
-from theory.check import check_table
-from theory.intervals import mean_interval
-from theory.ledger import all_claims
+from theory.judge.check import check_table
+from theory.judge.intervals import mean_interval
+from theory.judge.ledger import all_claims
 from theory.tables import InputError as TableError
 
 FILE = "arms.csv"

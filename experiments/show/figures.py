@@ -23,7 +23,7 @@ from experiments.show.tables import FILE, rows_of
 from experiments.show.theme import COLUMN, series_style, theme
 from experiments.sweep.store import Study
 from lrc_jax.errors import InputError
-from theory.check import check_file
+from theory.judge.check import check_file
 from theory.report import Report
 from theory.tables import InputError as TableError
 

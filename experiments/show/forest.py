@@ -19,8 +19,8 @@ from matplotlib.transforms import blended_transform_factory
 
 from experiments.show.claim_figures import Drawn
 from experiments.show.lines import CAUSE, UNDECIDED, Line, lines_of
-from theory.palette import INK
-from theory.verdicts import MARGIN, MEANING, REFUTED
+from theory.judge.verdicts import MARGIN, MEANING, REFUTED
+from theory.show.palette import INK
 
 WIDTH = 6.3  # inches; 900 pixels wide on a page, the smallest text has 11 of them
 LEFT, RIGHT = 0.2, 0.6  # of the width: where the axes begin and end; names stand before, verdicts behind

@@ -14,9 +14,9 @@ from typing import Any
 from experiments.show.claim_figures import interval_words
 from theory.claims.dynamics import PRESERVED
 from theory.claims.information import REACHES
-from theory.palette import LETTER, QUANTITY
+from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, MEANING, REFUTED, UNTESTABLE
 from theory.report import Report, to_json
-from theory.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, MEANING, REFUTED, UNTESTABLE
+from theory.show.palette import LETTER, QUANTITY
 
 UNDECIDED = (INCONCLUSIVE, UNTESTABLE)
 #: A verdict within a sentence.
@@ -42,7 +42,7 @@ class Line:
     """One quantity of a claim.
 
     Attributes:
-      claim, quantity: names, the latter a key of `theory.palette.QUANTITY`. verdict: of this quantity alone.
+      claim, quantity: names, the latter a key of `theory.show.palette.QUANTITY`. verdict: of this quantity alone.
       estimate, low, high: measured value with its 95 % interval; NaN where it is not known.
       claimed: as a number; target: in words. band: values that count as claimed.
       second: a second estimate that the verdict rests on (what it is, value, low, high): the upper half of a bent

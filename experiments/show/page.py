@@ -39,10 +39,10 @@ from experiments.show.theme import theme
 from experiments.sweep.provenance import environment
 from experiments.sweep.store import Study
 from lrc_jax.errors import InputError
-from theory.ledger import all_claims
-from theory.palette import INK, LETTER, QUANTITY
+from theory.judge.ledger import all_claims
+from theory.judge.verdicts import MEANING, REFUTED, UNTESTABLE
 from theory.report import ClaimReport, Report
-from theory.verdicts import MEANING, REFUTED, UNTESTABLE
+from theory.show.palette import INK, LETTER, QUANTITY
 
 SENTENCE = 40  # characters from which a column is text to read
 FIRST_ROWS = 15  # of a table, before "show more"

@@ -13,7 +13,7 @@ import pandas as pd
 
 from experiments.common.files import read_json, write_json
 from experiments.sweep.store import Study
-from theory.plan import plan
+from theory.design.plan import plan
 from theory.planted.surfaces import Design
 
 REPLICATIONS = 20

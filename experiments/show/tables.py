@@ -6,7 +6,7 @@ import pandas as pd
 
 from experiments.sweep.store import Study
 from lrc_jax.errors import InputError
-from theory.ledger import all_claims
+from theory.judge.ledger import all_claims
 from theory.tables import primary_frame
 
 FILE = "measurements.csv"

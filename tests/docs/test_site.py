@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from commands import ROOT
 
-from theory.ledger import all_claims
-from theory.page import claims_markdown, theory_markdown
+from theory.judge.ledger import all_claims
+from theory.show.page import claims_markdown, theory_markdown
 from theory.tables import table_from_frame
 
 DOCS = ROOT / "docs"
@@ -40,7 +40,7 @@ def test_the_pages_build_without_a_warning_and_ask_no_server(tmp_path):
 def test_the_whole_site_builds_without_a_warning(tmp_path):
     done = build(tmp_path / "site", "--keep-going")
     assert done.returncode == 0, done.stderr
-    assert "theory.check.check_file" in (tmp_path / "site" / "api" / "theory.html").read_text()
+    assert "theory.judge.check.check_file" in (tmp_path / "site" / "api" / "theory.html").read_text()
 
 
 def test_the_theory_page_has_every_problem_of_the_register():

@@ -16,7 +16,7 @@ from experiments import archive
 from experiments.show import power
 from experiments.show.figures import same_text, same_verdicts
 from experiments.sweep.store import Study
-from theory.check import check_table
+from theory.judge.check import check_table
 from theory.planted.surfaces import Design, gap_table
 from theory.report import to_json
 

@@ -16,12 +16,12 @@ from experiments.show.claim_figures import (
     risk_against_rank,
 )
 from experiments.show.theme import theme
-from theory.check import check_table
-from theory.figures import OPTIMA, level_colours
-from theory.intervals import Interval
+from theory.judge.check import check_table
+from theory.judge.intervals import Interval
+from theory.judge.verdicts import MARGIN
 from theory.planted.surfaces import Design, gap_table
 from theory.report import Bound, ClaimReport, Exponent
-from theory.verdicts import MARGIN
+from theory.show.figures import OPTIMA, level_colours
 
 STATUSES = ["at_most", "outside", "used", "used", "unresolved", "at_least"]
 RANKS = (2.0, 4.0, 8.0, 16.0, 32.0)

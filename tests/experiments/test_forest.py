@@ -10,7 +10,7 @@ from matplotlib.text import Text
 from experiments.show.forest import WIDTH, data_set, forest
 from experiments.show.lines import lines_of
 from experiments.show.theme import theme
-from theory.palette import INK
+from theory.show.palette import INK
 
 
 def exponent(verdict, estimate, claimed, half=0.05, **details):

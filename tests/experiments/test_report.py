@@ -22,10 +22,10 @@ from experiments.show import page as shown
 from experiments.show.lines import OUTCOME
 from experiments.show.svg import contrast, on_dark
 from experiments.sweep.store import Study
-from theory.palette import INK, TERMINAL
+from theory.judge.verdicts import MEANING
 from theory.planted.surfaces import Design, dynamics_table, gap_table, gradient_table, information_table
 from theory.report import to_json
-from theory.verdicts import MEANING
+from theory.show.palette import INK, TERMINAL
 
 SMALL = Design(ranks=(4, 8, 12, 24, 40), samples=(64, 256, 1024, 4096, 16384), steps=(256, 1024, 4096, 16384, 65536))
 

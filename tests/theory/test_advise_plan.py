@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from theory.advise import Refusal, advise
-from theory.check import check_table
-from theory.intervals import mean_interval
-from theory.laws import Surface
-from theory.plan import design_gates
+from theory.design.advise import Refusal, advise
+from theory.design.plan import design_gates
+from theory.judge.check import check_table
+from theory.judge.intervals import mean_interval
+from theory.laws.surface import Surface
 from theory.planted.surfaces import Design, gap_table, risk_table
 from theory.tables import table_from_frame
 

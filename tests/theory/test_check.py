@@ -10,12 +10,12 @@ import sys
 import pandas as pd
 import pytest
 
-from theory.check import check_table
-from theory.figures import write_figures
-from theory.ledger import all_claims
+from theory.judge.check import check_table
+from theory.judge.ledger import all_claims
 from theory.planted.optimisation import quadratic_table
 from theory.planted.surfaces import Design, dynamics_table, gap_table, information_table
 from theory.report import to_json, write_text
+from theory.show.figures import write_figures
 
 DESIGN = Design(noise=0.1)
 VERDICTS = {"CONSISTENT", "LOOSE", "HOLDS", "REFUTED", "INCONCLUSIVE", "UNTESTABLE"}
@@ -161,7 +161,7 @@ def test_a_sixth_claim_is_one_file(tmp_path, monkeypatch, mixed):
 
 
 def test_the_judge_needs_no_jax():
-    code = "import sys, theory.__main__, theory.figures; sys.exit(any(m.split('.')[0] in "
+    code = "import sys, theory.__main__, theory.show.figures; sys.exit(any(m.split('.')[0] in "
     code += "('jax', 'lrc_jax', 'experiments', 'flax', 'hydra') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

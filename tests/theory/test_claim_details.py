@@ -10,14 +10,11 @@ import pytest
 from judging import judged
 from scipy import special
 
-from theory import gates
 from theory.claims import convergence, dynamics, generalization, information, optimal_rank
-from theory.intervals import t_quantile
-from theory.laws import Surface
-from theory.optimum import Optima, RankCost, find_optima, fit_growth
-from theory.planted.surfaces import Design, gap_table, gradient_table, risk_table
-from theory.tables import InputError, table_from_frame
-from theory.verdicts import (
+from theory.judge import gates
+from theory.judge.intervals import t_quantile
+from theory.judge.optimum import Optima, RankCost, find_optima, fit_growth
+from theory.judge.verdicts import (
     CONSISTENT,
     HOLDS,
     INCONCLUSIVE,
@@ -28,6 +25,9 @@ from theory.verdicts import (
     VACUOUS,
     VIOLATED,
 )
+from theory.laws.surface import Surface
+from theory.planted.surfaces import Design, gap_table, gradient_table, risk_table
+from theory.tables import InputError, table_from_frame
 
 NEAR = 1e-6
 SHAPE = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])  # five seeds around their mean

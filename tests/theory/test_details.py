@@ -10,10 +10,9 @@ import pytest
 from judging import judged
 from scipy import stats
 
-from theory import gates, rates, scrutiny
-from theory.cells import MAX_CLUSTERS, build_cells
-from theory.comparison import extrapolation_error
-from theory.intervals import (
+from theory.judge import gates, rates, scrutiny
+from theory.judge.cells import MAX_CLUSTERS, build_cells
+from theory.judge.intervals import (
     UNDEFINED,
     WEBB,
     Interval,
@@ -24,8 +23,8 @@ from theory.intervals import (
     t_quantile,
     wild_cluster_interval,
 )
-from theory.laws import Surface
-from theory.optimum import (
+from theory.judge.model_selection import extrapolation_error
+from theory.judge.optimum import (
     AT_LEAST,
     AT_MOST,
     OUTSIDE,
@@ -37,10 +36,11 @@ from theory.optimum import (
     fit_growth,
     local_minimum,
 )
+from theory.judge.slopes import PowerLaw
+from theory.judge.verdicts import CONSISTENT, LOOSE
+from theory.judge.window import look
+from theory.laws.surface import Surface
 from theory.planted.surfaces import Design, broken_gap_table, gap_table, risk_table
-from theory.slopes import PowerLaw
-from theory.verdicts import CONSISTENT, LOOSE
-from theory.window import look
 
 DESIGN = Design(noise=0.1)
 
@@ -135,7 +135,7 @@ def test_many_seeds_are_pooled_and_still_counted():
 def test_large_tables_have_the_same_intervals_to_first_order(monkeypatch):
     cells = build_cells(gap_table(1, 0.5, DESIGN, np.random.default_rng(0)), ["rank", "samples"], "gap")
     exact = look(cells, "samples", ["rank"], leading=True)
-    monkeypatch.setattr("theory.window.LARGEST_REFIT", 0)
+    monkeypatch.setattr("theory.judge.window.LARGEST_REFIT", 0)
     quick = look(cells, "samples", ["rank"], leading=True)
     assert quick.whole.value == exact.whole.value
     assert quick.whole.standard_error == pytest.approx(exact.whole.standard_error, rel=0.05)

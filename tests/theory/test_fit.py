@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from theory.fit import fit_law
+from theory.laws.user_law import fit_law
 from theory.tables import InputError
 
 TRUTH = {"E": 1.7, "A": 40.0, "a": 0.5, "B": 60.0, "b": 0.45}

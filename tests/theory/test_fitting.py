@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
-from theory.comparison import MAX_GROUPS, best_rival, compare, extrapolation_error
-from theory.fitting import log_linear, robust_scale, smooth_deviation
-from theory.laws import Surface, nonnegative_least_squares
+from theory.judge.model_selection import MAX_GROUPS, best_rival, compare, extrapolation_error
+from theory.laws.least_squares import log_linear, robust_scale, smooth_deviation
+from theory.laws.surface import Surface, nonnegative_least_squares
 
 
 def test_log_linear_recovers_exponents_of_exact_data():

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from theory.cells import build_cells
-from theory.gates import (
+from theory.judge.cells import build_cells
+from theory.judge.gates import (
     FAILED,
     FIRST,
     SECOND,

@@ -10,8 +10,8 @@ import pytest
 from judging import judged
 
 from theory.claims.information import trend_test
+from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, REFUTED, UNTESTABLE, VIOLATED
 from theory.planted.surfaces import Design, dynamics_table, information_table
-from theory.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, REFUTED, UNTESTABLE, VIOLATED
 
 DESIGN = Design()
 

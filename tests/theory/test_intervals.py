@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from theory.intervals import (
+from theory.judge.intervals import (
     UNDEFINED,
     bootstrap_standard_error,
     cluster_weights,

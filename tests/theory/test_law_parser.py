@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from theory.law_parser import LawError, parse_law
+from theory.laws.parser import LawError, parse_law
 
 DATA = {"x": np.array([1.0, 2.5, 7.0]), "y": np.array([0.5, 1.5, 3.0])}
 

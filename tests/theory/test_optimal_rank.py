@@ -10,12 +10,12 @@ import pytest
 from judging import judged
 
 from theory.claims.optimal_rank import rank_cost
-from theory.laws import Surface
-from theory.optimum import RankCost, local_minimum
+from theory.judge.optimum import RankCost, local_minimum
+from theory.judge.verdicts import CONSISTENT, HOLDS, LOOSE, REFUTED, UNTESTABLE
+from theory.laws.surface import Surface
 from theory.planted.denoising import denoising_table
 from theory.planted.surfaces import Design, risk_table
 from theory.tables import InputError
-from theory.verdicts import CONSISTENT, HOLDS, LOOSE, REFUTED, UNTESTABLE
 
 RANKS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 DESIGN = Design(ranks=RANKS, samples=tuple(1000 * 2**k for k in range(8)), noise=0.03)

@@ -7,6 +7,7 @@ from dataclasses import astuple, replace
 import numpy as np
 import pytest
 
+from theory.judge.verdicts import CONSISTENT, HOLDS, LOOSE, REFUTED
 from theory.planted import attacks
 from theory.planted.cases import CONCAVE, DESIGN, HIDDEN, MARGINS, PLATEAUS, all_cases
 from theory.planted.denoising import (
@@ -33,7 +34,6 @@ from theory.planted.optimisation import (
 from theory.planted.rates import Slopes, broken, broken_rank, counted, power, saturating, slopes, with_offset
 from theory.planted.softmax import parameters, softmax_gap
 from theory.planted.surfaces import Design, law_table
-from theory.verdicts import CONSISTENT, HOLDS, LOOSE, REFUTED
 
 
 def test_e1_risk_of_a_strong_low_rank_signal_is_its_parameter_count():

@@ -9,11 +9,8 @@ import pandas as pd
 import pytest
 from judging import judged
 
-from theory.check import check_table
-from theory.planted.linear_loss import linear_loss_tables
-from theory.planted.optimisation import quadratic_table
-from theory.planted.surfaces import Design, broken_gap_table, gap_table, gradient_table, noise_gap_table
-from theory.verdicts import (
+from theory.judge.check import check_table
+from theory.judge.verdicts import (
     CONSISTENT,
     HOLDS,
     INCONCLUSIVE,
@@ -24,6 +21,9 @@ from theory.verdicts import (
     VACUOUS,
     VIOLATED,
 )
+from theory.planted.linear_loss import linear_loss_tables
+from theory.planted.optimisation import quadratic_table
+from theory.planted.surfaces import Design, broken_gap_table, gap_table, gradient_table, noise_gap_table
 
 DESIGN = Design(noise=0.1)
 

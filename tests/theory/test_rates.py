@@ -11,12 +11,12 @@ from judging import judged
 from scipy import stats
 from windows import SEEDS, at, bent, window
 
-from theory import rates
-from theory.comparison import LawFit
-from theory.intervals import UNDEFINED, Interval
+from theory.judge import rates
+from theory.judge.intervals import UNDEFINED, Interval
+from theory.judge.model_selection import LawFit
+from theory.judge.rules import Limits
+from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
 from theory.planted.surfaces import Design, gap_table
-from theory.rules import Limits
-from theory.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
 
 N = Limits(claimed=-0.5, margin=0.1, refute_level=0.95, leading=True, tier=1)
 R = replace(N, claimed=1.0, leading=False)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from windows import at, bent, window
 
-from theory.comparison import LawFit
-from theory.optimum import Growth, RankCost
-from theory.rules import BENT, GROWTH, STRAIGHT, Limits, decide, decide_growth
-from theory.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
-from theory.window import Estimate
+from theory.judge.model_selection import LawFit
+from theory.judge.optimum import Growth, RankCost
+from theory.judge.rules import BENT, GROWTH, STRAIGHT, Limits, decide, decide_growth
+from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
+from theory.judge.window import Estimate
 
 N = Limits(claimed=-0.5, margin=0.1, refute_level=0.975, leading=True, tier=1)
 R = replace(N, claimed=1.0, leading=False)

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from judging import judged
 
-from theory import scrutiny
+from theory.judge import scrutiny
+from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
 from theory.planted import attacks
 from theory.planted.surfaces import Design, gap_table
 from theory.tables import InputError
-from theory.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
 
 DESIGN = Design(noise=0.1)
 

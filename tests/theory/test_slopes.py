@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from theory.slopes import PowerLaw
+from theory.judge.slopes import PowerLaw
 
 X = np.tile(np.log(np.geomspace(1, 100, 5)), 3)
 GROUP = np.repeat(np.arange(3), 5)

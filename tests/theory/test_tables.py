@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from theory.cells import build_cells
-from theory.check import check_file, check_table
+from theory.judge.cells import build_cells
+from theory.judge.check import check_file, check_table
+from theory.judge.verdicts import CONSISTENT
 from theory.planted.surfaces import Design, gap_table
 from theory.tables import InputError, read_table
-from theory.verdicts import CONSISTENT
 
 
 @pytest.fixture

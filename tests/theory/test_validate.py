@@ -6,12 +6,11 @@ import json
 
 import pytest
 
-from theory import validate as validation
-from theory.intervals import UNDEFINED, Interval
+from theory.judge.intervals import UNDEFINED, Interval
+from theory.judge.verdicts import CONSISTENT, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
+from theory.planted import validate as validation
 from theory.planted.cases import FINITE, NULLS, PURE, RATIOS, SURFACES, all_cases
-from theory.report import Bound, ClaimReport, Exponent
-from theory.settings import FULL_REPLICATIONS
-from theory.validate import (
+from theory.planted.validate import (
     HARMFUL,
     OFF,
     RIGHT,
@@ -24,7 +23,8 @@ from theory.validate import (
     stream_of,
     validate,
 )
-from theory.verdicts import CONSISTENT, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
+from theory.report import Bound, ClaimReport, Exponent
+from theory.settings import FULL_REPLICATIONS
 
 CASES = {case.name: case for case in all_cases()}
 

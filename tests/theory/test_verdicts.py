@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from theory.verdicts import (
+from theory.judge.verdicts import (
     CONSISTENT,
     HOLDS,
     INCONCLUSIVE,

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy.optimize import brentq
 
-from theory.cells import build_cells
+from theory.judge.cells import build_cells
+from theory.judge.window import HALF_DECADE, look, near_middle, plateau_distance, plateau_slope
 from theory.planted.surfaces import Design, gap_table
-from theory.window import HALF_DECADE, look, near_middle, plateau_distance, plateau_slope
 
 SAMPLES = (64, 256, 1024, 4096, 16384)
 

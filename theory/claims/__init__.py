@@ -1,1 +1,1 @@
-"""One file per claim; each defines `CLAIM` (see `theory.ledger`)."""
+"""One file per claim; each defines `CLAIM` (see `theory.judge.ledger`)."""

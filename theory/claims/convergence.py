@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from theory.cells import build_cells
-from theory.intervals import at_least, t_quantile
-from theory.ledger import Claim
-from theory.rates import Coordinate, judge_rates
-from theory.report import FREE_CONSTANT, Bound, ClaimReport, undefined_exponent
-from theory.scrutiny import refuse_mixtures
-from theory.tables import Table, claim_rows, resolve_duplicates
-from theory.verdicts import (
+from theory.judge.cells import build_cells
+from theory.judge.intervals import at_least, t_quantile
+from theory.judge.ledger import Claim
+from theory.judge.rates import Coordinate, judge_rates
+from theory.judge.scrutiny import refuse_mixtures
+from theory.judge.verdicts import (
     HOLDS,
     INCONCLUSIVE,
     NOT_EVALUATED,
@@ -25,7 +23,9 @@ from theory.verdicts import (
     VIOLATED,
     combine,
 )
-from theory.window import look
+from theory.judge.window import look
+from theory.report import FREE_CONSTANT, Bound, ClaimReport, undefined_exponent
+from theory.tables import Table, claim_rows, resolve_duplicates
 
 CLAIMED = -0.5
 CONSTANTS = ("step_size", "smoothness", "grad_variance", "loss_decrease")
@@ -53,8 +53,7 @@ def right_hand_side(
     """
     slack = 2.0 - smoothness * step_size
     with np.errstate(divide="ignore", invalid="ignore"):
-        divisor = np.where(slack >= 1.0, 1.0, slack)
-        bound = (2.0 * decrease / (step_size * steps) + smoothness * step_size * variance) / divisor
+        bound = (2.0 * decrease / (step_size * steps) + smoothness * step_size * variance) / np.minimum(slack, 1.0)
     return np.where(slack > 1e-9, bound, np.inf)
 
 
@@ -67,7 +66,7 @@ def _over_bound(measured: np.ndarray, bound: np.ndarray) -> np.ndarray:
 def crossover(smoothness: np.ndarray, decrease: np.ndarray, variance: np.ndarray) -> np.ndarray:
     """T_x = L Delta / (2 sigma^2): the horizon at which the two terms of the tuned bound are equal."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(variance > 0, smoothness * decrease / (2.0 * variance), np.inf)
+        return smoothness * decrease / (2.0 * variance)
 
 
 def check_bound(frame: pd.DataFrame, group: list[str]) -> tuple[Bound, list[str]]:
@@ -93,7 +92,7 @@ def check_bound(frame: pd.DataFrame, group: list[str]) -> tuple[Bound, list[str]
         frame = frame[keep]
     if frame.empty:
         return Bound(NOT_EVALUATED), reasons
-    groups = frame.groupby(group, dropna=False, sort=True)
+    groups = frame.groupby(group, dropna=False)
     mean, sd, n = groups[["grad_norm_sq", "trivial"]].mean(), groups["grad_norm_sq"].std(), groups.size()
     lhs, count = mean["grad_norm_sq"].to_numpy(), n.to_numpy()
     rhs, rhs_error, pilots = _constants(frame, group)
@@ -153,8 +152,8 @@ def _constants(frame: pd.DataFrame, group: list[str]) -> tuple[np.ndarray, np.nd
     """
     unit = ["pilot_seed"] if _pilots(frame) else []
     unit = unit if unit and frame.groupby(group, dropna=False)["pilot_seed"].nunique().min() >= 2 else ["seed"]
-    draws = frame.groupby([*group, *unit], dropna=False, sort=True)["rhs"].mean()
-    by_horizon = draws.groupby(level=list(range(len(group))), dropna=False, sort=True)
+    draws = frame.groupby([*group, *unit], dropna=False)["rhs"].mean()
+    by_horizon = draws.groupby(level=list(range(len(group))), dropna=False)
     number = by_horizon.size().to_numpy()
     return by_horizon.mean().to_numpy(), np.nan_to_num(by_horizon.std().to_numpy()) / np.sqrt(number), number
 
@@ -191,7 +190,7 @@ def judge(table: Table, margin: float) -> ClaimReport:
     """Judge the exponent of the mean squared gradient norm across horizons, and the bound where constants exist.
 
     Raises:
-        InputError: unusable rows (see `theory.tables` and `theory.scrutiny`).
+        InputError: unusable rows (see `theory.tables` and `theory.judge.scrutiny`).
     """
     frame, remarks = claim_rows(table, CLAIM.name, CLAIM.columns, CLAIM.measured, CLAIM.optional)
     refuse_mixtures(frame, table.path, CLAIM.name)
@@ -297,7 +296,7 @@ def _before_crossover(complete: pd.DataFrame, strata: list[str]) -> pd.Series:
     with np.errstate(divide="ignore", invalid="ignore"):
         tuned = np.minimum(1 / scale[0], np.sqrt(2 * scale[1] / (scale[0] * scale[2] * steps)))
     paced = eta * np.sqrt(steps)
-    keys = [complete[c] for c in strata] or [pd.Series(0, complete.index)]
+    keys: list[Any] = [complete[c] for c in strata] or [np.zeros(len(complete))]
     constant = paced.groupby(keys, dropna=False).transform(lambda v: v.max() <= v.min() * (1 + 1e-3))
     limit = CROSSOVER_MULTIPLE * crossover(*(v.to_numpy() for v in scale))
     at_tuned = np.abs(np.log(eta / tuned)) < np.log(TUNED_WITHIN)
@@ -306,10 +305,8 @@ def _before_crossover(complete: pd.DataFrame, strata: list[str]) -> pd.Series:
 
 def _fixed_step(frame: pd.DataFrame, strata: list[str]) -> bool:
     """True if in some stratum several horizons were all run with one and the same step size."""
-    if "step_size" not in frame:
-        return False
     parts = [part for _, part in frame.groupby(strata, dropna=False)] if strata else [frame]
-    return any(
+    return "step_size" in frame and any(
         part["steps"].nunique() > 1
         and part["step_size"].notna().all()
         and part["step_size"].max() <= part["step_size"].min() * (1 + 1e-6)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from theory import gates
-from theory.intervals import Interval, mean_interval
-from theory.ledger import Claim
+from theory.judge import gates
+from theory.judge.intervals import Interval, mean_interval
+from theory.judge.ledger import Claim
+from theory.judge.verdicts import CONSISTENT, INCONCLUSIVE, NOT_EVALUATED, PRECEDENCE, REFUTED, UNTESTABLE
 from theory.report import Bound, ClaimReport, interval_list
 from theory.tables import InputError, Table, claim_rows, describe, resolve_duplicates
-from theory.verdicts import CONSISTENT, INCONCLUSIVE, NOT_EVALUATED, PRECEDENCE, REFUTED, UNTESTABLE
 
 PRESERVED = 1.5
 NOT_PRESERVED = 2.0

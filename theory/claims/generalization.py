@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from theory.ledger import Claim
-from theory.rates import Coordinate, RateResult, equals, judge_rates
+from theory.judge.ledger import Claim
+from theory.judge.rates import Coordinate, RateResult, equals, judge_rates
+from theory.judge.scrutiny import refuse_impossible_shapes, refuse_mixtures
+from theory.judge.verdicts import CONSISTENT, NOT_EVALUATED, combine
 from theory.report import FREE_CONSTANT, Bound, ClaimReport
-from theory.scrutiny import refuse_impossible_shapes, refuse_mixtures
 from theory.tables import Table, claim_rows, longest_training, resolve_duplicates
-from theory.verdicts import CONSISTENT, NOT_EVALUATED, combine
 
 CLAIMED = {"rank": 1.0, "samples": -0.5}
 #: Named regimes of the gap ~ r^b N^-c by their exponents (b, -c).
@@ -32,7 +32,7 @@ def judge(table: Table, margin: float) -> ClaimReport:
     """Judge the exponents of the signed gap in rank and samples.
 
     Raises:
-        InputError: unusable rows (see `theory.tables` and `theory.scrutiny`).
+        InputError: unusable rows (see `theory.tables` and `theory.judge.scrutiny`).
     """
     frame, remarks = claim_rows(table, CLAIM.name, CLAIM.columns, CLAIM.measured, CLAIM.optional)
     refuse_mixtures(frame, table.path, CLAIM.name)

@@ -9,12 +9,10 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from theory import gates
-from theory.intervals import Interval, generator, mean_interval
-from theory.ledger import Claim
-from theory.report import Bound, ClaimReport, Exponent, interval_list
-from theory.tables import Table, claim_rows, describe, longest_training, resolve_duplicates
-from theory.verdicts import (
+from theory.judge import gates
+from theory.judge.intervals import Interval, generator, mean_interval
+from theory.judge.ledger import Claim
+from theory.judge.verdicts import (
     CONSISTENT,
     HOLDS,
     INCONCLUSIVE,
@@ -23,6 +21,8 @@ from theory.verdicts import (
     UNTESTABLE,
     VIOLATED,
 )
+from theory.report import Bound, ClaimReport, Exponent, interval_list
+from theory.tables import Table, claim_rows, describe, longest_training, resolve_duplicates
 
 CLAIMED = 1.0
 REACHES = 0.95  # "maximises" is supported if the lower limit of I/I* reaches this

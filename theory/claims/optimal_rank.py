@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from theory import comparison, gates, scrutiny
-from theory.cells import Cells, build_cells
-from theory.fitting import log_linear, smooth_deviation
-from theory.intervals import at_least, bootstrap_standard_error, t_interval
-from theory.ledger import Claim
-from theory.optimum import (
+from theory.judge import gates, model_selection, scrutiny
+from theory.judge.cells import Cells, build_cells
+from theory.judge.intervals import at_least, bootstrap_standard_error, t_interval
+from theory.judge.ledger import Claim
+from theory.judge.optimum import (
     AT_LEAST,
     AT_MOST,
     LARGEST_SHARE,
@@ -27,10 +26,11 @@ from theory.optimum import (
     find_optima,
     fit_growth,
 )
+from theory.judge.rules import Limits, decide_growth
+from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, NOT_EVALUATED, REFUTED, as_equality, combine
+from theory.laws.least_squares import log_linear, smooth_deviation
 from theory.report import FREE_CONSTANT, Bound, ClaimReport, Exponent, interval_list, undefined_exponent
-from theory.rules import Limits, decide_growth
 from theory.tables import InputError, Table, claim_rows, longest_training, resolve_duplicates
-from theory.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, NOT_EVALUATED, REFUTED, as_equality, combine
 
 CLAIMED = 0.5
 SAME_COUNT = 1.05  # parameters per rank agree with those of one factorised matrix up to this factor
@@ -82,7 +82,7 @@ def judge(table: Table, margin: float) -> ClaimReport:
     """Judge the growth exponent of the risk-minimising rank.
 
     Raises:
-        InputError: unusable rows (see `theory.tables` and `theory.scrutiny`).
+        InputError: unusable rows (see `theory.tables` and `theory.judge.scrutiny`).
     """
     frame, every, remarks = risk_cells(table)
     cost = rank_cost(frame)
@@ -283,8 +283,8 @@ def _consistency(frame: pd.DataFrame, optima: Optima, growth: Growth, margin: fl
     if gap.clusters != optima.clusters:
         return None
     rank, loss = near.index.to_numpy(dtype=np.float64), near.to_numpy()
-    plain, offset = comparison.compare(rank, np.zeros(len(rank), dtype=np.int64), loss, loss)
-    alpha = -(offset if plain.aicc - offset.aicc > comparison.AICC_MARGIN else plain).exponent
+    plain, offset = model_selection.compare(rank, np.zeros(len(rank), dtype=np.int64), loss, loss)
+    alpha = -(offset if plain.aicc - offset.aicc > model_selection.AICC_MARGIN else plain).exponent
     design = np.column_stack([np.ones(gap.size), np.log(gap.levels["rank"]), np.log(gap.levels["samples"])])
     sd = smooth_deviation(design, gap.mean, gap.sd)
     coefficients = log_linear(design, gap.mean[None, :], sd)[0]

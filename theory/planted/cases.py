@@ -9,7 +9,8 @@ from functools import lru_cache, partial
 import numpy as np
 import pandas as pd
 
-from theory.laws import Surface
+from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
+from theory.laws.surface import Surface
 from theory.planted.denoising import curve_optimum, curve_table, denoising_table, population_optimum
 from theory.planted.linear_loss import REGIMES, SIDE, finite_size_slope, linear_loss_tables
 from theory.planted.optimisation import quadratic_table
@@ -37,7 +38,6 @@ from theory.planted.surfaces import (
     risk_table,
 )
 from theory.tables import InputError
-from theory.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
 
 Draw = Callable[[np.random.Generator], pd.DataFrame]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.interpolate import CubicSpline
 
-from theory.intervals import generator
+from theory.judge.intervals import generator
 from theory.planted.surfaces import Design, grid_frame, seed_effects
 
 #: Draws behind the population risk: with the smoothing below the Monte-Carlo error of the slope of ln r* over four N in

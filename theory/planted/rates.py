@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from theory.comparison import HALF_DECADE
+from theory.judge.model_selection import HALF_DECADE
+from theory.judge.verdicts import CONSISTENT, HOLDS, LOOSE, REFUTED
+from theory.judge.window import near_middle
 from theory.planted.surfaces import Design
-from theory.verdicts import CONSISTENT, HOLDS, LOOSE, REFUTED
-from theory.window import near_middle
 
 Law = Callable[[np.ndarray | float, np.ndarray | float], np.ndarray]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from theory.laws import Surface
+from theory.laws.surface import Surface
 
 
 @dataclass(frozen=True)

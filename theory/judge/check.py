@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from theory.ledger import Claim, all_claims
+from theory.errors import OptionError
+from theory.judge.ledger import Claim, all_claims
+from theory.judge.verdicts import MARGIN
 from theory.report import Report
 from theory.tables import InputError, Table, primary_rows, read_table, table_from_frame
-from theory.verdicts import MARGIN
 
 
 def check_file(
@@ -47,7 +48,7 @@ def check_table(frame: pd.DataFrame, *, claims: Sequence[str] = (), margin: floa
 def check(table: Table, *, claims: Sequence[str] = (), margin: float = MARGIN) -> Report:
     """Judge a table that has been read. See `check_file`."""
     if not 0.0 < margin < 0.5:
-        raise InputError(f"--margin {margin:g}: must lie between 0 and 0.5")
+        raise OptionError("margin", f"{margin:g}: must lie between 0 and 0.5")
     table, remarks = primary_rows(table)
     selected, skipped = _select(table, claims)
     # Numbers beyond floating point become NaN or infinite and end in UNTESTABLE or INCONCLUSIVE, never in a warning.
@@ -61,7 +62,7 @@ def _select(table: Table, names: Sequence[str]) -> tuple[list[Claim], list[str]]
     ledger = all_claims()
     unknown = [n for n in names if n not in ledger]
     if unknown:
-        raise InputError(f"--claim {unknown[0]}: no such claim; choose from {', '.join(ledger)}")
+        raise OptionError("claim", f"{unknown[0]}: no such claim; choose from {', '.join(ledger)}")
     candidates = [c for c in ledger.values() if not names or c.name in names]
     if "claim" in table.frame:
         marked = set(table.frame["claim"].dropna().astype(str))

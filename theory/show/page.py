@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from theory import comparison, gates, intervals, optimum, scrutiny, verdicts, window
 from theory.claims import convergence, dynamics, information
-from theory.ledger import Claim
-from theory.rules import BENT, GROWTH, STRAIGHT, Rule
+from theory.judge import gates, intervals, model_selection, optimum, scrutiny, verdicts, window
+from theory.judge.ledger import Claim
+from theory.judge.rules import BENT, GROWTH, STRAIGHT, Rule
 
 TEXT = Path(__file__).parent / "rules.md"
 
@@ -25,7 +25,7 @@ def theory_markdown(claims: Iterable[Claim]) -> str:
 
 def rules_markdown() -> str:
     """How a table becomes a verdict; every number is read from the code."""
-    modules = (comparison, convergence, dynamics, gates, information, intervals, optimum, verdicts, window)
+    modules = (model_selection, convergence, dynamics, gates, information, intervals, optimum, verdicts, window)
     words = [f"| {word} | {text} |" for word, text in verdicts.MEANING.items()]
     return TEXT.read_text(encoding="utf-8").format(
         **{module.__name__.rpartition(".")[2]: module for module in modules},

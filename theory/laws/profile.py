@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from theory.fitting import Loss, Residual, minimise
+from theory.laws.least_squares import Loss, Residual, minimise
 
 POINTS = 25
 REACH = 5.0  # bootstrap standard deviations to each side

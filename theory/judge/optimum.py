@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.polynomial.polynomial import polyder, polyval
 
-from theory.cells import Cells
-from theory.intervals import (
+from theory.judge.cells import Cells
+from theory.judge.intervals import (
     DRAWS,
     Interval,
     at_least,
@@ -24,7 +24,7 @@ from theory.intervals import (
     generator,
     t_interval,
 )
-from theory.window import UNKNOWN, Estimate, is_bent, near_middle
+from theory.judge.window import UNKNOWN, Estimate, is_bent, near_middle
 
 NEIGHBOURS = 2  # ranks on each side of the smallest mean risk
 SEARCH = 201  # points at which the quartic is evaluated between the neighbours

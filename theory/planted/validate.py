@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from theory.claims import convergence, dynamics, generalization, information, optimal_rank
-from theory.intervals import generator
+from theory.judge.intervals import generator
+from theory.judge.verdicts import CONSISTENT, INCONCLUSIVE, MARGIN, REFUTED, UNTESTABLE
 from theory.planted.cases import (
     BENT,
     BEYOND,
@@ -41,7 +42,6 @@ from theory.planted.cases import (
 )
 from theory.report import ClaimReport
 from theory.tables import table_from_frame
-from theory.verdicts import CONSISTENT, INCONCLUSIVE, MARGIN, REFUTED, UNTESTABLE
 
 #: Rare errors (at the margin) and coverage of the few cases in T need more draws than words that hardly ever change.
 MANY = 3

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from theory.fitting import smooth_deviation
+from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
+from theory.laws.least_squares import smooth_deviation
 from theory.tables import InputError, describe
-from theory.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
 
 #: Columns of which a law has one value: rows with two of them are two experiments.
 ONE_PER_LAW = ("teacher", "labels", "student")

@@ -17,10 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
-from theory.optimum import AT_LEAST, AT_MOST, OUTSIDE, UNRESOLVED, USED
-from theory.palette import INK, LETTER
+from theory.errors import OptionError
+from theory.judge.optimum import AT_LEAST, AT_MOST, OUTSIDE, UNRESOLVED, USED
 from theory.report import ClaimReport, Report, write_text
-from theory.tables import InputError
+from theory.show.palette import INK, LETTER
 
 #: By claim: the coordinate on the horizontal axis, what distinguishes the series, and the label of the vertical axis.
 AXES: dict[str, tuple[str, str | None, str]] = {
@@ -104,7 +104,7 @@ def write_figures(report: Report, folder: str | Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--figures {folder}: {error.strerror}; choose another folder") from None
+        raise OptionError("figures", f"{folder}: {error.strerror}; choose another folder") from None
     written = []
     for name, claim in report.claims.items():
         if claim.points.empty:

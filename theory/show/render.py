@@ -11,16 +11,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from theory.palette import QUANTITY, TERMINAL
-from theory.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, MEANING, NOT_EVALUATED, REFUTED, UNTESTABLE
+from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, MEANING, NOT_EVALUATED, REFUTED, UNTESTABLE
+from theory.show.palette import QUANTITY, TERMINAL
 
 if TYPE_CHECKING:  # they bring SciPy, and commands that only print a table start without it
-    from theory.advise import Advice
-    from theory.fit import FitResult
-    from theory.ledger import Claim
-    from theory.plan import Plan
+    from theory.design.advise import Advice
+    from theory.design.plan import Plan
+    from theory.judge.ledger import Claim
+    from theory.laws.user_law import FitResult
+    from theory.planted.validate import Validation
     from theory.report import Exponent, Report
-    from theory.validate import Validation
 
 
 def console(width: int = 160) -> Console:

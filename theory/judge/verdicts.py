@@ -2,7 +2,7 @@
 
 Claims 1 to 3 are upper bounds. In every exponent of this package *larger is worse* (error ~ N^-c has exponent -c,
 error ~ r^b has b, r* ~ N^rho has rho), so one comparison serves all. How an exponent gets its word is in
-`theory.rules`.
+`theory.judge.rules`.
 """
 
 from __future__ import annotations

@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from theory.comparison import held_out
-from theory.fitting import HUBER, SQUARES, Loss, Optimum, huber, minimise, robust_scale, smooth_deviation
-from theory.intervals import UNDEFINED, Interval, cluster_weights, generator, small_sample_factor
-from theory.law_parser import Law, LawError, parse_law
-from theory.laws import nonnegative_least_squares
-from theory.profile import profile_intervals
+from theory.judge.intervals import UNDEFINED, Interval, cluster_weights, generator, small_sample_factor
+from theory.judge.model_selection import held_out
+from theory.laws.least_squares import HUBER, SQUARES, Loss, Optimum, huber, minimise, robust_scale, smooth_deviation
+from theory.laws.parser import Law, LawError, parse_law
+from theory.laws.profile import profile_intervals
+from theory.laws.surface import nonnegative_least_squares
 from theory.settings import BOOTSTRAPS
 from theory.tables import InputError, Table, numeric_column
 
@@ -31,7 +31,7 @@ AGREEMENT = 1e-6
 LARGE = 20_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FitResult:
     """A fitted law.
 
@@ -54,6 +54,13 @@ class FitResult:
     holdout_log_rmse: float
     notes: tuple[str, ...] = ()
     fitted: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{k} = {v:.4g} [{self.intervals[k].low:.3g}, {self.intervals[k].high:.3g}]"
+            for k, v in self.estimates.items()
+        )
+        return f"Fit({self.target} ~ {self.law.text}; {self.rows} rows; {', '.join(shown)})"
 
     def to_dict(self) -> dict[str, Any]:
         return {

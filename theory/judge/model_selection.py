@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from theory.fitting import STUDENT_DF, minimise, robust_scale, student
-from theory.slopes import PowerLaw
+from theory.judge.slopes import PowerLaw
+from theory.laws.least_squares import STUDENT_DF, minimise, robust_scale, student
 
 HALF_DECADE = 0.5 * float(np.log(10.0))
 AICC_MARGIN = 4.0

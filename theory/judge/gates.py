@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from theory.cells import Cells
-from theory.intervals import TOLERANCE, at_least
+from theory.judge.cells import Cells
+from theory.judge.intervals import TOLERANCE, at_least
+from theory.judge.window import near_middle
 from theory.tables import describe
-from theory.window import near_middle
 
 MIN_DECADES_SIZE = 2.0  # samples N and steps T
 SECOND_TIER_DECADES = 1.5

@@ -1,7 +1,7 @@
 """Exponents of a quantity in its coordinates, judged: the shared core of the claims about rates.
 
-The evidence is measured first (`theory.window`), then the design is put through its gates (`theory.gates`) and the
-table through what must be noticed (`theory.scrutiny`); one function decides from these (`theory.rules`).
+The evidence is measured first (`window`), then the design is put through its gates (`gates`) and the
+table through what must be noticed (`scrutiny`); one function decides from these (`rules`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from theory import gates, scrutiny
-from theory.cells import Cells, build_cells
+from theory.judge import gates, scrutiny
+from theory.judge.cells import Cells, build_cells
+from theory.judge.rules import Limits, decide
+from theory.judge.scrutiny import Doubt
+from theory.judge.verdicts import LOOSE, REFUTED, UNTESTABLE, as_equality
+from theory.judge.window import Window, look
 from theory.report import Exponent, interval_list, undefined_exponent
-from theory.rules import Limits, decide
-from theory.scrutiny import Doubt
-from theory.verdicts import LOOSE, REFUTED, UNTESTABLE, as_equality
-from theory.window import Window, look
 
 WIDER = 1.25  # a second interval wider by more than this factor is mentioned
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from theory.cells import Cells
 from theory.claims.optimal_rank import optima_gate, rank_cost, risk_cells
-from theory.gates import FAILED
-from theory.intervals import (
+from theory.errors import OptionError
+from theory.judge.cells import Cells
+from theory.judge.gates import FAILED
+from theory.judge.intervals import (
     UNDEFINED,
     Interval,
     bootstrap_standard_error,
@@ -26,7 +27,7 @@ from theory.intervals import (
     generator,
     t_interval,
 )
-from theory.optimum import Optima, find_optima, fit_growth, local_minimum
+from theory.judge.optimum import Optima, find_optima, fit_growth, local_minimum
 from theory.report import interval_list
 from theory.tables import InputError, Table
 
@@ -56,7 +57,7 @@ class Price:
         return {"rank": self.rank, "risk": self.risk, "extra": self.extra, "extra_ci95": interval_list(self.extra_ci95)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Advice:
     """The rank for N samples.
 
@@ -84,6 +85,10 @@ class Advice:
     descriptive: bool
     capped: bool
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        low, high = interval_list(self.ci95)
+        return f"Advice(N = {self.samples:,.0f}: rank {self.rank}; optimum {self.optimum:.3g} [{low:.3g}, {high:.3g}])"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -136,9 +141,9 @@ def advise(table: Table, samples: float, max_rank: int | None = None) -> Advice:
         InputError: unusable rows or arguments.
     """
     if not samples > 0 or not np.isfinite(samples):
-        raise InputError(f"--samples {samples:g}: must be a positive number")
+        raise OptionError("samples", f"{samples:g}: must be a positive number")
     if max_rank is not None and max_rank < 1:
-        raise InputError(f"--max-rank {max_rank}: must be at least 1")
+        raise OptionError("max_rank", f"{max_rank}: must be at least 1")
     missing = table.missing(("rank", "samples", "seed", "test_loss"))
     if missing:
         raise InputError(f"{table.path}: advice needs the columns {', '.join(missing)}; add them")

@@ -1,5 +1,5 @@
 """The decision rules: from what a window shows to a word. One named condition per rule; its docstring is the
-documentation: the theory page is made from it (`theory.page`).
+documentation: the theory page is made from it (`theory.show.page`).
 
 Larger exponents are worse. `limit.worse` is the claimed exponent plus the margin, `limit.better` the claimed one minus
 the margin. All intervals are two-sided Student intervals over seeds; "the upper 90 % limit" is the upper end of one.
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from theory.optimum import ALLOWANCE, Growth
-from theory.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
-from theory.window import Window
+from theory.judge.optimum import ALLOWANCE, Growth
+from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
+from theory.judge.window import Window
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from theory.intervals import cluster_weights, t_interval
+from theory.judge.intervals import cluster_weights, t_interval
 
 #: Beyond this many seeds they are pooled at random into this many groups: the bootstrap stays exact for the
 #: groups (each is an independent cluster) and memory stays bounded for tables of millions of rows.

@@ -13,22 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from theory import gates
 from theory.claims import convergence, generalization, optimal_rank
-from theory.law_parser import LawError, parse_law
-from theory.optimum import LARGEST_SHARE, SMALLEST_RANK
+from theory.errors import OptionError
+from theory.judge import gates
+from theory.judge.optimum import LARGEST_SHARE, SMALLEST_RANK
+from theory.judge.verdicts import MARGIN
+from theory.laws.parser import LawError, parse_law
 from theory.planted.cases import Case, planted_surface
 from theory.planted.rates import Law, Slopes, broken, power, slopes, with_offset
 from theory.planted.surfaces import Design, gradient_table, law_table, risk_table
+from theory.planted.validate import run_case
 from theory.settings import PLAN_REPLICATIONS
 from theory.tables import InputError
-from theory.validate import run_case
-from theory.verdicts import MARGIN
 
 COORDINATES = {"generalization": ("rank", "samples"), "optimal_rank": ("rank", "samples"), "convergence": ("steps",)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """The outcome.
 
@@ -45,6 +46,10 @@ class Plan:
     power: list[dict[str, Any]]
     runs: dict[str, int]
     seconds: dict[str, float]
+
+    def __repr__(self) -> str:
+        said = (f"{claim} {'fails its gates' if failed else 'can be judged'}" for claim, failed in self.gates.items())
+        return f"Plan({'; '.join(said)})"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -219,6 +224,6 @@ def design_of(ranks: Sequence[int], samples: Sequence[int], steps: Sequence[int]
         if len(set(values)) != len(values) or any(v <= 0 for v in values):
             raise InputError(f"{name}: values must be positive and different")
     if not 0 <= noise < 5:
-        raise InputError(f"--noise {noise:g}: the relative noise of one run, between 0 and 5")
+        raise OptionError("noise", f"{noise:g}: the relative noise of one run, between 0 and 5")
     given = {name: tuple(sorted(v)) for name, v in (("ranks", ranks), ("samples", samples), ("steps", steps)) if v}
     return Design(seeds=seeds, noise=noise, **given)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@
                     local slopes at the two middles are t1 and t2
     N-dagger        where that plateau reading would reach the claimed exponent plus the margin
 
-Nothing is decided here; `theory.rules` does that.
+Nothing is decided here; `theory.judge.rules` does that.
 """
 
 from __future__ import annotations
@@ -22,11 +22,9 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from theory import comparison
-from theory.cells import Cells
-from theory.comparison import HALF_DECADE
-from theory.fitting import smooth_deviation
-from theory.intervals import (
+from theory.judge import model_selection
+from theory.judge.cells import Cells
+from theory.judge.intervals import (
     DRAWS,
     Interval,
     bootstrap_standard_error,
@@ -34,7 +32,9 @@ from theory.intervals import (
     t_interval,
     wild_cluster_interval,
 )
-from theory.slopes import PowerLaw
+from theory.judge.model_selection import HALF_DECADE
+from theory.judge.slopes import PowerLaw
+from theory.laws.least_squares import smooth_deviation
 
 MAX_BEND = 0.15
 LARGEST_REFIT = 4_000_000  # draws x cells up to which every draw is fitted again
@@ -103,7 +103,7 @@ class Window:
     to_end: float
     bend_level: float
     extrapolation: tuple[float, float] | None
-    rivals: tuple[comparison.LawFit, ...]
+    rivals: tuple[model_selection.LawFit, ...]
     wild: Interval
     local: tuple[tuple[float, float, float, float], ...]
     fitted: np.ndarray
@@ -118,13 +118,13 @@ class Window:
         return self.extrapolation is not None and abs(self.extrapolation[0]) <= margin * self.extrapolation[1]
 
     @property
-    def offset(self) -> comparison.LawFit | None:
-        """An offset of either sign that beats the power law (see `comparison.best_rival`), or None."""
-        return comparison.best_rival(self.rivals) if self.rivals else None
+    def offset(self) -> model_selection.LawFit | None:
+        """An offset of either sign that beats the power law (see `model_selection.best_rival`), or None."""
+        return model_selection.best_rival(self.rivals) if self.rivals else None
 
     def exponents_beside_an_offset(self) -> list[float]:
         """The exponent where an offset of either sign is fitted with it, of each group or shared by all."""
-        return [f.exponent for f in self.rivals if f.name in comparison.OFFSETS]
+        return [f.exponent for f in self.rivals if f.name in model_selection.OFFSETS]
 
     def reaches(self, limit: float) -> float | None:
         """N-dagger: the level at which the plateau reading's local slope reaches `limit`; None if it never does."""
@@ -291,10 +291,10 @@ def look(
             cells,
         )
     extrapolation = None
-    compared: tuple[comparison.LawFit, ...] = ()
+    compared: tuple[model_selection.LawFit, ...] = ()
     if leading and len(levels) >= 3 and np.isfinite(whole.value):
-        extrapolation = comparison.extrapolation_error(x, group, cells.mean, sd)
-        compared = tuple(comparison.compare(x, group, cells.mean, sd))
+        extrapolation = model_selection.extrapolation_error(x, group, cells.mean, sd)
+        compared = tuple(model_selection.compare(x, group, cells.mean, sd))
     return Window(
         whole, low, top, early, late, reach, bend, float(np.exp(middle)), float(np.exp(levels[-1])), gap, to_end,
         0.95 if leading else 0.99, extrapolation, compared, _wild(measured, law, whole),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from theory.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
+from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
 
 #: Colour names for a terminal, which has its own shades of them.
 TERMINAL = {

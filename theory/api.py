@@ -1,0 +1,156 @@
+"""The judge as a library: `import theory; theory.check(df)`.
+
+Every function takes the measurements first: a DataFrame, a CSV or parquet file, or a study folder. Tuning is by
+keyword.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from theory.judge.verdicts import MARGIN
+from theory.settings import BOOTSTRAPS
+from theory.tables import Table, primary_rows, read_table, table_from_frame
+
+if TYPE_CHECKING:
+    from theory.design.advise import Advice
+    from theory.design.plan import Plan
+    from theory.laws.user_law import FitResult
+    from theory.report import Report
+
+Measurements = pd.DataFrame | str | Path
+
+
+def table_of(measurements: Measurements, where: Sequence[str] = ()) -> Table:
+    """Measurements as the judge's table.
+
+    Args:
+        measurements: a DataFrame with one row per run, the path of a CSV or parquet file, or a study folder.
+        where: `column=value` conditions that select rows.
+
+    Raises:
+        InputError: they cannot be used.
+    """
+    if isinstance(measurements, pd.DataFrame):
+        return table_from_frame(measurements).where(where)
+    return read_table(measurements).where(where)
+
+
+def check(
+    measurements: Measurements, *, claims: Sequence[str] = (), margin: float = MARGIN, where: Sequence[str] = ()
+) -> Report:
+    """Judge measurements against the claims whose columns are present.
+
+    Args:
+        measurements: see `table_of`. The columns are those of docs/howto/csv.md.
+        claims: names of claims; empty for all that can be judged.
+        margin: exponents closer than this to the claimed one count as equal.
+        where: `column=value` conditions that select rows.
+
+    Returns:
+        A report with one entry per claim: `report["optimal_rank"].verdict`, `report.to_frame()`, `report.plot()`.
+
+    Raises:
+        InputError: the measurements cannot be used, or a name of a claim is unknown.
+
+    Example:
+        >>> report = theory.check("results/demo")
+        >>> report["generalization"].verdict
+        'LOOSE'
+    """
+    from theory.judge.check import check as judge
+
+    return judge(table_of(measurements, where), claims=claims, margin=margin)
+
+
+def fit(
+    measurements: Measurements,
+    law: str,
+    *,
+    target: str,
+    cluster: str | None = None,
+    signed: Sequence[str] = (),
+    bootstraps: int = BOOTSTRAPS,
+    where: Sequence[str] = (),
+) -> FitResult:
+    """Fit a law of one's own by Huber loss on logarithms, with intervals from a cluster bootstrap.
+
+    Args:
+        measurements: see `table_of`.
+        law: a formula such as "E + A*params**-a + B*tokens**-b"; names of columns are data, other names parameters.
+        target: the column that the law describes.
+        cluster: the column whose rows share noise; None takes `seed` where there is one.
+        signed: parameters that may be negative.
+        bootstraps: resamples for the intervals.
+
+    Raises:
+        InputError: the law cannot be read or does not fit the table.
+    """
+    from theory.laws.user_law import fit_law
+
+    return fit_law(
+        table_of(measurements, where), law, target, cluster=cluster, signed=list(signed), bootstraps=bootstraps
+    )
+
+
+def advise(
+    measurements: Measurements, *, samples: float, max_rank: int | None = None, where: Sequence[str] = ()
+) -> Advice:
+    """The rank to take for N samples, with its interval and the price of half and double that rank.
+
+    Args:
+        measurements: see `table_of`; columns rank, samples, seed and test_loss.
+        samples: N, the training sequences available.
+        max_rank: the largest rank that can be afforded.
+
+    Raises:
+        InputError: there is nothing to say.
+    """
+    from theory.design.advise import advise as answer
+
+    table, _ = primary_rows(table_of(measurements, where))
+    return answer(table, samples, max_rank)
+
+
+def plan(
+    *,
+    rank: Sequence[int] = (),
+    samples: Sequence[int] = (),
+    steps: Sequence[int] = (),
+    seeds: int,
+    noise: float,
+    dimension: float = float("inf"),
+    replications: int | None = None,
+    cost: str | None = None,
+) -> Plan:
+    """What a design would decide, before its runs: each claim judged on planted laws over the design's grid.
+
+    Args:
+        rank, samples: the grid of claims 2 and 3. steps: the horizons of claim 1.
+        seeds: per cell. noise: standard deviation of one run's logarithm.
+        dimension: of the matrix whose rank is in question.
+        replications: simulated studies per planted law.
+        cost: seconds of one run as a formula in rank, samples and steps.
+
+    Raises:
+        InputError: the design names no claim, or its numbers cannot be used.
+    """
+    from theory.design.plan import design_of
+    from theory.design.plan import plan as simulate
+    from theory.settings import PLAN_REPLICATIONS
+    from theory.tables import InputError
+
+    claims = ["generalization", "optimal_rank"] * bool(rank and samples) + ["convergence"] * bool(steps)
+    if not claims:
+        raise InputError("plan: give rank and samples, or steps")
+    return simulate(
+        design_of(rank, samples, steps, seeds, noise),
+        claims=claims,
+        dimension=dimension,
+        replications=replications or PLAN_REPLICATIONS,
+        cost=cost,
+    )
