@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from theory.check import check_table
+from theory.judge.check import check_table
 from theory.report import ClaimReport
 
 

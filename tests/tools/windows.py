@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from theory.intervals import UNDEFINED
-from theory.window import Estimate, Window
+from theory.judge.intervals import UNDEFINED
+from theory.judge.window import Estimate, Window
 
 SEEDS = 5
 
