@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -66,6 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the command and what follows it; those of the process by default.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _answer(given)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader (`| head`) has gone; nothing may be written at the interpreter's exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:  # while modules are imported; later the commands have more to say
+        return _fail("interrupted", INTERRUPTED)
+
+
+def _answer(given: list[str]) -> int:
     if not given or given[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if given else 2
@@ -76,22 +89,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        print(f"lrc: {name} is no command; {hint}lrc --help lists them", file=sys.stderr)
-        return 2
+        return _fail(f"lrc: {name} is no command; {hint}lrc --help lists them")
     try:
         return _run(name, rest)
     except ModuleNotFoundError as missing:
         if missing.name is None or missing.name.partition(".")[0] in OURS:
             raise
-        extra = COMMANDS[name][1]
-        print(
-            f"lrc {name}: {missing.name} is not installed; pip install '{DISTRIBUTION}[{extra}]' brings it",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:  # while modules are imported; later the commands have more to say
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        brings = f"pip install '{DISTRIBUTION}[{COMMANDS[name][1]}]' brings it"
+        return _fail(f"lrc {name}: {missing.name} is not installed; {brings}")
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(message, file=sys.stderr)
+    return code
 
 
 def _run(name: str, rest: list[str]) -> int:

@@ -40,6 +40,7 @@ class Progress:
         self.what = self.text = what
         self.total = total
         self.started = self.last = time.monotonic()
+        self.first: tuple[int, float] | None = None  # what was done at the first update, and when: compiling is over
         self.bar: Bar | None = None
         self.compiling: threading.Timer | None = None
 
@@ -88,11 +89,12 @@ class Progress:
             self.bar.update(self.task, completed=done, total=total, description=text)
             return
         now = time.monotonic()
+        before, since = self.first = self.first or (done, now)
         if now - self.started < FIRST_LINE or (now - self.last < EVERY and done < total):
             return
         self.last = now
-        left = (now - self.started) / max(done, 1) * (total - done)
-        print(f"{text}: {done}/{total}, {duration(left)} left", file=sys.stderr, flush=True)
+        left = f", {duration((now - since) / (done - before) * (total - done))} left" if done > before else ""
+        print(f"{text}: {done}/{total}{left}", file=sys.stderr, flush=True)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import hashlib
 import http.client
 import itertools
 import json
+import logging
 import os
 import re
 import threading
@@ -153,6 +154,7 @@ def wikitext2_splits() -> TextSplits:
         from huggingface_hub import constants
 
         constants.HF_HUB_OFFLINE = True  # the variable of this name was read when the package was imported
+    logging.getLogger("datasets").setLevel(logging.WARNING)  # else it tells which frameworks it finds
     import datasets
 
     try:

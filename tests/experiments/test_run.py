@@ -327,7 +327,7 @@ def damaged(tmp_path, how):
     return folder
 
 
-PROGRESS = re.compile(r": compiling$|, \w+ left$")  # where the machine is slow
+PROGRESS = re.compile(r": compiling$|: \d+/\d+(, \w+ left)?$")  # where the machine is slow
 BAD_TEACHERS = {
     "truncated": "model.safetensors: damaged or truncated",
     "missing": "model.layers.1.mlp.up_proj.weight",
