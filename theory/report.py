@@ -137,6 +137,15 @@ class Report:
         said = ", ".join(f"{name} {claim.verdict}" for name, claim in self.claims.items())
         return f"Report({self.path}: {self.rows} rows; {said})"
 
+    def __str__(self) -> str:
+        """What `theory check` prints."""
+        from theory.show import render
+
+        out = render.console()
+        with out.capture() as captured:
+            render.print_report(self, out)
+        return captured.get().rstrip("\n")
+
     def to_frame(self) -> pd.DataFrame:
         """One row per claim and exponent, and one for a claim without exponents.
 

@@ -105,3 +105,29 @@ def test_the_student_that_is_shown_trains_all_but_its_gains(tmp_path):
     assert any(slope.ndim == 1 for _, slope in slopes)
     for path, slope in slopes:
         assert (np.abs(slope).max() == 0) == (slope.ndim == 1), jax.tree_util.keystr(path)
+
+
+def test_the_three_lines_of_the_readme_judge(tmp_path, monkeypatch, capsys):
+    """The README's first Python block runs as it stands, and the second names what is there."""
+    import lrc_jax as lrc
+
+    judge, clone = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (kept,) = re.findall(r'check\("([^"]+)"\)', judge)
+    monkeypatch.chdir(tmp_path)
+    exec(judge.replace(kept, str(ROOT / kept)), {})
+    table = capsys.readouterr().out
+    assert "generalization" in table and "LOOSE" in table
+    assert (tmp_path / "generalization.png").stat().st_size > 10_000
+    for name in re.findall(r"lrc\.(\w+)", clone):
+        assert hasattr(lrc, name), name
+
+
+def test_links_of_the_first_pages_lead_somewhere():
+    """Relative links of the pages that a code host shows: to files that are committed."""
+    known = set(
+        subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    )
+    for page in (ROOT / "README.md", *DOCS.rglob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            path = (page.parent / target).resolve().relative_to(ROOT)
+            assert str(path) in known or any(f.startswith(f"{path}/") for f in known), f"{page}: {target}"

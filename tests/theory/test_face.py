@@ -57,6 +57,7 @@ def test_a_report_shows_itself(report, frame):
         + ", ".join(f"{name} {c.verdict}" for name, c in report.claims.items())
         + ")"
     )
+    assert f"\ngeneralization: {report['generalization'].verdict}, " in str(report)
     shown = theory.check(frame, claims=["generalization"])._repr_html_()
     assert shown.startswith("<table>") and "generalization" in shown and "&lt;memory&gt;" in shown
     assert "<memory>" not in shown  # escaped: a path can be anything
