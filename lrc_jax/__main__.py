@@ -128,7 +128,7 @@ def _parser(prog: str = PROG) -> argparse.ArgumentParser:
     add("--samples", type=int, default=0, help="training sequences; 0 takes all")
     add("--batch-size", type=int, default=4, help="sequences a step")
     add("--sequence-length", type=int, default=256, help="tokens a sequence")
-    add("--learning-rate", type=float, default=2e-4, help="peak rate of AdamW; small teachers stand 1e-3 and more")
+    add("--learning-rate", type=float, default=2e-4, help="peak rate of AdamW; small teachers tolerate 1e-3 and more")
     add("--clone-weight", type=float, default=0.01, help="of the clone losses (the reference: 0.2); 0 leaves them out")
     add("--clone-distance", default="normalised", help="or mseloss (the reference), l1loss, their _v2 forms")
     add("--kl-weight", type=float, default=1.0, help="of the distillation loss, a mean over tokens")

@@ -1,6 +1,6 @@
 """Reading a measurement table and turning it into cells (design point x seed).
 
-The table is the interface between whoever ran the experiments and the judge: CSV or parquet, one row a run
+The table is the interface between whoever ran the experiments and the judge: CSV or parquet, one row per run
 (or a run x site). Everything that can be wrong with it ends in an `InputError` whose single line names the
 file, the column, the row and what to do; nothing else in this package has to think about bad input.
 """

@@ -1,6 +1,6 @@
 """Gather a study's rows into one table.
 
-Writes results/<study>/measurements.csv and .parquet, one row a run. The same rows give byte-identical files, whatever
+Writes results/<study>/measurements.csv and .parquet, one row per run. The same rows give byte-identical files, whatever
 order they were computed in; times and machines stay in the rows' own files.
 """
 

@@ -353,7 +353,7 @@ def train(
       samples: training sequences; 0 takes all.
       batch_size: sequences a step.
       sequence_length: tokens a sequence, at most what the teacher reads. `Pools` have their own.
-      learning_rate: the peak. Teachers of a few thousand parameters stand 1e-3 and more.
+      learning_rate: the peak. Teachers of a few thousand parameters tolerate 1e-3 and more.
       clone_weight: of the clone losses; 0 leaves them out.
       clone_distance: "normalised", which no teacher's scale upsets, or "mseloss" (the authors' own), "l1loss" or their
         _v2 forms.

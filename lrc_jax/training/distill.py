@@ -375,7 +375,7 @@ def fit(
     Args:
       work: folder for the loss curve and the last two checkpoints; an interrupted run of the same settings that it
         holds is taken up. None keeps neither.
-      say: told of progress, a line at a time.
+      say: told of progress, one line at a time.
       warn: told of what may be wrong; None tells `say`.
       stop_after: called after each chunk of steps with the last one; True interrupts the run there.
 

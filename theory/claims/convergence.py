@@ -355,7 +355,7 @@ CLAIM = Claim(
         "G2: Low-Rank Clone's flow is preconditioned by A A^T; the bound's constant grows by the squared condition "
         "number",
         "G3: products of trained factors are not smooth; without bounded factors only O(1/log T) is known",
-        "G10: a bound with a free constant is confirmed by anything that is not slower",
+        "G10: if the constant is not given, any decay at least this fast satisfies the bound",
     ),
     sources=(
         "Ghadimi & Lan 2013, SIAM J. Optim. 23(4), Theorem 2.1 and Corollary 2.2",

@@ -107,14 +107,14 @@ CLAIM = Claim(
     ),
     problems=(
         "G4: with one letter for matrix dimension and sample size the form grows with n; N is read as the sample size",
-        "G5: linear r with 1/sqrt N takes the numerator of the fast rate p/N and the denominator of the slow rate "
-        "sqrt(p/N); "
+        "G5: linear r with 1/sqrt N mixes two known rates: linear in p like the fast rate p/N, but falling only as "
+        "1/sqrt N like the slow rate sqrt(p/N); "
         "it is weaker than sqrt(r (d_in + d_out)/N) and vacuous for language models",
         "G6: gap, excess and total error differ; |gap| of a single run is the noise of the training loss and falls "
         "as 1/sqrt N "
         "for any model, so the signed mean is used",
         "G7: r is the student's width, and the number of trained entries is r d_T per projection, not r (d_in + d_out)",
-        "G10: a bound with a free constant is confirmed by anything that is not slower",
+        "G10: if the constant is not given, any decay at least this fast satisfies the bound",
     ),
     sources=(
         "Candes & Plan 2011, Lemma 3.1 (covering numbers, sqrt(p/N))",

@@ -384,8 +384,8 @@ def _notes(
         a, b = intervals[name].width, profiles[name].width
         if np.isfinite(a) and np.isfinite(b) and abs(a - b) > 0.25 * min(a, b):
             notes.append(
-                f"{name}: bootstrap and profile intervals differ by more than a quarter "
-                f"({intervals[name].low:.4g} to {intervals[name].high:.4g}, {profiles[name].low:.4g} to "
-                f"{profiles[name].high:.4g})"
+                f"{name}: two interval methods disagree (bootstrap {intervals[name].low:.4g} to "
+                f"{intervals[name].high:.4g}, profile {profiles[name].low:.4g} to {profiles[name].high:.4g}); "
+                "trust the wider"
             )
     return tuple(notes)
