@@ -125,6 +125,7 @@ def test_figures_of_every_claim_can_be_drawn(tmp_path, mixed):
 def test_the_ledger_defines_its_symbols_and_letters():
     ledger = all_claims()
     assert list(ledger) == ["convergence", "generalization", "optimal_rank", "information", "dynamics"]
+    assert [claim.order for claim in ledger.values()] == [1, 2, 3, 4, 5]
     for claim in ledger.values():
         assert claim.statement
         assert claim.assumptions

@@ -625,6 +625,26 @@ def test_a_refutation_is_held_to_the_level_over_the_arms(shift, word):
     assert report.points["mean"].tolist() == pytest.approx([1.0, 1.0, 1.0, np.exp(centre)])
 
 
+def test_a_divergence_of_exactly_two_is_not_preserved():
+    frame = arm_rows(0.0).assign(dynamics_divergence=2.0, dynamics_baseline=1.0)
+    assert judged(frame, "dynamics").verdict == REFUTED
+
+
+def test_arms_are_told_apart_by_what_varies():
+    """By a site that some rows do not give, and not by a rank that all share."""
+    frame = arm_rows(0.0).assign(rank=8.0)
+    alone = judged(frame, "dynamics")
+    assert [arm["arm"] for arm in alone.fields["arms"]] == [{}]
+    unnamed = arm_rows(np.log(4.0)).assign(rank=8.0, site=None)
+    report = judged(pd.concat([frame.assign(site="q"), unnamed]), "dynamics")
+    assert report.verdict == REFUTED
+    first, second = report.fields["arms"]
+    assert first["arm"] == {"site": "q"} and pd.isna(second["arm"]["site"])
+    points = report.points.iloc[1]
+    half = half_width(0.1, 0.95)
+    assert [points["mean"], points["low"], points["high"]] == pytest.approx([4, 4 * np.exp(-half), 4 * np.exp(half)])
+
+
 def test_of_equally_bad_arms_the_larger_divergence_is_the_worst():
     parts = [arm_rows(np.log(value), rank=rank) for rank, value in ((4.0, 3.0), (8.0, 5.0), (16.0, 4.0), (32.0, 1.0))]
     report = judged(pd.concat(parts), "dynamics")
@@ -670,6 +690,7 @@ def test_the_regime_is_named(name, b, c, law, rng):
     assert [n for n, word in report.fields["regimes"].items() if word == CONSISTENT] == [name]
     said = [r for r in report.reasons if "regime" in r]
     assert said == [f"both exponents equal those of the {name} regime, gap ~ {law}"]
+    assert report.bound.verdict == NOT_EVALUATED
 
 
 def test_which_shapes_have_their_own_constant():
