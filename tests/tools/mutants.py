@@ -194,12 +194,16 @@ def _environment(folder: Path, **more: Path) -> dict[str, str]:
 
 
 def modules(base: Path, package: str, names: list[str]) -> list[Module]:
-    """The files of the modules `names` (`gates`, `claims/rates`; a folder stands for all in it); all if empty."""
+    """The files of the modules `names` (`gates`, `claims/dynamics`; a folder stands for all in it); all if empty. A
+    module is found in whichever folder it lies."""
     found: list[Path] = []
     for name in names or [""]:
         path = base / package / name.replace(".", "/")
-        files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_name(path.name + ".py")]
-        if not all(file.is_file() for file in files):
+        if path.is_dir():
+            files = sorted(path.rglob("*.py"))
+        else:
+            files = sorted((base / package).rglob(f"{name.replace('.', '/')}.py"))
+        if not files:
             raise Stop(f"no module {name} in {package}")
         found += [file for file in files if file not in found]
     return [Module(str(file.relative_to(base)), file.read_text()) for file in found]
