@@ -213,3 +213,14 @@ def test_risk_curves_of_several_arms_are_not_mixed(arms, column, rng):
 def test_runs_need_not_share_their_seeds(rng):
     frame = risk_table(surface(1.0, 1.0, 1.0), DESIGN, rng, dimension=4096)
     assert judged(frame.assign(seed=range(len(frame))), "optimal_rank").verdict == CONSISTENT
+
+
+def test_two_teachers_are_not_one_law(rng):
+    frames = [risk_table(surface(1.0, 1.0, 1.0), DESIGN, rng, dimension=4096).assign(teacher=name) for name in "ab"]
+    with pytest.raises(InputError, match=r"rows of optimal_rank have several values.* --where teacher="):
+        judged(pd.concat(frames, ignore_index=True), "optimal_rank")
+
+
+def test_every_point_of_a_risk_curve_lies_inside_its_interval(rng):
+    curves = judged(risk_table(surface(1.0, 1.0, 1.0), DESIGN, rng, dimension=4096), "optimal_rank").curves
+    assert ((curves["low"] < curves["mean"]) & (curves["mean"] < curves["high"])).all()
