@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from judging import judged
-from scipy import special
+from scipy import special, stats
 from windows import at, window
 
 from theory.claims import convergence, dynamics, generalization, information, optimal_rank
@@ -472,6 +472,18 @@ def test_equal_information_has_no_trend():
     assert information._correlation(np.full(4, 2.5), np.arange(4)).item() == 0.0
 
 
+def test_a_correlation_has_no_scale():
+    for scale in (1e-6, 1.0, 1e6):
+        found = information._correlation(scale * np.array([[1.0, 2.0, 3.0], [2.0, 1.0, 3.0]]), np.arange(3))
+        assert found == pytest.approx([1.0, 0.5])
+
+
+def test_the_smallest_p_value_is_one_of_the_permutations():
+    """Ten seeds in perfect order: chance does that once in 24^10."""
+    rising, falling = information.trend_test(np.ones(10), [np.arange(4.0)] * 10)
+    assert (rising, falling) == (1 / 20001, 1.0)
+
+
 def test_the_worst_floor_is_the_largest_over_the_weights():
     frame = information_rows(np.full(5, 0.97)).assign(mi_floor=1.0)
     frame.loc[frame["clone_weight"] == 1, "mi_floor"] = 5.94  # of 6
@@ -506,6 +518,8 @@ def test_seeds_at_too_few_weights_are_untestable():
     assert report.exponents["clone_weight"].details["p_falling"] == 1.0
     assert report.exponents["clone_weight"].verdict == report.fields["ceiling_ratio"]["verdict"] == UNTESTABLE
     assert np.isnan(site["trend"]) and np.isnan(report.exponents["clone_weight"].estimate)
+    three = judged(rows[(rows["clone_weight"] < 3)], "information")
+    assert "no seed was run at 3 clone weights" in three.reasons[0]
     two = judged(rows[rows["clone_weight"] < 2], "information")  # the table lacks weights: said once
     assert "clone_weight takes 2 values and 3 are needed" in two.reasons[0]
     assert "no seed was run" not in two.reasons[0]
@@ -566,14 +580,29 @@ def test_the_worst_site_comes_first():
     assert report.exponents["clone_weight"].details["site"] == "site=c"
     assert report.reasons[0].startswith("site=c: REFUTED: I rises with lambda (mean Spearman +1.00")
     assert report.reasons[2].startswith("site=e: untestable: ")
+    assert report.reasons[3].startswith("site=d: INCONCLUSIVE: ")
+    assert report.reasons[4].startswith("site=a: CONSISTENT: ")
     assert (report.cells, report.seeds) == (20, 5)
     assert report.bound.verdict == HOLDS and report.bound.worst_ratio == pytest.approx(0.97)
 
 
+def test_sites_are_told_apart_by_what_varies():
+    """Rows that give no site are a site of their own; a rank that all share tells nothing apart."""
+    good, bad = (information_rows(v + 0.001 * SHAPE).assign(rank=8.0) for v in (0.97, 0.80))
+    report = judged(pd.concat([good.assign(site="q"), bad.assign(site=None)]), "information")
+    assert [(s["site"], s["verdict"]) for s in report.fields["sites"]] == [
+        ("site=nan", REFUTED),
+        ("site=q", CONSISTENT),
+    ]
+    assert (report.cells, len(report.points)) == (8, 8)
+    assert judged(good, "information").fields["ceiling_ratio"]["site"] == "all rows"
+    assert judged(good.assign(site="q"), "information").fields["ceiling_ratio"]["site"] == "site=q"
+
+
 def test_points_of_the_information():
-    points = judged(information_rows(0.97 + 0.01 * SHAPE), "information").points
-    last = points.iloc[-1]
-    half = half_width(0.01, 0.95)
+    one_off = np.array([0.96, 0.96, 0.96, 0.96, 1.01])
+    last = judged(information_rows(one_off), "information").points.iloc[-1]
+    half = stats.t.ppf(0.975, 4) * np.std(one_off, ddof=1) / np.sqrt(5)
     assert [last["mean"], last["low"], last["high"]] == pytest.approx([0.97, 0.97 - half, 0.97 + half])
     assert [last["mutual_information"], last["mi_ceiling"]] == pytest.approx([9.7, 10.0])
 

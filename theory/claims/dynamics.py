@@ -43,7 +43,7 @@ def judge(table: Table, margin: float) -> ClaimReport:
     values = ["dynamics_divergence", "dynamics_baseline"]
     frame, _ = resolve_duplicates(frame, table.path, CLAIM.name, [*arms, "seed"], values, [])
     varying = [c for c in arms if frame[c].nunique(dropna=False) > 1]
-    groups = list(frame.groupby(varying, dropna=False, sort=True)) if varying else [((), frame)]
+    groups = list(frame.groupby(varying, dropna=False)) if varying else [((), frame)]
     # With several arms the worst decides; each refutation is then held to the level divided by their number.
     refute_level = 1 - 0.05 / len(groups)
     results = [_judge_arm(varying, key, rows, refute_level) for key, rows in groups]

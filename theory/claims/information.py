@@ -88,7 +88,7 @@ def _correlation(ranks: np.ndarray, position: np.ndarray) -> np.ndarray:
     a = ranks - ranks.mean(axis=-1, keepdims=True)
     b = position - position.mean()
     norm = np.sqrt(np.sum(a * a, axis=-1) * np.sum(b * b))
-    return np.where(norm > 0, np.sum(a * b, axis=-1) / np.where(norm > 0, norm, 1.0), 0.0)
+    return np.divide(np.sum(a * b, axis=-1), norm, out=np.zeros(np.shape(norm)), where=norm > 0)
 
 
 def judge_site(site: str, frame: pd.DataFrame, sites: int = 1) -> SiteResult:
@@ -99,7 +99,7 @@ def judge_site(site: str, frame: pd.DataFrame, sites: int = 1) -> SiteResult:
     claim that is exactly true.
     """
     frame = frame.assign(ratio=frame["mutual_information"] / frame["mi_ceiling"])
-    by_run = frame.groupby(["seed", "clone_weight"], sort=True)[["mutual_information", "ratio"]].mean()
+    by_run = frame.groupby(["seed", "clone_weight"])[["mutual_information", "ratio"]].mean()
     information = by_run["mutual_information"].unstack()
     ranks = [
         pd.Series(row[np.isfinite(row)]).rank().to_numpy()
@@ -139,7 +139,7 @@ def _floor(frame: pd.DataFrame, level: float) -> tuple[bool, float]:
     if "mi_floor" not in frame or frame["mi_floor"].isna().all():
         return False, 0.0
     rows = frame.dropna(subset=["mi_floor"])
-    runs = rows.groupby(["clone_weight", "seed"], sort=True)[["mutual_information", "mi_floor"]].mean()
+    runs = rows.groupby(["clone_weight", "seed"])[["mutual_information", "mi_floor"]].mean()
     excess = (runs["mutual_information"] - runs["mi_floor"]).unstack().to_numpy(dtype=np.float64)
     violated = any(mean_interval(row[np.isfinite(row)], level).high < 0 for row in excess)
     means = runs.groupby(level=0).mean()
@@ -163,7 +163,7 @@ def judge(table: Table, margin: float) -> ClaimReport:
     frame, _ = resolve_duplicates(frame, table.path, CLAIM.name, key, ["mutual_information", "mi_ceiling"], [])
     varying = [c for c in arms if frame[c].nunique(dropna=False) > 1]
     if varying:
-        points = frame.groupby(varying, dropna=False, sort=True)
+        points = frame.groupby(varying, dropna=False)
         groups = [(describe(varying, point), rows) for point, rows in points]
     else:
         groups = [(f"site={frame['site'].iloc[0]}" if "site" in arms else "all rows", frame)]
@@ -250,7 +250,7 @@ def _reasons(sites: list[SiteResult]) -> list[str]:
 def _points(frame: pd.DataFrame, varying: list[str]) -> pd.DataFrame:
     """Mean I/I* with 95 % t interval by site and lambda."""
     by_run = frame.assign(ratio=frame["mutual_information"] / frame["mi_ceiling"])
-    groups = by_run.groupby([*varying, "clone_weight"], dropna=False, sort=True)
+    groups = by_run.groupby([*varying, "clone_weight"], dropna=False)
     points = groups[["mutual_information", "mi_ceiling"]].mean()
     intervals = [mean_interval(g["ratio"].to_numpy(dtype=np.float64), 0.95) for _, g in groups]
     points["mean"] = groups["ratio"].mean()
