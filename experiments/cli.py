@@ -12,9 +12,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from experiments.common.command import INTERRUPTED, fail, guarded
+
 DISTRIBUTION = "lrc-scaling-suite"
 OURS = ("experiments", "hydra_plugins", "lrc_jax", "theory")
-INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
 
 # Command -> (module, extra that it needs, what it does), in the order in which one meets them.
 RUN, CLONE = "run", "clone"
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:  # while modules are imported; later the commands have more to say
-        return _fail("interrupted", INTERRUPTED)
+        return fail("interrupted", INTERRUPTED)
 
 
 def _answer(given: list[str]) -> int:
@@ -89,19 +90,14 @@ def _answer(given: list[str]) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        return _fail(f"lrc: {name} is no command; {hint}lrc --help lists them")
+        return fail(f"lrc: {name} is no command; {hint}lrc --help lists them")
     try:
         return _run(name, rest)
     except ModuleNotFoundError as missing:
         if missing.name is None or missing.name.partition(".")[0] in OURS:
             raise
         brings = f"pip install '{DISTRIBUTION}[{COMMANDS[name][1]}]' brings it"
-        return _fail(f"lrc {name}: {missing.name} is not installed; {brings}")
-
-
-def _fail(message: str, code: int = 2) -> int:
-    print(message, file=sys.stderr)
-    return code
+        return fail(f"lrc {name}: {missing.name} is not installed; {brings}")
 
 
 def _run(name: str, rest: list[str]) -> int:
@@ -109,10 +105,7 @@ def _run(name: str, rest: list[str]) -> int:
     if extra == CLONE:  # these are commands within one program
         return importlib.import_module(module).main([name, *rest], prog="lrc")
     sys.argv = [f"lrc {name}", *rest]  # Hydra and the others read the process's own
-    program = importlib.import_module(module)
-    from experiments.common.command import guarded
-
-    return guarded(program.main)
+    return guarded(importlib.import_module(module).main)
 
 
 if __name__ == "__main__":

@@ -239,17 +239,17 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    from theory.laws.user_law import fit_law
+    from theory import api
     from theory.show import render
-    from theory.tables import read_table
 
-    result = fit_law(
-        read_table(options.file).where(options.where),
+    result = api.fit(
+        options.file,
         options.law,
-        options.target,
+        target=options.target,
         cluster=options.cluster,
         signed=options.signed,
         bootstraps=options.bootstraps,
+        where=options.where,
     )
     _write_json(options, result)
     render.print_fit(result, render.console())
@@ -257,18 +257,19 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    claims = [*(["generalization", "optimal_rank"] if options.rank and options.samples else [])]
-    claims += ["convergence"] if options.steps else []
-    if not claims:
-        raise InputError("plan: give --rank and --samples, or --steps")
-    from theory.design.plan import design_of, plan
+    from theory import api
+    from theory.design.plan import claims_of
     from theory.show import render
 
-    design = design_of(options.rank, options.samples, options.steps, options.seeds, options.noise)
+    if not claims_of(options.rank, options.samples, options.steps):
+        raise InputError("plan: give --rank and --samples, or --steps")
     with render.console().status("") as status:
-        outcome = plan(
-            design,
-            claims=claims,
+        outcome = api.plan(
+            rank=options.rank,
+            samples=options.samples,
+            steps=options.steps,
+            seeds=options.seeds,
+            noise=options.noise,
             dimension=options.dimension,
             replications=options.replications,
             cost=options.cost,
@@ -280,12 +281,10 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _advise(options: argparse.Namespace) -> int:
-    from theory.design.advise import advise
+    from theory import api
     from theory.show import render
-    from theory.tables import primary_rows, read_table
 
-    table, _ = primary_rows(read_table(options.file).where(options.where))
-    advice = advise(table, options.samples, options.max_rank)
+    advice = api.advise(options.file, samples=options.samples, max_rank=options.max_rank, where=options.where)
     _write_json(options, advice)
     render.print_advice(advice, render.console())
     return 0

@@ -6,15 +6,15 @@ keyword.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from theory.judge.verdicts import MARGIN
-from theory.settings import BOOTSTRAPS
-from theory.tables import Table, primary_rows, read_table, table_from_frame
+from theory.settings import BOOTSTRAPS, PLAN_REPLICATIONS
+from theory.tables import InputError, Table, primary_rows, read_table, table_from_frame
 
 if TYPE_CHECKING:
     from theory.design.advise import Advice
@@ -83,7 +83,7 @@ def fit(
         measurements: see `table_of`.
         law: a formula such as "E + A*params**-a + B*tokens**-b"; names of columns are data, other names parameters.
         target: the column that the law describes.
-        cluster: the column whose rows share noise; None takes `seed` where there is one.
+        cluster: the column whose rows share noise and are resampled together, such as "seed"; None resamples rows.
         signed: parameters that may be negative.
         bootstraps: resamples for the intervals.
 
@@ -92,9 +92,7 @@ def fit(
     """
     from theory.laws.user_law import fit_law
 
-    return fit_law(
-        table_of(measurements, where), law, target, cluster=cluster, signed=list(signed), bootstraps=bootstraps
-    )
+    return fit_law(table_of(measurements, where), law, target, cluster=cluster, signed=signed, bootstraps=bootstraps)
 
 
 def advise(
@@ -124,8 +122,9 @@ def plan(
     seeds: int,
     noise: float,
     dimension: float = float("inf"),
-    replications: int | None = None,
+    replications: int = PLAN_REPLICATIONS,
     cost: str | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """What a design would decide, before its runs: each claim judged on planted laws over the design's grid.
 
@@ -135,22 +134,22 @@ def plan(
         dimension: of the matrix whose rank is in question.
         replications: simulated studies per planted law.
         cost: seconds of one run as a formula in rank, samples and steps.
+        progress: told what is simulated.
 
     Raises:
         InputError: the design names no claim, or its numbers cannot be used.
     """
-    from theory.design.plan import design_of
+    from theory.design.plan import claims_of, design_of
     from theory.design.plan import plan as simulate
-    from theory.settings import PLAN_REPLICATIONS
-    from theory.tables import InputError
 
-    claims = ["generalization", "optimal_rank"] * bool(rank and samples) + ["convergence"] * bool(steps)
+    claims = claims_of(rank, samples, steps)
     if not claims:
         raise InputError("plan: give rank and samples, or steps")
     return simulate(
         design_of(rank, samples, steps, seeds, noise),
         claims=claims,
         dimension=dimension,
-        replications=replications or PLAN_REPLICATIONS,
+        replications=replications,
         cost=cost,
+        progress=progress,
     )

@@ -22,11 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.bench import presets
-from experiments.bench.presets import PRESETS, Preset
+from experiments.bench.presets import PRECISIONS, PRESETS, Preset
 from experiments.bench.timing import pin, serve
 from experiments.common.command import keep_freed_memory
 
-PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 BATCHES = 64  # different ones, on the device from the start
 
 

@@ -22,15 +22,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.bench.presets import PRESETS
-from experiments.bench.step import PRECISIONS
+from experiments.bench.presets import PRECISIONS, PRESETS
 from experiments.bench.timing import ROOT, Worker, take_turns, workers
 from experiments.common.files import write_json
 from lrc_jax.errors import InputError
 
 TURN_SECONDS = 0.3
 COMPILING = 2  # of our workers at a time: more would disturb the trials by which XLA chooses its kernels
-# Most digits that a precision's first losses share with float32 on a CPU.
+# Largest relative difference of a precision's first losses from those of a CPU in float32.
 AGREE = {"float32": 1e-4, "tensorfloat32": 1e-2, "bfloat16": 3e-2}
 # (way, precision) by preset; "smollm2" compiles for a minute or more.
 PLAN = {
@@ -52,7 +51,7 @@ def card(platform: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise InputError(f"bench --gpu: JAX finds no device of kind {platform} here; --tiny runs on the CPU")
-    return done.stdout.split("\n")[-2]
+    return done.stdout.splitlines()[-1]
 
 
 def difference(wanted: dict[str, float], worker: Worker) -> float:

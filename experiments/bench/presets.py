@@ -8,6 +8,7 @@ import numpy as np
 
 RMS_NORM_EPS, ROPE_THETA = 1e-5, 10000.0
 CLONE_WEIGHT, TEMPERATURE = 0.2, 1.0
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")  # of products on a GPU
 LEARNING_RATE, BETAS, ADAM_EPS = 1e-3, (0.9, 0.999), 1e-8
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.bench import presets
-from experiments.bench.presets import PRESETS, Preset
+from experiments.bench.presets import PRECISIONS, PRESETS, Preset
 from experiments.bench.timing import pin, serve
 from experiments.common.command import prepare_jax
 from experiments.run_one.config import RunConfig
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from lrc_jax.training.train import TrainState
 
 VARIANTS = ("ours", "plain", "naive", "together", "run", "matmul", "count")
-PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 MATMUL = {"cpu": 2048, "cuda": 8192}  # rows, columns and depth of the large product
 MATMULS = 4  # products in a "step" of that worker
 

@@ -113,9 +113,9 @@ def groups() -> dict[str, list[str]]:
 
 def help_text() -> str:
     """Groups and their choices, then every key with its default and meaning."""
-    lines = ["Groups of keys, and what can be chosen for each:"]
+    lines, choices_of = ["Groups of keys, and what can be chosen for each:"], groups()
     for name in GROUPS:
-        choices = f"  {'+' if name == 'experiment' else ''}{name}= {' | '.join(groups()[name])}"
+        choices = f"  {'+' if name == 'experiment' else ''}{name}= {' | '.join(choices_of[name])}"
         lines += textwrap.wrap(choices, WIDTH, subsequent_indent="      ")
     for title, section in keys().items():
         lines += ["", title.rstrip(".") + ":"]

@@ -16,7 +16,8 @@ from typing import Any
 from experiments.common.paths import ROOT
 
 PACKAGES = ("lrc_jax", "experiments")
-ENTRY = "experiments.run_one.pipeline"
+# Where a run is trained: by itself, or together with others.
+ENTRIES = ("experiments.run_one.pipeline", "lrc_jax.training.together")
 # Modules and packages (with all that is in them) that make numbers.
 METHOD = (
     "experiments.run_one.columns",
@@ -116,17 +117,18 @@ def method_modules() -> dict[str, str]:
 
 def undeclared() -> list[str]:
     """Modules that the pipeline reaches, directly or through others, and that neither list declares."""
-    todo, seen, missing = [ENTRY, "lrc_jax.training.together"], set(), []
+    todo, seen, missing = list(ENTRIES), set(), []
     while todo:
         module = todo.pop()
         path = _file(module)
         if module in seen or module == FACE or path is None or _is_in(module, CARRIERS):
             continue
         seen.add(module)
+        tree = ast.parse(path.read_text())
+        todo += sorted(_imports(tree))
         # A package's own file is read wherever one of its modules is; an empty one says nothing.
-        if not _is_in(module, METHOD) and _without_docstrings(ast.parse(path.read_text())) != "Module()":
+        if not _is_in(module, METHOD) and _without_docstrings(tree) != "Module()":
             missing.append(module)
-        todo += sorted(_imports(ast.parse(path.read_text())))
     return sorted(missing)
 
 

@@ -110,6 +110,11 @@ def plan(
     return outcome
 
 
+def claims_of(rank: Sequence[int], samples: Sequence[int], steps: Sequence[int]) -> list[str]:
+    """The claims that a grid can speak about."""
+    return ["generalization", "optimal_rank"] * bool(rank and samples) + ["convergence"] * bool(steps)
+
+
 def _claimed(claim: str, coordinate: str) -> float:
     if claim == "generalization":
         return generalization.CLAIMED[coordinate]
