@@ -101,7 +101,7 @@ class Setup:
         """The first n sequences of a stream, with the text's labels or labels sampled from the teacher; with
         `features` also the teacher's final features, for students that read nothing else.
 
-        Kept for the runs of a sweep that use the same pool, the least recently used one forgotten first.
+        Kept for the runs of a sweep that use the same pool, the least recently used one is dropped first.
         """
         key = (purpose, n, labels, replicate, features)
         pool = self._pools.pop(key, None) or self._make_pool(*key)

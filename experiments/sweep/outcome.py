@@ -1,4 +1,4 @@
-"""What became of one run of a group, as the fused launcher is told. Needs no JAX."""
+"""The outcome of one run of a group, for the fused launcher. Needs no JAX."""
 
 from __future__ import annotations
 

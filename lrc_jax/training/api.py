@@ -125,7 +125,7 @@ def student_of(
     )
     choice.check()
     chosen = Untrained(teacher, choice)
-    _ = chosen.config  # a choice that does not fit is told about here, not in training
+    _ = chosen.config  # raises here, and not during training, where the choice does not fit the teacher
     return chosen
 
 
@@ -351,8 +351,8 @@ def train(
         tokens (`Pools.of`).
       steps: optimiser steps (AdamW, warm-up over a twentieth of them, then cosine decay to 0).
       samples: training sequences; 0 takes all.
-      batch_size: sequences a step.
-      sequence_length: tokens a sequence, at most what the teacher reads. `Pools` have their own.
+      batch_size: sequences per step.
+      sequence_length: tokens per sequence, at most what the teacher reads. `Pools` have their own.
       learning_rate: the peak. Teachers of a few thousand parameters tolerate 1e-3 and more.
       clone_weight: of the clone losses; 0 leaves them out.
       clone_distance: "normalised", which no teacher's scale upsets, or "mseloss" (the authors' own), "l1loss" or their
@@ -426,7 +426,7 @@ def evaluate(
       model: a teacher, a trained student, or a run, whose student is taken.
       text: as `train` reads it. Measured are at most 32 sequences of what `train` holds out for its test, the same
         ones for every model of one tokenizer; of `Pools`, all of the test.
-      sequence_length: tokens a sequence, at most what the model reads. `Pools` have their own.
+      sequence_length: tokens per sequence, at most what the model reads. `Pools` have their own.
 
     Returns:
       Nats per token.

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: written whole or not at all, and taken up bit for bit (on one thread)."""
+"""Checkpoints of a training run: written whole or not at all, and resumed bit for bit (on one thread)."""
 
 from __future__ import annotations
 
@@ -77,4 +77,4 @@ def restore(folder: Path, like: Any, step: int | None = None) -> tuple[Any, dict
             return checkpointer.restore(path.absolute() / "state", abstract), note
     except (ValueError, TypeError, KeyError, OSError) as wrong:
         reason = str(wrong).splitlines()[0] if str(wrong) else type(wrong).__name__
-        raise InputError(f"{path}: cannot be taken up ({reason[:120]}); remove the folder to start again") from None
+        raise InputError(f"{path}: cannot be resumed ({reason[:120]}); remove the folder to start again") from None

@@ -44,7 +44,7 @@ from lrc_jax.training.text_pools import Pools, read_pools
 from lrc_jax.training.train import History, Hyper, OptimizerSpec, StepOptions, TrainState, init_state, train
 
 MOMENT_SEQUENCES = 64  # for principal components of the teacher's residual stream
-DWARFED = 100.0  # clone losses, weighted, above this many times the other losses are told about
+DWARFED = 100.0  # warn where the weighted clone losses exceed the other losses by this factor
 OPTIMIZER = OptimizerSpec(warmup=0.05, clip=1.0)
 LOSSES_FILE = "losses.jsonl"
 
@@ -53,7 +53,7 @@ Say = Callable[[str], Any]
 
 @dataclasses.dataclass(frozen=True)
 class DistillSettings:
-    """Everything that decides the result; a run is taken up only under equal settings.
+    """Everything that decides the result; a run is resumed only under equal settings.
 
     Attributes:
       text: a file, or a folder with train.txt and test.txt.
@@ -285,7 +285,7 @@ def prepare(
     )
 
 
-def _taken_up(work: Path, settings: dict[str, Any], like: TrainState) -> TrainState | None:
+def _resumed(work: Path, settings: dict[str, Any], like: TrainState) -> TrainState | None:
     """The last checkpoint of an interrupted run under the same settings."""
     if not checkpoint.saved_steps(work):
         return None
@@ -336,7 +336,7 @@ class _Losses:
     """Loss terms of every step: rows, and as many lines of a file where there is one."""
 
     def __init__(self, path: Path | None, steps: int) -> None:
-        """Rows after the step that is taken up are forgotten."""
+        """Keep the rows of the first `steps` steps: training resumes after them."""
         self.path = path
         lines = path.read_text().splitlines(keepends=True)[:steps] if path is not None and path.is_file() else []
         self.rows: list[dict[str, float]] = [json.loads(line) for line in lines]
@@ -373,8 +373,8 @@ def fit(
     """Train, and measure the student on held-out sequences.
 
     Args:
-      work: folder for the loss curve and the last two checkpoints; an interrupted run of the same settings that it
-        holds is taken up. None keeps neither.
+      work: folder for the loss curve and the last two checkpoints; an interrupted run of the same
+        settings that lies there is resumed. None: nothing is kept.
       say: told of progress, one line at a time.
       warn: told of what may be wrong; None tells `say`.
       stop_after: called after each chunk of steps with the last one; True interrupts the run there.
@@ -386,7 +386,7 @@ def fit(
     say(str(prepared))
     state = prepared.start()
     if work is not None:
-        state = _taken_up(work, prepared.identity, state) or state
+        state = _resumed(work, prepared.identity, state) or state
     writes = work is not None and jax.process_index() == 0
     losses = _Losses(work / LOSSES_FILE if work is not None and writes else None, int(state.step))
     pool = prepared.pools.train
@@ -480,11 +480,11 @@ def distill(
 ) -> dict[str, Any]:
     """Train a student of a teacher on text and write it as a Hugging Face folder.
 
-    While it runs, `OUT.training` holds the loss curve and the last two checkpoints; the same call takes an interrupted
-    run up. In the end the folder holds the model, the tokenizer, `losses.jsonl` and `lrc.json`.
+    While it runs, `OUT.training` holds the loss curve and the last two checkpoints; the same call resumes an
+    interrupted run. In the end the folder holds the model, the tokenizer, `losses.jsonl` and `lrc.json`.
 
     Args:
-      stop_after: called with each checkpointed step; True interrupts the run there (for tests of taking up).
+      stop_after: called with each checkpointed step; True interrupts the run there (for tests of resuming).
 
     Returns:
       The numbers of `lrc.json`: losses in nats per token of teacher and student, before and after, on at most 32

@@ -55,7 +55,7 @@ class Member:
     """One run: everything that train() takes besides its batches.
 
     Attributes:
-      state: taken up from here; None starts anew. All members start at the same step.
+      state: training resumes from here; None starts anew. All members start at the same step.
     """
 
     student: Student

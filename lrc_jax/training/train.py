@@ -3,7 +3,7 @@
 The number of steps and the pool are no part of the program, so that runs of different length, sample size, seed,
 learning rate or loss weight share one compilation. Batches are drawn uniformly with replacement from the first
 `samples` sequences of the pool (the minibatch gradient is then unbiased for the empirical risk), by a key folded
-with the step: the order of data is a function of (seed, step) alone, and a run can be taken up at any step.
+with the step: the order of data is a function of (seed, step) alone, and a run can be resumed at any step.
 """
 
 from __future__ import annotations
@@ -369,7 +369,7 @@ def train_chunk(
 
 
 def chunk_size(steps: int) -> int:
-    """Steps in a call of the compiled program: progress is told about twenty times a run."""
+    """Steps in a call of the compiled program: progress is reported about twenty times per run."""
     return max(1, min(CHUNK, -(-steps // 20)))
 
 
