@@ -317,6 +317,7 @@ def test_a_step_paced_with_the_horizon_has_no_crossover_in_its_own_stratum():
     ("bound_slope", "ratio_slope", "half", "cause"),
     [
         (-0.4 + NEAR, 0.0, 0.05, "premise"),
+        (-0.4, 0.0, 0.05, "unclear"),
         (-0.4 - NEAR, 0.0, 0.05, "unclear"),
         (-0.3, 0.05, 0.05 - NEAR, "premise"),
         (-0.3, 0.05, 0.05 + NEAR, "unclear"),
@@ -423,6 +424,7 @@ def test_the_limits_of_the_ceiling_ratio(limit, side, shift, word):
     assert field["claimed"] == 1.0
     assert report.exponents["clone_weight"].verdict == CONSISTENT
     assert report.exponents["clone_weight"].estimate == pytest.approx(1.0)
+    assert report.exponents["clone_weight"].claimed == 1.0
 
 
 def test_the_intervals_of_the_trend_are_those_of_the_mean_over_seeds():
@@ -543,6 +545,8 @@ def test_the_best_weight_has_the_largest_mean_ratio():
     assert (site.best_weight, site.ratio) == (2.0, pytest.approx(0.95))
     field = judged(rows, "information").fields["ceiling_ratio"]
     assert (field["clone_weight"], field["site"]) == (2.0, "all rows")
+    rows.loc[rows["clone_weight"] == 1, "mutual_information"] = [5.0, 5.0, 5.0, 19.0, 19.0]  # mean 1.06, median .5
+    assert information.judge_site("x", rows).best_weight == 1.0
 
 
 @pytest.mark.parametrize(("sites", "violated"), [(1, True), (2, False)])
@@ -982,6 +986,51 @@ def test_an_unknown_best_loss_is_fitted_where_the_losses_show_one(grown):
     slope, _ = np.polyfit(np.log(ranks), np.log(scatter / ranks), 1)
     rough = loss * grown[0]["rank"].map(dict(zip(ranks, scatter, strict=True)))
     assert leg(grown, approx_loss=rough)["alpha"] == pytest.approx(-slope, abs=0.05)
+
+
+def test_the_error_of_the_consistency_leg_is_that_over_seeds(grown):
+    """Gaps so noisy that the optima's own error hardly counts: 2.78 standard errors of gamma / (alpha + beta)."""
+    frame, found, growth = grown
+    rng = np.random.default_rng(8)
+    seeds = frame["seed"].to_numpy(dtype=int)
+    tilt = 0.1 * rng.standard_normal(int(seeds.max()) + 1)  # seeds that differ in gamma
+    gap = 40 * frame["rank"] * frame["samples"] ** -(1 + tilt[seeds])
+    leg = optimal_rank._consistency(frame.assign(gap=gap), found, growth, 0.1)
+    error = np.hypot(np.std((1 + tilt) / 2, ddof=1) / np.sqrt(len(tilt)), growth.window.standard_error)
+    half = float(t_quantile(0.975, len(tilt) - 1)) * error
+    assert (leg["ci95"][1] - leg["ci95"][0]) / 2 == pytest.approx(half, rel=0.25)
+
+
+def test_the_optima_of_a_table_in_numbers():
+    """ln risk = (ln r - c)^2: a minimum within, one below and one beyond the grid, one that no seed agrees on."""
+    ranks = np.array([2.0, 4.0, 8.0, 16.0, 32.0])
+    centres = {100: 7.0, 200: 2.2, 400: 31.0, 800: 9.0}
+    frame = pd.DataFrame(
+        {"rank": r, "samples": n, "seed": float(s), "test_loss": np.exp(np.log(r / c) ** 2)}
+        for n, c in centres.items()
+        for r in ranks
+        for s in range(4)
+    )
+    last = (frame["samples"] == 800) & (frame["rank"] == 32)
+    frame.loc[last, "test_loss"] = np.exp(np.log(32 / 9.0) ** 2) * np.array([0.1, 0.5, 2.0, 4.0])
+    few = frame[frame["rank"] < 32].assign(samples=50.0)  # four ranks are not enough
+    cells = optimal_rank.build_cells(pd.concat([few, frame]), ["rank", "samples"], "test_loss")
+    found = find_optima(cells, 40.0, 50)
+    assert found.samples.tolist() == [100, 200, 400, 800]
+    assert np.exp(found.log_rank[:3]) == pytest.approx([7.0, 2.2, 31.0], rel=1e-3)
+    assert found.status == ["used", "at_most", "at_least", "unresolved"]
+    assert np.exp([found.grid_low[0], found.grid_high[0], found.low[0], found.high[0]]) == pytest.approx([4, 16, 4, 10])
+    assert np.exp(found.high_of_matrix) == pytest.approx(10.0)
+    assert found.draws[:, 0] == pytest.approx(np.full(50, np.log(7.0)), rel=1e-3) and found.clusters == 4
+    assert found.left_out() == ["r*(200) <= 4", "r*(400) >= 16", "r*(800) not resolved: no larger rank is clearly worse"]
+    assert find_optima(optimal_rank.build_cells(few, ["rank", "samples"], "test_loss"), 40.0, 50) is None
+
+
+def test_without_a_correction_its_interval_is_empty(grown):
+    """The matrix of `grown` has sides 4096 that the table does not give as both."""
+    report = judged(grown[0].drop(columns="d_in", errors="ignore").assign(gap=np.nan), "optimal_rank")
+    corrected = report.exponents["samples"].details["corrected"]
+    assert corrected == {"estimate": None, "ci95": [None, None]}
 
 
 def test_the_points_of_the_growth(grown):
