@@ -1022,7 +1022,8 @@ def test_the_optima_of_a_table_in_numbers():
     assert np.exp([found.grid_low[0], found.grid_high[0], found.low[0], found.high[0]]) == pytest.approx([4, 16, 4, 10])
     assert np.exp(found.high_of_matrix) == pytest.approx(10.0)
     assert found.draws[:, 0] == pytest.approx(np.full(50, np.log(7.0)), rel=1e-3) and found.clusters == 4
-    assert found.left_out() == ["r*(200) <= 4", "r*(400) >= 16", "r*(800) not resolved: no larger rank is clearly worse"]
+    unresolved = "r*(800) not resolved: no larger rank is clearly worse"
+    assert found.left_out() == ["r*(200) <= 4", "r*(400) >= 16", unresolved]
     assert find_optima(optimal_rank.build_cells(few, ["rank", "samples"], "test_loss"), 40.0, 50) is None
 
 
