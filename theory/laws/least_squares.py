@@ -87,7 +87,23 @@ def minimise(
         fixed: [B, p] True where a parameter is held at its start (profiles).
         largest_step: limit of one step, for all parameters or each (logarithms and exponents should not jump).
     """
-    theta = np.array(start, dtype=np.float64)
+    # Overflow is no error: a step whose objective is infinite is not taken.
+    with np.errstate(all="ignore"):
+        return _minimise(
+            residual, np.array(start, dtype=np.float64), loss, weights, fixed, iterations, ftol, largest_step
+        )
+
+
+def _minimise(
+    residual: Residual,
+    theta: np.ndarray,
+    loss: Loss,
+    weights: np.ndarray | None,
+    fixed: np.ndarray | None,
+    iterations: int,
+    ftol: float,
+    largest_step: float | np.ndarray,
+) -> Optimum:
     batch, p = theta.shape
     free = np.ones((batch, p)) if fixed is None else 1.0 - fixed.astype(np.float64)
     weights = np.ones((1, 1)) if weights is None else weights
@@ -97,8 +113,7 @@ def minimise(
         return weights[index] if weights.shape[0] == batch and batch > 1 else weights
 
     def objective_of(r: np.ndarray, index: np.ndarray) -> np.ndarray:
-        with np.errstate(all="ignore"):
-            total = np.sum(rows(index) * loss.rho(r), axis=1)
+        total = np.sum(rows(index) * loss.rho(r), axis=1)
         return np.where(np.isfinite(total), total, np.inf)
 
     r, jacobian = residual(theta, everyone)
@@ -124,9 +139,9 @@ def minimise(
             root = np.sqrt(hessian[usable][:, diagonal, diagonal])
             scaled = hessian[usable] / (root[:, :, None] * root[:, None, :])
             scaled[:, diagonal, diagonal] += 1e-14
-            step[usable] = -np.linalg.solve(scaled, (gradient[usable] / root)[:, :, None])[:, :, 0] / root
+            step[usable] = -solve(scaled, gradient[usable] / root) / root
         # Limited one by one: a flat parameter (the logarithm of a vanishing offset) must not slow down the others.
-        step = np.clip(step, -largest_step, largest_step)
+        step = np.clip(np.where(np.isfinite(step), step, 0.0), -largest_step, largest_step)
         trial = theta[active] + step
         trial_r, trial_jacobian = residual(trial, active)
         trial_objective = objective_of(trial_r, active)
@@ -140,6 +155,58 @@ def minimise(
         damping[active] = np.where(better, np.maximum(damping[active] * 0.2, 1e-12), damping[active] * 4.0)
         active = active[~(done | stuck)]
     return Optimum(theta, objective)
+
+
+def solve(matrices: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """[B, p] solutions for a batch; of least norm where a matrix is singular (a law that says one thing twice)."""
+    try:
+        return np.linalg.solve(matrices, right[:, :, None])[:, :, 0]
+    except np.linalg.LinAlgError:
+        usable = np.isfinite(matrices).all(axis=(1, 2)) & np.isfinite(right).all(axis=1)
+        solution = np.zeros_like(right)
+        inverse = np.linalg.pinv(matrices[usable], hermitian=True)
+        solution[usable] = np.matmul(inverse, right[usable][:, :, None])[:, :, 0]
+        return solution
+
+
+def polish(residual: Residual, theta: np.ndarray, delta: float) -> tuple[np.ndarray, float]:
+    """Follow one optimum to the end by SciPy's trust region, where a damped Newton step has become too short.
+
+    Args:
+        theta: [p] where to start.
+        delta: Huber's constant; infinite for least squares.
+
+    Returns:
+        [p] parameters and their objective, never worse than at the start.
+    """
+    from scipy import optimize  # here, since it takes half a second to load and only `fit` needs it
+
+    everyone = np.zeros(1, dtype=int)
+    loss = huber(delta) if np.isfinite(delta) else SQUARES
+
+    def objective_of(at: np.ndarray) -> float:
+        total = float(np.sum(loss.rho(residual(at[None, :], everyone)[0][0])))
+        return total if np.isfinite(total) else np.inf
+
+    before = objective_of(theta)
+    try:
+        with np.errstate(all="ignore"):
+            found = optimize.least_squares(
+                lambda at: residual(at[None, :], everyone)[0][0],
+                theta,
+                jac=lambda at: residual(at[None, :], everyone)[1][0],
+                x_scale="jac",
+                loss="huber" if np.isfinite(delta) else "linear",
+                f_scale=delta if np.isfinite(delta) else 1.0,
+                ftol=1e-12,
+                xtol=1e-12,
+                gtol=1e-12,
+                max_nfev=300,
+            ).x
+            after = objective_of(found)
+    except (ValueError, np.linalg.LinAlgError):  # a law without a finite slope at some row on the way
+        return theta, before
+    return (found, after) if after < before else (theta, before)
 
 
 def log_linear(

@@ -7,6 +7,8 @@ from itertools import product
 
 import numpy as np
 
+from theory.laws.least_squares import solve
+
 
 @dataclass(frozen=True)
 class Surface:
@@ -47,15 +49,17 @@ def nonnegative_least_squares(columns: np.ndarray, y: np.ndarray) -> tuple[np.nd
     """min |columns x - y|^2 over x >= 0 for a batch of small designs, by enumerating the active sets.
 
     Args:
-        columns: [B, n, k] with k <= 6; y: [n].
+        columns: [B, n, k] with k <= 6; y: [n], or [B, n].
 
     Returns:
         coefficients [B, k] and squared errors [B].
     """
-    batch, _, k = columns.shape
+    batch, n, k = columns.shape
+    y = np.broadcast_to(y, (batch, n))
     normal = np.matmul(columns.transpose(0, 2, 1), columns)
-    right = np.einsum("bnk,n->bk", columns, y)
-    best = np.full(batch, float(y @ y))
+    right = np.einsum("bnk,bn->bk", columns, y)
+    square = np.einsum("bn,bn->b", y, y)
+    best = square.copy()
     solution = np.zeros((batch, k))
     for mask in product((False, True), repeat=k):
         support = np.flatnonzero(mask)
@@ -63,8 +67,8 @@ def nonnegative_least_squares(columns: np.ndarray, y: np.ndarray) -> tuple[np.nd
             continue
         sub = normal[:, support[:, None], support[None, :]]
         ridge = 1e-12 * np.trace(sub, axis1=1, axis2=2)[:, None, None] * np.eye(len(support))
-        x = np.linalg.solve(sub + ridge, right[:, support, None])[:, :, 0]
-        error = y @ y - np.einsum("bk,bk->b", x, right[:, support])
+        x = solve(sub + ridge, right[:, support])
+        error = square - np.einsum("bk,bk->b", x, right[:, support])
         better = (x >= 0).all(axis=1) & (error < best)
         best = np.where(better, error, best)
         solution[better] = 0.0

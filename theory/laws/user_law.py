@@ -17,7 +17,7 @@ from scipy import stats
 
 from theory.judge.intervals import UNDEFINED, Interval, cluster_weights, generator, small_sample_factor
 from theory.judge.model_selection import held_out
-from theory.laws.least_squares import HUBER, SQUARES, Loss, Optimum, huber, minimise, robust_scale, smooth_deviation
+from theory.laws.least_squares import HUBER, Loss, huber, minimise, polish, robust_scale, smooth_deviation, solve
 from theory.laws.parser import Law, LawError, parse_law
 from theory.laws.profile import profile_intervals
 from theory.laws.surface import nonnegative_least_squares
@@ -26,6 +26,8 @@ from theory.tables import InputError, Table, numeric_column
 
 STARTS = 256
 POLISHED = 32
+#: Optima that are followed to the end one by one, and rounds of starts where one alone agrees.
+FINISHED, ROUNDS = 4, 3
 AGREEMENT = 1e-6
 #: Above this many rows every draw is one Newton step from the full fit instead of a full optimisation.
 LARGE = 20_000
@@ -40,6 +42,10 @@ class FitResult:
         objective: the summed Huber loss; starts_agreeing: starts that ended within 1e-6 of the best objective.
         holdout_log_rmse: error on the largest half-decade of the widest column, fitted without it (NaN if undefined).
         notes: remarks for the reader. fitted: the law's value for every row.
+        determined: by parameter, whether the table determines it (its interval is undefined where not).
+        draws: [draws, parameters] bootstrap draws of the parameters, in the order of `law.parameters`.
+        residuals: [rows] on the scale of the fit: log(law) - log(target), or (law - target)/sd where `log_scale` is
+            False. labels: [rows] the number of each row's cluster.
     """
 
     law: Law
@@ -52,6 +58,11 @@ class FitResult:
     objective: float
     starts_agreeing: int
     holdout_log_rmse: float
+    determined: Mapping[str, bool]
+    draws: np.ndarray
+    residuals: np.ndarray
+    labels: np.ndarray
+    log_scale: bool
     notes: tuple[str, ...] = ()
     fitted: np.ndarray = field(default_factory=lambda: np.empty(0))
 
@@ -70,6 +81,7 @@ class FitResult:
             "parameters": {
                 name: {
                     "estimate": self.estimates[name],
+                    "determined": self.determined[name],
                     "ci95": [self.intervals[name].low, self.intervals[name].high],
                     "ci95_profile": [self.profiles[name].low, self.profiles[name].high],
                 }
@@ -104,8 +116,8 @@ class _Problem:
     def residual(self, theta: np.ndarray, _: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         natural = self.natural(theta)
         values, slopes = self.law.evaluate(natural, self.data)
-        slopes = slopes * np.where(self.signed, 1.0, natural)[:, None, :]
         with np.errstate(all="ignore"):
+            slopes = slopes * np.where(self.signed, 1.0, natural)[:, None, :]
             if self.log_scale:
                 return np.log(values) - np.log(self.y), slopes / values[:, :, None]
             return (values - self.y) / self.sd, slopes / self.sd[:, None]
@@ -153,10 +165,8 @@ def fit_law(
     law, n, p = problem.law, len(problem.y), len(problem.law.parameters)
     if n <= p:
         raise InputError(f"{table.path}: {n} rows cannot determine {p} parameters; add rows or simplify the law")
-    optimum, loss = _optimise(problem, table.path)
-    best = optimum.best
-    theta, objective = optimum.theta[best], float(optimum.objective[best])
-    agreeing = int(np.sum(optimum.objective <= objective + AGREEMENT * max(abs(objective), 1e-12)))
+    found = _optimise(problem, table.path)
+    theta, loss, objective, agreeing = found.theta, found.loss, found.objective, len(found.agreeing)
     clusters = int(labels.max()) + 1
     draws = _bootstrap(problem, theta, loss, labels, clusters, bootstraps)
     intervals = _intervals(problem, theta, draws, clusters)
@@ -165,10 +175,13 @@ def fit_law(
     if independent and len(draws):
         ends = profile_intervals(problem.residual, theta, loss, draws, n, problem.largest_step)
         profiles = _named(problem, *ends)
+    determined = dict.fromkeys(law.parameters, True)
     estimates = dict(zip(law.parameters, problem.natural(theta).tolist(), strict=True))
     return FitResult(
         law, target, n, clusters, estimates, intervals, profiles, objective, agreeing, _holdout(problem, table.path),
-        _notes(problem, intervals, profiles, agreeing, clusters), law.value(problem.natural(theta), problem.data),
+        determined, problem.natural(draws), problem.residual(theta[None, :], np.zeros(1, dtype=int))[0][0], labels,
+        problem.log_scale, _notes(problem, intervals, profiles, agreeing, clusters),
+        law.value(problem.natural(theta), problem.data),
     )  # fmt: skip
 
 
@@ -180,7 +193,8 @@ def _prepare(
         if name is not None and name not in columns:
             raise InputError(f"{table.path}: {option} {name}: no such column; choose from {', '.join(columns)}")
     try:
-        law = parse_law(text, set(columns) - {target})
+        constant = [c for c in columns if table.frame[c].nunique() <= 1]
+        law = parse_law(text, columns, target=target, constant=constant)
     except LawError as error:
         raise InputError(str(error)) from None
     unknown = sorted(set(signed) - set(law.parameters))
@@ -225,31 +239,65 @@ def _row_deviation(data: dict[str, np.ndarray], y: np.ndarray) -> np.ndarray:
     return smooth[groups.ngroup().to_numpy()]
 
 
-def _optimise(problem: _Problem, path: str) -> tuple[Optimum, Loss]:
-    """Screen many starts by least squares (on at most 2,000 rows), polish the best by iterated Huber on all."""
-    n = len(problem.y)
+@dataclass(frozen=True)
+class _Fitted:
+    """The best optimum, its loss, and the optima of the other starts that agree with it."""
+
+    theta: np.ndarray
+    objective: float
+    loss: Loss
+    agreeing: np.ndarray
+
+
+def _optimise(problem: _Problem, path: str) -> _Fitted:
+    """Screen many starts by least squares (on at most 2,000 rows), polish the best by iterated Huber on all.
+
+    Where one start alone ends at the best objective, there are more starts.
+    """
+    n, limit = len(problem.y), problem.largest_step
     rng = generator(5)
     sample = problem if n <= 2000 else problem.rows(np.sort(rng.choice(n, 2000, replace=False)))
-    starts = _starts(sample, rng)
-    first, _ = sample.residual(starts, np.arange(len(starts)))
-    if not np.isfinite(first).all(axis=1).any():
-        worst = int(np.argmin(np.isfinite(first).mean(axis=0)))
-        named = next((f"column {c}, " for c, x in sample.data.items() if x[worst] <= 0), "")
-        raise InputError(
-            f"{path}: {named}row {sample.row[worst]}: the law has no finite positive value there; logarithms and "
-            "powers need positive columns"
+    pool = np.empty((0, len(problem.law.parameters)))
+    for _ in range(ROUNDS):
+        starts = _starts(sample, rng)
+        if not len(pool):
+            _refuse_undefined(sample, starts, path)
+        screened = minimise(sample.residual, starts, iterations=60, ftol=1e-8, largest_step=limit)
+        order = np.argsort(screened.objective, kind="stable")[:POLISHED]
+        first = minimise(problem.residual, screened.theta[order], iterations=300, largest_step=limit)
+        optimum = (
+            first if not len(pool) else minimise(problem.residual, np.concatenate([pool, first.theta]), iterations=0)
         )
-    limit = problem.largest_step
-    screened = minimise(sample.residual, starts, iterations=60, ftol=1e-8, largest_step=limit)
-    order = np.argsort(np.where(np.isfinite(screened.objective), screened.objective, np.inf), kind="stable")[:POLISHED]
-    optimum = minimise(problem.residual, screened.theta[order], iterations=300, largest_step=limit)
-    loss = SQUARES
-    for _ in range(5):
-        r = problem.residual(optimum.theta[[optimum.best]], np.zeros(1, dtype=int))[0][0]
-        # A perfect fit has no scale; any delta above rounding will do.
-        loss = huber(max(HUBER * robust_scale(r), 1e-12))
-        optimum = minimise(problem.residual, optimum.theta, loss=loss, iterations=300, largest_step=limit)
-    return optimum, loss
+        for _ in range(5):
+            r = problem.residual(optimum.theta[[optimum.best]], np.zeros(1, dtype=int))[0][0]
+            # A perfect fit has no scale; any delta above rounding will do.
+            delta = max(HUBER * robust_scale(r), 1e-12)
+            optimum = minimise(problem.residual, optimum.theta, loss=huber(delta), iterations=300, largest_step=limit)
+        theta, objective = optimum.theta.copy(), optimum.objective.copy()
+        for k in np.argsort(objective, kind="stable")[:FINISHED]:
+            theta[k], objective[k] = polish(problem.residual, theta[k], delta)
+        best = int(np.argmin(objective))
+        agree = objective <= objective[best] + AGREEMENT * max(abs(objective[best]), 1e-12)
+        if agree.sum() > 1:
+            break
+        pool = theta[np.argsort(objective, kind="stable")[:POLISHED]]
+    return _Fitted(theta[best], float(objective[best]), huber(delta), theta[agree])
+
+
+def _refuse_undefined(problem: _Problem, starts: np.ndarray, path: str) -> None:
+    """Refuse a law that has no value on some rows, whatever its parameters; they are named and counted."""
+    first, _ = problem.residual(starts, np.arange(len(starts)))
+    finite = np.isfinite(first)
+    if finite.all(axis=1).any():
+        return
+    never = ~finite.any(axis=0)
+    bad = np.flatnonzero(never) if never.any() else np.array([int(np.argmin(finite.mean(axis=0)))])
+    named = next((f"column {c}, " for c, x in problem.data.items() if x[bad[0]] <= 0), "")
+    many = f" (and in {len(bad) - 1} more rows)" if len(bad) > 1 else ""
+    raise InputError(
+        f"{path}: {named}row {problem.row[bad[0]]}: the law has no finite positive value there{many}; logarithms and "
+        "powers need positive arguments: remove these rows, or guard the argument with max(..., 0) or + 1"
+    )
 
 
 def _starts(problem: _Problem, rng: np.random.Generator) -> np.ndarray:
@@ -263,42 +311,51 @@ def _starts(problem: _Problem, rng: np.random.Generator) -> np.ndarray:
     sign = np.where(problem.signed, rng.choice([-1.0, 1.0], (STARTS, p)), 1.0)
     coefficient = typical * 10.0 ** rng.uniform(-3.0, 3.0, (STARTS, p))
     natural = sign * np.where(exponent, power, coefficient)
-    linear = np.flatnonzero(~exponent)
-    if 0 < len(linear) <= 6 and _is_linear(problem, natural, linear):
-        columns = np.empty((STARTS, len(problem.y), len(linear)))
-        for k, index in enumerate(linear):
-            unit = natural.copy()
-            unit[:, linear] = 0.0
-            unit[:, index] = 1.0
-            columns[:, :, k] = law.evaluate(unit, problem.data)[0]
+    linear = _linear(problem, natural)
+    if 0 < len(linear) <= 6:
+        unit = natural.copy()
+        unit[:, linear] = 0.0
+        # What is left without these parameters, and a column for each.
+        rest, slopes = law.evaluate(unit, problem.data)
+        columns = slopes[:, :, linear]
         weight = 1.0 / problem.y if problem.log_scale else 1.0 / problem.sd
         # Overflowing columns belong to absurd exponents; their starts keep random coefficients.
         usable = np.isfinite(columns).all(axis=(1, 2)) & (np.abs(columns).max(axis=(1, 2)) < 1e100)
+        usable &= np.isfinite(rest).all(axis=1) & (np.abs(rest).max(axis=1) < 1e100)
         scale = np.maximum(np.abs(columns[usable]).max(axis=1), 1e-300)
         weighted = columns[usable] * weight[None, :, None] / scale[:, None, :]
+        right = (problem.y - rest[usable]) * weight
         if problem.signed[linear].any():
             normal = np.matmul(weighted.transpose(0, 2, 1), weighted) + 1e-12 * np.eye(len(linear))
-            solved = np.linalg.solve(normal, np.einsum("bnk,n->bk", weighted, problem.y * weight)[:, :, None])[:, :, 0]
+            solved = solve(normal, np.einsum("bnk,bn->bk", weighted, right))
         else:
-            solved, _ = nonnegative_least_squares(weighted, problem.y * weight)
+            solved, _ = nonnegative_least_squares(weighted, right)
         floor = 1e-6 * typical
         solved = np.where(problem.signed[linear], solved, np.maximum(solved, floor)) / scale
         natural[np.ix_(np.flatnonzero(usable), linear)] = solved
     return problem.internal(natural)
 
 
-def _is_linear(problem: _Problem, natural: np.ndarray, linear: np.ndarray) -> bool:
-    """Is the law linear in these parameters? Tested by additivity at random points."""
-    a, b = natural[:8].copy(), natural[8:16].copy()
-    nonlinear = np.setdiff1d(np.arange(natural.shape[1]), linear)
-    b[:, nonlinear] = a[:, nonlinear]
-    total = a.copy()
-    total[:, linear] = a[:, linear] + 2.0 * b[:, linear]
-    with np.errstate(all="ignore"):
-        left = problem.law.evaluate(total, problem.data)[0]
-        right = problem.law.evaluate(a, problem.data)[0] + 2.0 * problem.law.evaluate(b, problem.data)[0]
-    finite = np.isfinite(left) & np.isfinite(right)
-    return bool(finite.any() and np.allclose(left[finite], right[finite], rtol=1e-9))
+def _linear(problem: _Problem, natural: np.ndarray) -> np.ndarray:
+    """Indices of parameters in which the law is jointly linear (up to an offset), given the others.
+
+    Their slopes do not change when they change, at eight random points.
+    """
+    law = problem.law
+    a, b = natural[:8], natural[8:16]
+    few = {c: x[:: max(1, len(x) // 50)] for c, x in problem.data.items()}
+    chosen: list[int] = []
+    for k, name in enumerate(law.parameters):
+        if name in law.exponents:
+            continue
+        trial = [*chosen, k]
+        moved = a.copy()
+        moved[:, trial] = b[:, trial]
+        here, there = law.evaluate(a, few)[1][:, :, trial], law.evaluate(moved, few)[1][:, :, trial]
+        finite = np.isfinite(here) & np.isfinite(there)
+        if finite.any() and np.allclose(here[finite], there[finite], rtol=1e-9, atol=0.0):
+            chosen = trial
+    return np.array(chosen, dtype=int)
 
 
 def _bootstrap(
@@ -315,11 +372,8 @@ def _bootstrap(
         scores = np.zeros((clusters, p))
         np.add.at(scores, labels, jacobian * (weight * r)[:, None])
         hessian = (jacobian * weight[:, None]).T @ jacobian
-        draws = []
-        for _ in range(bootstraps):
-            counts = np.bincount(rng.integers(0, clusters, clusters), minlength=clusters)
-            draws.append(theta - np.linalg.lstsq(hessian, counts @ scores, rcond=None)[0])
-        return np.array(draws)
+        counts = [np.bincount(rng.integers(0, clusters, clusters), minlength=clusters) for _ in range(bootstraps)]
+        return theta - np.linalg.lstsq(hessian, (np.array(counts) @ scores).T, rcond=None)[0].T
     chunk = max(1, int(4e6 / (n * p)))
     fitted = []
     for first in range(0, bootstraps, chunk):
@@ -363,9 +417,8 @@ def _holdout(problem: _Problem, path: str) -> float:
     if (~out).sum() <= len(problem.law.parameters) or out.all():
         return float("nan")
     inside = problem.rows(~out)
-    optimum, _ = _optimise(inside, path)
     outside = problem.rows(out)
-    r = outside.residual(optimum.theta[[optimum.best]], np.zeros(1, dtype=int))[0][0]
+    r = outside.residual(_optimise(inside, path).theta[None, :], np.zeros(1, dtype=int))[0][0]
     return float(np.sqrt(np.mean(r * r)))
 
 
