@@ -1054,5 +1054,6 @@ def test_the_fields_of_a_measured_growth(grown):
     assert details["window"] == [1000.0, 2000.0, 4000.0, 8000.0, 16000.0]
     assert details["decades"] == pytest.approx(np.log10(16))
     assert details["left_out"] == [] and "consistency" not in report.fields
+    assert report.points["samples"].tolist() == details["window"]
     assert details["optima"][0]["rank"] == pytest.approx(5.0, rel=0.05)
     assert report.seeds == GRID.seeds and report.cells == 50
