@@ -10,7 +10,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -67,7 +67,7 @@ class _Version(argparse.Action):
 def _check_outputs(options: argparse.Namespace) -> None:
     """Refuse before the work, not after it."""
     target = getattr(options, "json", None)
-    if target and (Path(target).is_dir() or not Path(target).absolute().parent.is_dir()):
+    if target and target != "-" and (Path(target).is_dir() or not Path(target).absolute().parent.is_dir()):
         raise InputError(f"--json {target}: not a file in an existing folder; choose another path")
     out = getattr(options, "out", None)
     if out and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
@@ -105,7 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         "--scale", action="append", default=[], metavar="COLUMN=FACTOR",
         help="multiply a column first: an error planted on purpose, to see that the judge notices (repeatable)",
     )  # fmt: skip
-    check.add_argument("--json", metavar="OUT", help="write the verdicts as JSON")
+    check.add_argument(
+        "--json", metavar="OUT", help="write the verdicts as JSON (- for standard output, and nothing else there)"
+    )
     check.add_argument("--figures", metavar="DIR", help="write one figure per claim (PDF, PNG, CSV of its points)")
     check.set_defaults(run=_check)
 
@@ -122,7 +124,9 @@ def _parser() -> argparse.ArgumentParser:
         "--signed", nargs="+", action="extend", default=[], metavar="NAME", help="parameters that may be negative"
     )
     fit.add_argument("--bootstraps", type=_positive, default=BOOTSTRAPS, help="bootstrap draws (default %(default)s)")
-    fit.add_argument("--json", metavar="OUT", help="write the fit as JSON")
+    fit.add_argument(
+        "--json", metavar="OUT", help="write the fit as JSON (- for standard output, and nothing else there)"
+    )
     fit.set_defaults(run=_fit)
 
     planned = commands.add_parser(
@@ -141,7 +145,9 @@ def _parser() -> argparse.ArgumentParser:
         "--replications", type=_positive, default=PLAN_REPLICATIONS, help="simulated studies (default %(default)s)"
     )
     planned.add_argument("--cost", metavar="SECONDS", help="seconds per run: a number, or such as 2+0.001*samples*rank")
-    planned.add_argument("--json", metavar="OUT", help="write the outcome as JSON")
+    planned.add_argument(
+        "--json", metavar="OUT", help="write the outcome as JSON (- for standard output, and nothing else there)"
+    )
     planned.set_defaults(run=_plan)
 
     advice = commands.add_parser(
@@ -153,7 +159,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_input(advice)
     advice.add_argument("--samples", type=float, required=True, metavar="N", help="training samples available")
     advice.add_argument("--max-rank", type=_positive, metavar="R", help="the largest rank that can be afforded")
-    advice.add_argument("--json", metavar="OUT", help="write the advice as JSON")
+    advice.add_argument(
+        "--json", metavar="OUT", help="write the advice as JSON (- for standard output, and nothing else there)"
+    )
     advice.set_defaults(run=_advise)
 
     planting = commands.add_parser(
@@ -178,16 +186,40 @@ def _parser() -> argparse.ArgumentParser:
     validation.add_argument(
         "--replications", type=_positive, metavar="K", help=f"replications per case (default {FULL_REPLICATIONS})"
     )
-    validation.add_argument("--json", metavar="OUT", help="write all shares as JSON")
+    validation.add_argument(
+        "--json", metavar="OUT", help="write all shares as JSON (- for standard output, and nothing else there)"
+    )
     validation.set_defaults(run=_validate)
     return parser
 
 
 def _add_input(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE|FOLDER", help="CSV or parquet, or a study folder with measurements.csv")
+    """The arguments of every command that reads a table."""
     parser.add_argument(
-        "--where", action="append", default=[], metavar="COLUMN=VALUE", help="use only these rows (repeatable)"
+        "file", metavar="FILE|FOLDER",
+        help="CSV, TSV, JSON lines or parquet, also packed; - for standard input; or a study folder",
+    )  # fmt: skip
+    parser.add_argument(
+        "--columns", action="append", default=[], metavar="NEW=OLD,...",
+        help="names of columns: rank=r,samples=n_train reads column r as rank (repeatable)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--where", action="append", default=[], metavar='"COLUMN OP VALUE"',
+        help='use only these rows: = != < <= > >=, or "COLUMN empty", "COLUMN not empty" (repeatable)',
+    )  # fmt: skip
+
+
+def _add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--json", metavar="OUT", help=f"write {what} as JSON; - for standard output, with no report there"
     )
+
+
+def _input(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options of `_add_input` say, as the library's functions take it."""
+    from theory.names import parse_columns
+
+    return {"columns": parse_columns(",".join(options.columns)) if options.columns else {}, "where": options.where}
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -227,14 +259,13 @@ def _check(options: argparse.Namespace) -> int:
     from theory.show import render
 
     report = check_file(
-        options.file, claims=options.claim, margin=options.margin, where=options.where, scale=options.scale
+        options.file, claims=options.claim, margin=options.margin, scale=options.scale, **_input(options)
     )
-    _write_json(options, report)
     if options.figures:
         from theory.show.figures import write_figures
 
         write_figures(report, options.figures)
-    render.print_report(report, render.console())
+    _hand_over(options, report, render.print_report)
     return report.exit_code
 
 
@@ -249,10 +280,9 @@ def _fit(options: argparse.Namespace) -> int:
         cluster=options.cluster,
         signed=options.signed,
         bootstraps=options.bootstraps,
-        where=options.where,
+        **_input(options),
     )
-    _write_json(options, result)
-    render.print_fit(result, render.console())
+    _hand_over(options, result, render.print_fit)
     return 0
 
 
@@ -275,8 +305,7 @@ def _plan(options: argparse.Namespace) -> int:
             cost=options.cost,
             progress=status.update,
         )
-    _write_json(options, outcome)
-    render.print_plan(outcome, render.console())
+    _hand_over(options, outcome, render.print_plan)
     return 0
 
 
@@ -284,9 +313,8 @@ def _advise(options: argparse.Namespace) -> int:
     from theory import api
     from theory.show import render
 
-    advice = api.advise(options.file, samples=options.samples, max_rank=options.max_rank, where=options.where)
-    _write_json(options, advice)
-    render.print_advice(advice, render.console())
+    advice = api.advise(options.file, samples=options.samples, max_rank=options.max_rank, **_input(options))
+    _hand_over(options, advice, render.print_advice)
     return 0
 
 
@@ -315,17 +343,23 @@ def _validate(options: argparse.Namespace) -> int:
     replications = options.replications or (QUICK_REPLICATIONS if options.quick else FULL_REPLICATIONS)
     with render.console().status("") as status:
         outcome = validate(replications, status.update)
-    _write_json(options, outcome)
-    render.print_validation(outcome, render.console())
+    _hand_over(options, outcome, render.print_validation)
     return 0 if options.quick or all(r.met for r in outcome.requirements) else 1
 
 
-def _write_json(options: argparse.Namespace, outcome: Any) -> None:
-    """The outcome of a command as JSON, where --json asks for it."""
+def _hand_over(options: argparse.Namespace, outcome: Any, show: Callable[[Any, Any], None]) -> None:
+    """The outcome of a command for a reader, and as JSON where --json asks for it: `--json -` prints the JSON alone."""
     if options.json:
         from theory.report import to_json, write_text
 
-        write_text(options.json, to_json(outcome.to_dict()))
+        text = to_json(outcome.to_dict())
+        if options.json == "-":
+            sys.stdout.write(text)
+            return
+        write_text(options.json, text)
+    from theory.show.render import console
+
+    show(outcome, console())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ keyword.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import pandas as pd
 
 from theory.judge.verdicts import MARGIN
 from theory.settings import BOOTSTRAPS, PLAN_REPLICATIONS
-from theory.tables import InputError, Table, primary_rows, read_table, table_from_frame
+from theory.tables import InputError, load_table, primary_rows
 
 if TYPE_CHECKING:
     from theory.design.advise import Advice
@@ -25,31 +26,23 @@ if TYPE_CHECKING:
 Measurements = pd.DataFrame | str | Path
 
 
-def table_of(measurements: Measurements, where: Sequence[str] = ()) -> Table:
-    """Measurements as the judge's table.
-
-    Args:
-        measurements: a DataFrame with one row per run, the path of a CSV or parquet file, or a study folder.
-        where: `column=value` conditions that select rows.
-
-    Raises:
-        InputError: they cannot be used.
-    """
-    if isinstance(measurements, pd.DataFrame):
-        return table_from_frame(measurements).where(where)
-    return read_table(measurements).where(where)
-
-
 def check(
-    measurements: Measurements, *, claims: Sequence[str] = (), margin: float = MARGIN, where: Sequence[str] = ()
+    measurements: Measurements,
+    *,
+    claims: Sequence[str] = (),
+    margin: float = MARGIN,
+    columns: Mapping[str, str] | None = None,
+    where: Sequence[str] = (),
 ) -> Report:
     """Judge measurements against the claims whose columns are present.
 
     Args:
-        measurements: see `table_of`. The columns are those of docs/howto/csv.md.
+        measurements: a DataFrame with one row per run, the path of a file, or a study folder. The columns and formats
+            are those of docs/howto/csv.md.
         claims: names of claims; empty for all that can be judged.
         margin: exponents closer than this to the claimed one count as equal.
-        where: `column=value` conditions that select rows.
+        columns: new name -> name in the table, such as {"rank": "r"}.
+        where: conditions that select rows, such as "rank >= 8", "arm != control", "site empty".
 
     Returns:
         A report with one entry per claim: `report["optimal_rank"].verdict`, `report.to_frame()`, `report.plot()`.
@@ -64,7 +57,7 @@ def check(
     """
     from theory.judge.check import check as judge
 
-    return judge(table_of(measurements, where), claims=claims, margin=margin)
+    return judge(load_table(measurements, columns=columns, where=where).known(), claims=claims, margin=margin)
 
 
 def fit(
@@ -75,43 +68,53 @@ def fit(
     cluster: str | None = None,
     signed: Sequence[str] = (),
     bootstraps: int = BOOTSTRAPS,
+    columns: Mapping[str, str] | None = None,
     where: Sequence[str] = (),
 ) -> FitResult:
     """Fit a law of one's own by Huber loss on logarithms, with intervals from a cluster bootstrap.
 
     Args:
-        measurements: see `table_of`.
+        measurements: see `check`.
         law: a formula such as "E + A*params**-a + B*tokens**-b"; names of columns are data, other names parameters.
         target: the column that the law describes.
         cluster: the column whose rows share noise and are resampled together, such as "seed"; None resamples rows.
         signed: parameters that may be negative.
         bootstraps: resamples for the intervals.
+        columns, where: see `check`.
 
     Raises:
         InputError: the law cannot be read or does not fit the table.
     """
     from theory.laws.user_law import fit_law
 
-    return fit_law(table_of(measurements, where), law, target, cluster=cluster, signed=signed, bootstraps=bootstraps)
+    table = load_table(measurements, columns=columns, where=where)
+    return fit_law(table, law, target, cluster=cluster, signed=signed, bootstraps=bootstraps)
 
 
 def advise(
-    measurements: Measurements, *, samples: float, max_rank: int | None = None, where: Sequence[str] = ()
+    measurements: Measurements,
+    *,
+    samples: float,
+    max_rank: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    where: Sequence[str] = (),
 ) -> Advice:
     """The rank to take for N samples, with its interval and the price of half and double that rank.
 
     Args:
-        measurements: see `table_of`; columns rank, samples, seed and test_loss.
+        measurements: see `check`; columns rank, samples, seed and test_loss.
         samples: N, the training sequences available.
         max_rank: the largest rank that can be afforded.
+        columns, where: see `check`.
 
     Raises:
         InputError: there is nothing to say.
     """
     from theory.design.advise import advise as answer
 
-    table, _ = primary_rows(table_of(measurements, where))
-    return answer(table, samples, max_rank)
+    table, arms = primary_rows(load_table(measurements, columns=columns, where=where).known())
+    advice = answer(table, samples, max_rank)
+    return replace(advice, notes=(*table.remarks, *arms, *advice.notes))
 
 
 def plan(

@@ -1,25 +1,29 @@
-"""Reading a measurement table and turning it into cells (design point x seed).
+"""The measurement table: read, renamed, reduced to some rows, and turned into the columns that claims know.
 
-The table is the interface between whoever ran the experiments and the judge: CSV or parquet, one row per run
-(or a run x site). Everything that can be wrong with it ends in an `InputError` whose single line names the
-file, the column, the row and what to do; nothing else in this package has to think about bad input.
+The table is the interface between whoever ran the experiments and the judge: one row per run (or a run x site).
+Everything that can be wrong with it ends in an `InputError` whose single line names the file, the column, the row and
+what to do; nothing else in this package has to think about bad input. `theory.formats` reads the bytes,
+`theory.names` matches names of columns, `theory.conditions` selects rows.
 """
 
 from __future__ import annotations
 
-import csv
-import difflib
 import hashlib
-import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from theory.conditions import satisfied
 from theory.errors import InputError as InputError
+from theory.formats import frame_of, plain_frame
+from theory.names import Names, listed, quoted, repeated
 
 #: Columns that are counts of something: strictly positive wherever a claim uses them.
 POSITIVE = frozenset({"rank", "samples", "steps", "d_in", "d_out", "params"})
@@ -45,16 +49,10 @@ NUMERIC = (
     }
 )
 
-#: What else the coordinates are called, in lower case.
-ALIASES = {
-    "rank": ("r", "width", "config.rank"),
-    "samples": ("n", "n_train", "n_samples", "num_samples", "sample_size", "config.samples"),
-    "steps": ("t", "step", "n_steps", "num_steps", "iterations", "config.steps"),
-    "seed": ("replicate", "run", "trial", "config.seed"),
-    "gap": ("generalization_gap", "generalisation_gap", "gen_gap"),
-    "test_loss": ("val_loss", "eval_loss", "loss_test", "test/loss", "eval/loss"),
-    "grad_norm_sq": ("grad_norm_squared", "squared_grad_norm"),
-}
+#: Columns of text that change what is judged: where rows belong.
+LABELS = ("arm", "claim", "site", "teacher", "labels", "student")
+
+KNOWN = NUMERIC | frozenset(LABELS)
 
 #: Magnitudes beyond this, or below its inverse, are a wrong unit or an overflow (their squares would leave float64).
 LARGEST = 1e100
@@ -68,50 +66,123 @@ class Table:
         frame: the rows; the index is the row number counted from 1 (the header is not counted).
         path: the file as it was named by the user.
         sha256: digest of the file's bytes ("" for a table that was never a file).
+        remarks: what was read in another way than it was written.
     """
 
     frame: pd.DataFrame
     path: str = "<memory>"
     sha256: str = ""
+    remarks: tuple[str, ...] = ()
+
+    @cached_property
+    def names(self) -> Names:
+        """The columns, found by names that are only similar."""
+        return Names([str(column) for column in self.frame.columns])
 
     def missing(self, columns: Iterable[str]) -> list[str]:
         """Columns that are absent, or present without a single value."""
         return [c for c in columns if c not in self.frame or self.frame[c].isna().all()]
 
-    def nearest(self, name: str) -> str | None:
-        """A column that was probably meant by a name that is none: equal up to case and spaces, a usual alias, or one
-        edit away."""
-        plain = {str(c).strip().lower().replace(" ", "_").replace("-", "_"): str(c) for c in self.frame}
-        known = [p for p in (name, *ALIASES.get(name, ())) if p in plain and plain[p] != name]
-        close = known or [p for p in difflib.get_close_matches(name, plain, 1, 0.85) if plain[p] != name]
-        return plain[close[0]] if close else None
+    def lacking(self, columns: Iterable[str]) -> str:
+        """Missing columns in words, each with the columns that were probably meant."""
+        words = []
+        for name in columns:
+            near = self.names.similar(name)
+            if near:
+                hint = f" (did you mean column {listed(near)}? say --columns {name}={quoted(near[0])})"
+            else:
+                hint = " (the column is empty)" if name in self.frame else ""
+            words.append(name + hint)
+        return ", ".join(words)
+
+    def renamed(self, columns: Mapping[str, str]) -> Table:
+        """The table with columns under new names.
+
+        Args:
+            columns: new name -> name in the table.
+
+        Raises:
+            InputError: a column is absent, or two columns would have one name.
+        """
+        if not columns:
+            return self
+        new: dict[str, str] = {}
+        for name, old in columns.items():
+            try:
+                found = self.names.one_of(old)
+            except InputError as error:
+                raise InputError(f"{self.path}: --columns {name}={old}: {error}") from None
+            if found in new:
+                raise InputError(
+                    f"{self.path}: --columns: {found} is to be both {new[found]} and {name}; give one name"
+                )
+            new[found] = name
+        twice = repeated(new.get(str(c), str(c)) for c in self.frame.columns)
+        if twice is not None:
+            raise InputError(
+                f"{self.path}: --columns {twice}={columns.get(twice, twice)}: there is a column {twice} already; give "
+                f"that one another name too, such as {twice}_old={twice}"
+            )
+        return replace(self, frame=self.frame.rename(columns=new))
 
     def where(self, conditions: Sequence[str]) -> Table:
-        """Keep the rows that satisfy every `column=value` condition.
+        """The rows that satisfy every condition, see `theory.conditions`.
 
         Raises:
             InputError: a condition is malformed, names no column, or leaves no row.
         """
-        frame = self.frame
-        for condition in conditions:
-            name, sign, value = condition.partition("=")
-            if not sign or name not in frame:
-                raise InputError(
-                    f"{self.path}: --where {condition!r}: write COLUMN=VALUE with one of "
-                    f"{', '.join(map(str, self.frame.columns))}"
-                )
-            column = frame[name]
-            if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-                try:
-                    keep = column == float(value)
-                except ValueError:
-                    raise InputError(f"{self.path}: --where {condition!r}: column {name} holds numbers") from None
-            else:
-                keep = column.astype(str) == value
-            frame = frame[keep]
-            if frame.empty:
+        table = self
+        for condition in (conditions,) if isinstance(conditions, str) else conditions:
+            try:
+                keep = satisfied(table.frame, table.names, condition)
+            except InputError as error:
+                raise InputError(f"{self.path}: --where {condition!r}: {error}") from None
+            if not keep.any():
                 raise InputError(f"{self.path}: --where {condition!r}: no row is left; check the value")
-        return Table(frame, self.path, self.sha256)
+            table = replace(table, frame=table.frame[keep])
+        return table
+
+    def known(self) -> Table:
+        """The table with the columns that claims use: under the judge's names, as numbers.
+
+        A known column that is absent is read from the one column whose name differs in case, blanks, punctuation, a
+        tracker's prefix, or is a usual other name; a remark says so. Text in `seed` numbers the runs.
+
+        Raises:
+            InputError: text or an infinity in a column of numbers; the first such cell is named.
+        """
+        new: dict[str, str] = {}
+        for name in sorted(NUMERIC) + list(LABELS):
+            if name in self.frame:
+                continue
+            found = self.names.spelled(name)
+            if not found and name in NUMERIC:
+                found = [c for c in self.names.alias(name) if pd.api.types.is_numeric_dtype(self.frame[c])]
+            if len(found) == 1 and found[0] not in KNOWN:
+                new[found[0]] = name
+        remarks = (
+            [f"columns read under other names: {', '.join(f'{o!r} as {n}' for o, n in new.items())}"] if new else []
+        )
+        numbers = {}
+        for column in self.frame.columns:
+            name = new.get(column, column)
+            if name == "seed" and not pd.api.types.is_numeric_dtype(self.frame[column]):
+                continue
+            if name in NUMERIC:
+                numbers[column] = numeric_column(self.frame[column], str(column), self.path)
+        frame = self.frame.assign(**numbers).rename(columns=new)
+        if "seed" in frame and not pd.api.types.is_numeric_dtype(frame["seed"]):
+            # Sorted, so that the order of the rows does not change which number a label gets.
+            labels = frame["seed"].astype(str).str.strip().where(frame["seed"].notna())
+            order = {label: float(number) for number, label in enumerate(sorted(labels.dropna().unique()))}
+            if pd.to_numeric(pd.Series(list(order), dtype=str), errors="coerce").isna().any():
+                frame["seed"] = labels.map(order)
+                if "pilot_seed" in frame:
+                    frame["pilot_seed"] = frame["pilot_seed"].astype(str).str.strip().map(order)
+                remarks.append(f"seed holds text: its {len(order)} labels are numbered from 0")
+            else:
+                frame["seed"] = numeric_column(frame["seed"], "seed", self.path)
+        return replace(self, frame=frame, remarks=(*self.remarks, *remarks))
 
     def scaled(self, changes: Sequence[str]) -> Table:
         """The table with numeric columns multiplied: `column=factor`.
@@ -128,7 +199,7 @@ class Table:
                 frame[name] = frame[name] * float(factor)
             except ValueError:
                 raise InputError(f"{self.path}: --scale {change!r}: {factor!r} is not a number") from None
-        return Table(frame, self.path, self.sha256)
+        return replace(self, frame=frame)
 
 
 def primary_frame(frame: pd.DataFrame) -> pd.DataFrame:
@@ -151,7 +222,7 @@ def primary_rows(table: Table) -> tuple[Table, tuple[str, ...]]:
         remark = f"{int(arm.notna().sum())} rows of other arms are set aside; judge each with " + ", ".join(
             f"--where arm={name}" for name in names
         )
-        return Table(primary, table.path, table.sha256), (remark,)
+        return replace(table, frame=primary), (remark,)
     if len(names) > 1:
         raise InputError(
             f"{table.path}: column arm: every row belongs to one of the arms {', '.join(names)}; choose one with "
@@ -161,43 +232,66 @@ def primary_rows(table: Table) -> tuple[Table, tuple[str, ...]]:
 
 
 def read_table(path: str | Path) -> Table:
-    """Read a CSV or parquet file, or the `measurements.csv` / `.parquet` of a study folder.
+    """Read a table as it stands: a file of any format of `theory.formats`, the `measurements.csv` or `.parquet` of a
+    study folder, or standard input for "-".
 
     Raises:
-        InputError: the file is missing, empty, binary, ragged, has a duplicate column, text or an infinity in a
-            numeric column.
+        InputError: there is no such file, or it holds no table; the message says what it holds.
     """
-    given = str(path)
-    file = _locate(Path(path))
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{given}: cannot be read ({error.strerror}); check the path and its permissions") from None
-    if not data.strip():
-        raise InputError(f"{given}: the file is empty; write a header line and one row per run")
-    digest = hashlib.sha256(data).hexdigest()
-    is_parquet = data[:4] == b"PAR1"
-    del data
-    frame = _read_parquet(file, given) if is_parquet else _read_csv(file, given)
-    if frame.empty:
-        raise InputError(f"{given}: there is a header but no row; write one row per run")
-    frame.index = pd.RangeIndex(1, len(frame) + 1)
-    for name in frame.columns:
-        if name in NUMERIC:
-            frame[name] = numeric_column(frame[name], name, given)
-    return Table(frame.copy(), given, digest)  # a copy is in one block again
+    data, given = _bytes_of(path)
+    return Table(_numbered(frame_of(data, given), given), given, hashlib.sha256(data).hexdigest())
+
+
+def wrap_frame(frame: pd.DataFrame, path: str = "<memory>") -> Table:
+    """A data frame as a table, as it stands: named levels of its index are columns.
+
+    Raises:
+        InputError: it has no row, or two columns have one name.
+    """
+    return Table(_numbered(plain_frame(frame, path), path), path)
+
+
+def load_table(
+    measurements: pd.DataFrame | str | Path, *, columns: Mapping[str, str] | None = None, where: Sequence[str] = ()
+) -> Table:
+    """Measurements as a table: read, renamed, and reduced to the rows asked for.
+
+    Args:
+        measurements: a DataFrame with one row per run, a file, "-" for standard input, or a study folder.
+        columns: new name -> name in the table.
+        where: conditions that select rows, with the new names: "rank >= 8", "arm != control", "site empty".
+
+    Raises:
+        InputError: they cannot be used.
+    """
+    table = wrap_frame(measurements) if isinstance(measurements, pd.DataFrame) else read_table(measurements)
+    return table.renamed(columns or {}).where(where)
 
 
 def table_from_frame(frame: pd.DataFrame, path: str = "<memory>") -> Table:
-    """Wrap a data frame (for figures and simulations), with the checks of `read_table`."""
+    """A data frame as a table of the judge's columns (for figures and simulations)."""
+    return wrap_frame(frame, path).known()
+
+
+def _numbered(frame: pd.DataFrame, path: str) -> pd.DataFrame:
+    """The rows that hold anything, numbered as they were written; a spreadsheet ends in rows of separators alone."""
+    frame = frame.set_axis(pd.RangeIndex(1, len(frame) + 1), axis=0)
+    if len(frame.columns) and frame.iloc[:, 0].isna().any():
+        frame = frame.dropna(how="all")
     if frame.empty:
-        raise InputError(f"{path}: the table has no row")
-    frame = frame.copy()
-    frame.index = pd.RangeIndex(1, len(frame) + 1)
-    for name in frame.columns:
-        if name in NUMERIC:
-            frame[name] = numeric_column(frame[name], str(name), path)
-    return Table(frame, path)
+        raise InputError(f"{path}: the table has no row; write one row per run")
+    return frame.copy()  # a copy is in one block again
+
+
+def _bytes_of(path: str | Path) -> tuple[bytes, str]:
+    """A file's content and its name in messages."""
+    if str(path) == "-":
+        return sys.stdin.buffer.read(), "standard input"
+    file = _locate(Path(path))
+    try:
+        return file.read_bytes(), str(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
 
 
 def _locate(path: Path) -> Path:
@@ -209,53 +303,24 @@ def _locate(path: Path) -> Path:
     raise InputError(f"{path}: the folder holds no measurements.csv or measurements.parquet; collect the study first")
 
 
-def _read_parquet(file: Path, given: str) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(file)
-    except Exception as error:  # pyarrow raises many types; each means the file is damaged
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{given}: a damaged parquet file ({first}); write it again") from None
-
-
-def _read_csv(file: Path, given: str) -> pd.DataFrame:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as handle:
-            header = next(csv.reader(handle), [])
-        if "\x00" in "".join(header):
-            raise UnicodeError
-        if len(header) == 1 and header[0].count(";") > 1:
-            raise InputError(f"{given}: the fields are separated by ';'; export the table with commas")
-        repeated = sorted({name for name in header if header.count(name) > 1})
-        if repeated:
-            raise InputError(f"{given}: column {repeated[0]!r} occurs twice in the header; rename or remove one")
-        with warnings.catch_warnings():
-            # A row with too many fields is an error here, neither a shifted index nor a warning and lost data.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(file, encoding="utf-8-sig", index_col=False, low_memory=False, skipinitialspace=True)
-    except InputError:
-        raise
-    except (UnicodeError, csv.Error):
-        raise InputError(f"{given}: neither text (UTF-8 CSV) nor parquet; export the table as CSV") from None
-    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, ValueError) as error:
-        first = " ".join(str(error).split())
-        raise InputError(f"{given}: not a readable CSV ({first}); every row needs the header's fields") from None
-
-
 def numeric_column(column: pd.Series, name: str, path: str) -> pd.Series:
     """The column as float64; missing values stay NaN.
 
     Raises:
         InputError: a cell is text or infinite; the first one is named.
     """
-    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
-        numbers = pd.to_numeric(column, errors="coerce")
-        bad = numbers.isna() & column.notna()
-        if pd.api.types.is_bool_dtype(column):
-            bad = column.notna()
+    kind = column.dtype
+    boolean = pd.api.types.is_bool_dtype(kind)
+    if boolean or pd.api.types.is_complex_dtype(kind) or not pd.api.types.is_numeric_dtype(kind):
+        texts = column.astype(str).where(column.notna())  # also what is nested, a date, or an integer beyond float64
+        numbers = pd.to_numeric(texts.str.strip().replace("", None), errors="coerce").astype(np.float64)
+        bad = numbers.isna() & texts.notna() & (texts.str.strip() != "") | (column.notna() & boolean)
         if bad.any():
             row, value = _first(bad, column)
+            value = str(value)
+            comma = "a comma can mean thousands or decimals; " if re.fullmatch(r"\s*[-+]?[\d.,]+\s*", value) else ""
             raise InputError(
-                f"{path}: column {name}, row {row}: {str(value)[:40]!r} is not a number; correct it or "
+                f"{path}: column {name}, row {row}: {value[:40]!r} is not a number; {comma}correct it or "
                 "leave the cell empty"
             )
         column = numbers

@@ -209,18 +209,32 @@ def test_a_report_goes_through_a_link_and_into_a_pipe(tmp_path):
 
 
 def test_claims_whose_columns_are_partly_there_are_named_with_the_nearest_column(theory, tmp_path, rng):
-    """A column r instead of rank must not drop a claim without a word."""
+    """A column that is probably the rank must not drop a claim without a word."""
     path = tmp_path / "t.csv"
     frame = pd.concat([gap_table(1.0, 0.5, DESIGN, rng), dynamics_table(1.0, DESIGN, rng)])
-    frame.rename(columns={"rank": "r"}).to_csv(path, index=False)
+    frame.rename(columns={"rank": "rnk"}).to_csv(path, index=False)
     outcome = theory("check", path)
     assert outcome.code == 0
-    assert "generalization is not judged: it lacks rank (is it the column 'r'?)" in outcome.out
-    assert "optimal_rank" not in outcome.out  # nothing of it is there
-    gap_table(1.0, 0.5, DESIGN, rng).rename(columns={"rank": "Rank", "samples": "n_train"}).to_csv(path, index=False)
-    error = theory("check", path).error
-    assert "rank (is it the column 'Rank'?)" in error
-    assert "samples (is it the column 'n_train'?)" in error
+    hint = "it lacks rank (did you mean column 'rnk'? say --columns rank=rnk)"
+    assert f"generalization is not judged: {hint}\n" in outcome.out
+    assert f"optimal_rank is not judged: {hint}, test_loss\n" in outcome.out
+    assert "information" not in outcome.out  # nothing of it is there
+    assert f"generalization lacks {hint[9:]}" in theory("check", path, "--claim", "generalization").error
+    assert "\ngeneralization: " in theory("check", path, "--columns", "rank=rnk").out
+    named = theory("check", path, "--claim", "dynamics", "information").out
+    assert "information is not judged: it lacks clone_weight, mutual_information, mi_ceiling" in named
+
+
+def test_a_usual_other_name_is_read_with_a_remark(theory, tmp_path, rng):
+    frame = gap_table(1.0, 0.5, DESIGN, rng)
+    right = check_table(frame)["generalization"].to_dict()
+    path = tmp_path / "t.csv"
+    for names in ({"rank": "r"}, {"rank": "Rank", "samples": "n_train", "gap": "config.Gap"}):
+        frame.rename(columns=names).to_csv(path, index=False)
+        found = json.loads(theory("check", path, "--json", "-").out)
+        assert found["claims"]["generalization"] == json.loads(to_json(right))
+        for known, own in names.items():
+            assert f"{own!r} as {known}" in found["remarks"][0]
 
 
 def test_undefined_numbers_are_null(theory, tmp_path, rng):

@@ -146,7 +146,7 @@ def advise(table: Table, samples: float, max_rank: int | None = None) -> Advice:
         raise OptionError("max_rank", f"{max_rank}: must be at least 1")
     missing = table.missing(("rank", "samples", "seed", "test_loss"))
     if missing:
-        raise InputError(f"{table.path}: advice needs the columns {', '.join(missing)}; add them")
+        raise InputError(f"{table.path}: advice lacks {table.lacking(missing)}; add or rename these columns")
     frame, cells, remarks = risk_cells(table)
     cost, notes = rank_cost(frame), list(remarks)
     optima = find_optima(cells, cost.dimension)

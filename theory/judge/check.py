@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,10 @@ from theory.errors import OptionError
 from theory.judge.ledger import Claim, all_claims
 from theory.judge.verdicts import MARGIN
 from theory.report import Report
-from theory.tables import InputError, Table, primary_rows, read_table, table_from_frame
+from theory.tables import InputError, Table, load_table, primary_rows, table_from_frame
+
+#: The column of every claim: it speaks for none.
+SHARED = "seed"
 
 
 def check_file(
@@ -21,6 +24,7 @@ def check_file(
     *,
     claims: Sequence[str] = (),
     margin: float = MARGIN,
+    columns: Mapping[str, str] | None = None,
     where: Sequence[str] = (),
     scale: Sequence[str] = (),
 ) -> Report:
@@ -29,13 +33,14 @@ def check_file(
     Args:
         claims: names of claims; empty for every claim whose columns are present.
         margin: exponents closer than this to the claimed one count as equal.
-        where: `column=value` conditions that select rows.
+        columns, where: new names and conditions that select rows, see `load_table`.
         scale: `column=factor` changes: an error planted on purpose, to see that the judge notices.
 
     Raises:
         InputError: the input cannot be used.
     """
-    report = check(read_table(path).where(where).scaled(scale), claims=claims, margin=margin)
+    table = load_table(path, columns=columns, where=where).known().scaled(scale)
+    report = check(table, claims=claims, margin=margin)
     planted = tuple(f"column changed on request, this judges no measurement: {item}" for item in scale)
     return dataclasses.replace(report, remarks=(*planted, *report.remarks))
 
@@ -46,15 +51,16 @@ def check_table(frame: pd.DataFrame, *, claims: Sequence[str] = (), margin: floa
 
 
 def check(table: Table, *, claims: Sequence[str] = (), margin: float = MARGIN) -> Report:
-    """Judge a table that has been read. See `check_file`."""
+    """Judge a table whose columns are known (`Table.known`). See `check_file`."""
     if not 0.0 < margin < 0.5:
         raise OptionError("margin", f"{margin:g}: must lie between 0 and 0.5")
-    table, remarks = primary_rows(table)
+    remarks = table.remarks
+    table, arms = primary_rows(table)
     selected, skipped = _select(table, claims)
     # Numbers beyond floating point become NaN or infinite and end in UNTESTABLE or INCONCLUSIVE, never in a warning.
     with np.errstate(all="ignore"):
         reports = {claim.name: claim.judge(table, margin) for claim in selected}
-    return Report(table.path, table.sha256, len(table.frame), margin, reports, (*remarks, *skipped))
+    return Report(table.path, table.sha256, len(table.frame), margin, reports, (*remarks, *arms, *skipped))
 
 
 def _select(table: Table, names: Sequence[str]) -> tuple[list[Claim], list[str]]:
@@ -76,28 +82,24 @@ def _select(table: Table, names: Sequence[str]) -> tuple[list[Claim], list[str]]
     missing = {c.name: _missing(table, c) for c in candidates}
     usable = [c for c in candidates if not missing[c.name]]
     if not usable:
-        needs = "; ".join(f"{name} lacks {_with_nearest(table, columns)}" for name, columns in missing.items())
+        needs = "; ".join(f"{name} lacks {table.lacking(columns)}" for name, columns in missing.items())
         raise InputError(f"{table.path}: no claim can be judged: {needs}; add or rename these columns")
     partly = [
-        f"{c.name} is not judged: it lacks {_with_nearest(table, missing[c.name])}"
+        f"{c.name} is not judged: it lacks {table.lacking(missing[c.name])}"
         for c in candidates
-        if missing[c.name] and (c.measured not in missing[c.name] or table.nearest(c.measured))
+        if missing[c.name] and (names or _is_partly_there(table, c, missing[c.name]))
     ]
     return usable, partly
 
 
-def _with_nearest(table: Table, columns: Sequence[str]) -> str:
-    """Missing columns, each with the column that was probably meant."""
-    words = []
-    for name in columns:
-        near = table.nearest(name)
-        words.append(f"{name} (is it the column {near!r}?)" if near else name)
-    return ", ".join(words)
+def _is_partly_there(table: Table, claim: Claim, missing: Sequence[str]) -> bool:
+    """Is any column of a claim there, or one that is similar? `seed` is a column of every table."""
+    return any(c not in missing or table.names.similar(c) for c in claim.columns if c != SHARED)
 
 
 def _missing(table: Table, claim: Claim) -> list[str]:
     """Columns that the claim lacks among the rows that may speak about it."""
     if "claim" in table.frame:
         mark = table.frame["claim"]
-        table = Table(table.frame[mark.isna() | (mark.astype(str) == claim.name)], table.path, table.sha256)
+        table = dataclasses.replace(table, frame=table.frame[mark.isna() | (mark.astype(str) == claim.name)])
     return table.missing(claim.columns)
