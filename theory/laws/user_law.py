@@ -8,7 +8,7 @@ asymptotic covariance is not used: it is 35 to 70 % too narrow on real scaling d
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,19 @@ from scipy import stats
 
 from theory.judge.intervals import UNDEFINED, Interval, cluster_weights, generator, small_sample_factor
 from theory.judge.model_selection import held_out
-from theory.laws.least_squares import HUBER, Loss, huber, minimise, polish, robust_scale, smooth_deviation, solve
+from theory.laws.identify import Identification, Situation, identify
+from theory.laws.least_squares import (
+    HUBER,
+    SQUARES,
+    Loss,
+    Optimum,
+    huber,
+    minimise,
+    polish,
+    robust_scale,
+    smooth_deviation,
+    solve,
+)
 from theory.laws.parser import Law, LawError, parse_law
 from theory.laws.profile import profile_intervals
 from theory.laws.surface import nonnegative_least_squares
@@ -29,6 +41,8 @@ POLISHED = 32
 #: Optima that are followed to the end one by one, and rounds of starts where one alone agrees.
 FINISHED, ROUNDS = 4, 3
 AGREEMENT = 1e-6
+#: A 95 % percentile interval needs a draw in each tail.
+FEWEST_DRAWS = 40
 #: Above this many rows every draw is one Newton step from the full fit instead of a full optimisation.
 LARGE = 20_000
 
@@ -106,15 +120,27 @@ class _Problem:
     log_scale: bool
     sd: np.ndarray
     row: np.ndarray  # numbers of the rows in the table
+    signs: np.ndarray  # [p] or [B, p] of the parameters that are logarithms
 
-    def natural(self, theta: np.ndarray) -> np.ndarray:
-        return np.where(self.signed, theta, np.exp(np.minimum(np.where(self.signed, 0.0, theta), 300.0)))
+    def natural(self, theta: np.ndarray, signs: np.ndarray | None = None) -> np.ndarray:
+        """The law's parameters [..., p] from internal ones."""
+        signs = self.signs if signs is None else signs
+        return np.where(self.signed, theta, signs * np.exp(np.minimum(np.where(self.signed, 0.0, theta), 300.0)))
 
     def internal(self, parameters: np.ndarray) -> np.ndarray:
-        return np.where(self.signed, parameters, np.log(np.where(self.signed, 1.0, np.maximum(parameters, 1e-300))))
+        size = np.maximum(np.abs(parameters), 1e-300)
+        return np.where(self.signed, parameters, np.log(np.where(self.signed, 1.0, size)))
 
-    def residual(self, theta: np.ndarray, _: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        natural = self.natural(theta)
+    def logarithmic(self, parameters: np.ndarray, which: np.ndarray) -> _Problem:
+        """The same problem, with signed parameters by their logarithms and the signs that they have here ([B, p]).
+
+        In A*x**b the best A moves exponentially with b: a straight line for log A, a bent valley for A.
+        """
+        signs = np.where(parameters < 0, -1.0, 1.0)
+        return replace(self, signed=self.signed & ~which, signs=np.where(which, signs, self.signs))
+
+    def residual(self, theta: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        natural = self.natural(theta, self.signs[index] if self.signs.ndim == 2 else self.signs)
         values, slopes = self.law.evaluate(natural, self.data)
         with np.errstate(all="ignore"):
             slopes = slopes * np.where(self.signed, 1.0, natural)[:, None, :]
@@ -123,21 +149,18 @@ class _Problem:
             return (values - self.y) / self.sd, slopes / self.sd[:, None]
 
     def rows(self, keep: np.ndarray) -> _Problem:
-        return _Problem(
-            self.law,
-            {k: v[keep] for k, v in self.data.items()},
-            self.y[keep],
-            self.signed,
-            self.log_scale,
-            self.sd[keep],
-            self.row[keep],
+        return replace(
+            self, data={k: v[keep] for k, v in self.data.items()}, y=self.y[keep], sd=self.sd[keep], row=self.row[keep]
         )
+
+    @property
+    def exponent(self) -> np.ndarray:
+        return np.array([p in self.law.exponents for p in self.law.parameters])
 
     @property
     def largest_step(self) -> np.ndarray:
         """Logarithms and exponents move by at most 2 per step; signed coefficients are free."""
-        exponent = np.array([p in self.law.exponents for p in self.law.parameters])
-        return np.where(self.signed & ~exponent, np.inf, 2.0)
+        return np.where(self.signed & ~self.exponent, np.inf, 2.0)
 
 
 def fit_law(
@@ -168,20 +191,28 @@ def fit_law(
     found = _optimise(problem, table.path)
     theta, loss, objective, agreeing = found.theta, found.loss, found.objective, len(found.agreeing)
     clusters = int(labels.max()) + 1
+    identified = identify(_situation(problem, found))
     draws = _bootstrap(problem, theta, loss, labels, clusters, bootstraps)
-    intervals = _intervals(problem, theta, draws, clusters)
+    natural, drawn = problem.natural(theta), problem.natural(draws)
+    # A signed coefficient that no draw brings near zero is one of known sign: its logarithm is the better coordinate.
+    known = problem.signed & ~problem.exponent & (drawn * natural > 0).all(axis=0)
+    problem = problem.logarithmic(natural, known)
+    theta, draws = problem.internal(natural), problem.internal(drawn)
+    loose = {law.parameters[k] for k in identified.undetermined}
+    intervals = _known(_intervals(problem, theta, draws, clusters), loose)
     independent = clusters == n and n <= LARGE
     profiles = dict.fromkeys(law.parameters, UNDEFINED)
     if independent and len(draws):
         ends = profile_intervals(problem.residual, theta, loss, draws, n, problem.largest_step)
-        profiles = _named(problem, *ends)
-    determined = dict.fromkeys(law.parameters, True)
-    estimates = dict(zip(law.parameters, problem.natural(theta).tolist(), strict=True))
+        profiles = _known(_named(problem, *ends), loose)
+    determined = {name: name not in loose for name in law.parameters}
+    estimates = dict(zip(law.parameters, natural.tolist(), strict=True))
     return FitResult(
         law, target, n, clusters, estimates, intervals, profiles, objective, agreeing, _holdout(problem, table.path),
-        determined, problem.natural(draws), problem.residual(theta[None, :], np.zeros(1, dtype=int))[0][0], labels,
-        problem.log_scale, _notes(problem, intervals, profiles, agreeing, clusters),
-        law.value(problem.natural(theta), problem.data),
+        determined, drawn, problem.residual(theta[None, :], np.zeros(1, dtype=int))[0][0], labels,
+        problem.log_scale,
+        _notes(problem, len(found.agreeing), natural, drawn, identified, intervals, profiles, clusters),
+        law.value(natural, problem.data),
     )  # fmt: skip
 
 
@@ -223,7 +254,7 @@ def _prepare(
             row = frame.index[frame[cluster].isna().to_numpy()][0]
             raise InputError(f"{table.path}: column {cluster}, row {row}: empty; every row needs its cluster")
         labels = np.unique(frame[cluster].astype(str).to_numpy(), return_inverse=True)[1]
-    return _Problem(law, data, y, flags, log_scale, sd, frame.index.to_numpy()), labels
+    return _Problem(law, data, y, flags, log_scale, sd, frame.index.to_numpy(), np.ones(len(flags))), labels
 
 
 def _row_deviation(data: dict[str, np.ndarray], y: np.ndarray) -> np.ndarray:
@@ -264,7 +295,7 @@ def _optimise(problem: _Problem, path: str) -> _Fitted:
             _refuse_undefined(sample, starts, path)
         screened = minimise(sample.residual, starts, iterations=60, ftol=1e-8, largest_step=limit)
         order = np.argsort(screened.objective, kind="stable")[:POLISHED]
-        first = minimise(problem.residual, screened.theta[order], iterations=300, largest_step=limit)
+        first = _descend(problem, screened.theta[order])
         optimum = (
             first if not len(pool) else minimise(problem.residual, np.concatenate([pool, first.theta]), iterations=0)
         )
@@ -272,10 +303,14 @@ def _optimise(problem: _Problem, path: str) -> _Fitted:
             r = problem.residual(optimum.theta[[optimum.best]], np.zeros(1, dtype=int))[0][0]
             # A perfect fit has no scale; any delta above rounding will do.
             delta = max(HUBER * robust_scale(r), 1e-12)
-            optimum = minimise(problem.residual, optimum.theta, loss=huber(delta), iterations=300, largest_step=limit)
+            optimum = _descend(problem, optimum.theta, loss=huber(delta))
         theta, objective = optimum.theta.copy(), optimum.objective.copy()
+        which = problem.signed & ~problem.exponent
         for k in np.argsort(objective, kind="stable")[:FINISHED]:
-            theta[k], objective[k] = polish(problem.residual, theta[k], delta)
+            natural = problem.natural(theta[k])
+            other = problem.logarithmic(natural, which)
+            end, objective[k] = polish(other.residual, other.internal(natural), delta)
+            theta[k] = problem.internal(other.natural(end))
         best = int(np.argmin(objective))
         agree = objective <= objective[best] + AGREEMENT * max(abs(objective[best]), 1e-12)
         if agree.sum() > 1:
@@ -300,10 +335,38 @@ def _refuse_undefined(problem: _Problem, starts: np.ndarray, path: str) -> None:
     )
 
 
+def _descend(
+    problem: _Problem,
+    start: np.ndarray,
+    *,
+    loss: Loss = SQUARES,
+    weights: np.ndarray | None = None,
+    iterations: int = 300,
+    ftol: float = 1e-12,
+) -> Optimum:
+    """`minimise` from internal starts [B, p]; then once more with signed coefficients by their logarithms."""
+    limit = problem.largest_step
+    found = minimise(
+        problem.residual, start, loss=loss, weights=weights, iterations=iterations, ftol=ftol, largest_step=limit
+    )
+    which = problem.signed & ~problem.exponent
+    if not which.any():
+        return found
+    natural = problem.natural(found.theta)
+    other = problem.logarithmic(natural, which)
+    again = minimise(
+        other.residual, other.internal(natural), loss=loss, weights=weights, iterations=iterations, ftol=ftol,
+        largest_step=other.largest_step,
+    )  # fmt: skip
+    better = again.objective < found.objective
+    theta = np.where(better[:, None], problem.internal(other.natural(again.theta)), found.theta)
+    return Optimum(theta, np.where(better, again.objective, found.objective))
+
+
 def _starts(problem: _Problem, rng: np.random.Generator) -> np.ndarray:
     """[STARTS, p] internal starting points: random exponents; coefficients by least squares where the law is linear."""
     law = problem.law
-    exponent = np.array([name in law.exponents for name in law.parameters])
+    exponent = problem.exponent
     p, typical = len(law.parameters), float(np.median(np.abs(problem.y[problem.y != 0])))
     # Powers lie between .05 and 2; rates inside an exponential may be far smaller.
     power = np.exp(rng.uniform(np.log(0.05), np.log(2.0), (STARTS, p)))
@@ -380,11 +443,35 @@ def _bootstrap(
         size = min(chunk, bootstraps - first)
         weights = cluster_weights(clusters, size, rng)[:, labels]
         start = np.repeat(theta[None, :], size, axis=0)
-        fitted.append(
-            minimise(problem.residual, start, loss=loss, weights=weights, iterations=100, ftol=1e-9,
-                     largest_step=problem.largest_step).theta
-        )  # fmt: skip
+        fitted.append(_descend(problem, start, loss=loss, weights=weights, iterations=100, ftol=1e-9).theta)
     return np.concatenate(fitted)
+
+
+def _situation(problem: _Problem, found: _Fitted) -> Situation:
+    """The optimum as `identify` needs it."""
+
+    def slopes(theta: np.ndarray, data: dict[str, np.ndarray]) -> np.ndarray:
+        n = len(next(iter(data.values())))
+        # Only the slopes are used: the target's values do not enter them, and its deviation is that of a typical row.
+        sd = problem.sd if data is problem.data else np.full(n, float(np.median(problem.sd)))
+        here = replace(problem, data=data, y=np.ones(n), sd=sd, row=np.arange(n))
+        return here.residual(theta[None, :], np.zeros(1, dtype=int))[1][0]
+
+    r = problem.residual(found.theta[None, :], np.zeros(1, dtype=int))[0][0]
+    size = np.ones(len(r)) if problem.log_scale else problem.y / problem.sd
+    # Exact data have no noise; what they determine is limited by rounding, and by the optimiser's tolerance.
+    sigma = max(robust_scale(r), 1e-7 * float(np.sqrt(np.mean(size * size))))
+    law = problem.law
+    return Situation(
+        law.parameters, found.theta, problem.natural(found.theta), found.agreeing, problem.signed,
+        problem.exponent, slopes, found.loss.weight(r), sigma, size,
+        problem.data,
+    )  # fmt: skip
+
+
+def _known(intervals: dict[str, Interval], loose: Collection[str]) -> dict[str, Interval]:
+    """Intervals without those of parameters that the table does not determine."""
+    return {name: UNDEFINED if name in loose else interval for name, interval in intervals.items()}
 
 
 def _intervals(problem: _Problem, theta: np.ndarray, draws: np.ndarray, clusters: int) -> dict[str, Interval]:
@@ -393,18 +480,26 @@ def _intervals(problem: _Problem, theta: np.ndarray, draws: np.ndarray, clusters
     For many clusters these are percentile intervals (a coefficient near zero has a skew distribution, and they keep
     it); for few they widen as the t interval does.
     """
-    if not len(draws):
+    if len(draws) < FEWEST_DRAWS:
         return dict.fromkeys(problem.law.parameters, UNDEFINED)
-    stretch = small_sample_factor(clusters) * stats.t.ppf(0.975, clusters - 1) / stats.norm.ppf(0.975)
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    low, high = theta - stretch * np.maximum(theta - low, 0.0), theta + stretch * np.maximum(high - theta, 0.0)
-    return _named(problem, low, high)
+    return _named(problem, *stretched(theta, draws, clusters))
+
+
+def stretched(
+    estimate: np.ndarray, draws: np.ndarray, clusters: int, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of `level` percentile intervals of draws [B, ...] about an estimate [...], stretched for few clusters."""
+    tail = 0.5 - level / 2
+    stretch = small_sample_factor(clusters) * stats.t.ppf(1 - tail, clusters - 1) / stats.norm.ppf(1 - tail)
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    below, above = np.maximum(estimate - low, 0.0), np.maximum(high - estimate, 0.0)
+    return estimate - stretch * below, estimate + stretch * above
 
 
 def _named(problem: _Problem, low: np.ndarray, high: np.ndarray) -> dict[str, Interval]:
     """Intervals by parameter, from limits of the internal parameters."""
     ends = zip(problem.law.parameters, problem.natural(low), problem.natural(high), strict=True)
-    return {name: Interval(float(a), float(b)) for name, a, b in ends}
+    return {name: Interval(float(min(a, b)), float(max(a, b))) for name, a, b in ends}
 
 
 def _holdout(problem: _Problem, path: str) -> float:
@@ -423,15 +518,38 @@ def _holdout(problem: _Problem, path: str) -> float:
 
 
 def _notes(
-    problem: _Problem, intervals: Mapping[str, Interval], profiles: Mapping[str, Interval], agreeing: int, clusters: int
+    problem: _Problem,
+    agreeing: int,
+    estimate: np.ndarray,
+    drawn: np.ndarray,
+    identified: Identification,
+    intervals: Mapping[str, Interval],
+    profiles: Mapping[str, Interval],
+    clusters: int,
 ) -> tuple[str, ...]:
     law = problem.law
     notes = [f"columns: {', '.join(law.columns)}; parameters: {', '.join(law.parameters)}"]
     if not problem.log_scale:
         notes.append("the target is not positive throughout: fitted on the linear scale")
+    for group in identified.groups:
+        said = f"not determined by this table: {', '.join(law.parameters[k] for k in group.members)}"
+        for combination in group.combinations:
+            value = combination.value(estimate)
+            said += f"; {combination.text} = {value:.4g} is"
+            if len(drawn) >= FEWEST_DRAWS:
+                low, high = stretched(value, combination.value(drawn), clusters)
+                said += f" ({low:.4g} to {high:.4g})"
+        notes.append(f"{said}. What would determine them: {group.why}")
+    notes += identified.boundary
     if agreeing < 5:
-        notes.append(f"only {agreeing} starts agree on the optimum: the law may not be identifiable from these rows")
-    if clusters < 5:
+        notes.append(f"only {agreeing} starts agree on the optimum: there may be a better one")
+    if len(drawn) < FEWEST_DRAWS:
+        notes.append(
+            "no intervals: one cluster cannot be resampled"
+            if clusters < 2
+            else f"no intervals: {len(drawn)} bootstrap draws have no 2.5 % tail; take at least {FEWEST_DRAWS}"
+        )
+    elif clusters < 5:
         notes.append(f"{clusters} clusters: intervals from fewer than 5 are unreliable")
     for name in law.parameters:
         a, b = intervals[name].width, profiles[name].width
