@@ -71,7 +71,7 @@ def frame_of(data: bytes, given: str) -> pd.DataFrame:
     if foreign := _foreign(data):
         raise InputError(f"{given}: {foreign}, not a table; {EXPORT}")
     data = _utf8(data, given)
-    if re.match(rb"\s*(?:\{\s*[\"}]|\[\s*[\[\]{])", data):
+    if re.match(rb"\s*(?:\{\s*[\"}]|\[\s*[\[\]{\"\d-])", data):
         return _from_json(data, given)
     return _from_text(data, given)
 
@@ -162,7 +162,7 @@ def _foreign(data: bytes) -> str | None:
         if data.startswith(start):
             return what
     if data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return "a Python pickle, which is not opened because it could run code"
+        return "a Python pickle (never opened: it could run code)"
     if data[8:10] == b'{"' and int.from_bytes(data[:8], "little") <= len(data):
         return "a safetensors model"
     if data[257:262] == b"ustar":
@@ -334,11 +334,12 @@ def _from_text(data: bytes, given: str) -> pd.DataFrame:
                 skipinitialspace=True, encoding="utf-8",
             )  # fmt: skip
     except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, ValueError) as error:
-        raise InputError(f"{given}: not a readable table ({' '.join(str(error).split())}); export it again") from None
+        said = "a quote is left open" if "EOF inside string" in str(error) else " ".join(str(error).split())
+        raise InputError(f"{given}: not a readable table ({said}); export it again") from None
     if len(header) == 1 and not pd.api.types.is_numeric_dtype(frame.iloc[:, 0]):
         raise InputError(f"{given}: text without columns: no comma, tab or semicolon separates the fields; {EXPORT}")
-    nameless = [name for name, own in zip(names, header, strict=True) if not own]
-    return _with_decimal_comma(frame.drop(columns=[name for name in nameless if frame[name].isna().all()]))
+    empty = [name for name, own in zip(names, header, strict=True) if not own and frame[name].isna().all()]
+    return _with_decimal_comma(frame.drop(columns=empty) if empty else frame)
 
 
 def _lines(data: bytes) -> io.TextIOWrapper:
@@ -357,11 +358,19 @@ def _separator(sample: list[str]) -> str | None:
         score = (sum(w == widths[0] for w in widths) / len(widths), widths[0])
         if widths[0] > 1 and score > best:
             best, separator = score, candidate
-    if separator is None and len(sample) > 1:
-        rows = [next(csv.reader([" ".join(line.split())], delimiter=" "), []) for line in sample]
-        if len(rows[0]) > 1 and len({len(row) for row in rows}) == 1 and any(_is_number(cell) for cell in rows[1]):
-            return " "
+    if separator is None and len(sample) > 1 and _is_blank_separated(sample):
+        return " "
     return separator
+
+
+def _is_blank_separated(sample: list[str]) -> bool:
+    """Are the lines plainly a table: names, and as many fields in every line below, some of them numbers?"""
+    try:
+        header, *rows = csv.reader([" ".join(line.split()) for line in sample], delimiter=" ")
+    except csv.Error:
+        return False
+    named = len(header) > 1 and not any(_is_number(name) for name in header)
+    return named and {len(row) for row in rows} == {len(header)} and any(_is_number(cell) for cell in rows[0])
 
 
 def _shape(data: bytes, separator: str, given: str) -> tuple[list[str], int, str]:

@@ -95,8 +95,8 @@ class Names:
             return found[0]
         near = self.similar(name)
         if near:
-            raise InputError(f"no column {name!r}; did you mean {listed(near)}?")
-        raise InputError(f"no column {name!r}; the columns are {listed(self.columns, 12)}")
+            raise InputError(f"no column {name!r}; did you mean {either(near)}?")
+        raise InputError(f"no column {name!r}; the columns are {listed(self.columns)}")
 
 
 def _one_edit(name: str) -> re.Pattern[str]:
@@ -107,10 +107,16 @@ def _one_edit(name: str) -> re.Pattern[str]:
     return re.compile(f"^(?:{'|'.join(sorted(near))})$", re.MULTILINE)
 
 
-def listed(names: Sequence[str], most: int = 3) -> str:
-    """`'a' or 'b'`-like list of names, cut where it is long."""
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Names in quotes, the list cut where it is long."""
     shown = ", ".join(repr(name[:60]) for name in names[:most])
     return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
+
+
+def either(names: Sequence[str]) -> str:
+    """`'a', 'b' or 'c'`: the first three names, of which one was probably meant."""
+    first = [repr(name[:60]) for name in names[:3]]
+    return " or ".join(filter(None, [", ".join(first[:-1]), first[-1]]))
 
 
 def quoted(name: str) -> str:

@@ -23,7 +23,7 @@ import pandas as pd
 from theory.conditions import satisfied
 from theory.errors import InputError as InputError
 from theory.formats import frame_of, plain_frame
-from theory.names import Names, listed, quoted, repeated
+from theory.names import Names, either, quoted, repeated
 
 #: Columns that are counts of something: strictly positive wherever a claim uses them.
 POSITIVE = frozenset({"rank", "samples", "steps", "d_in", "d_out", "params"})
@@ -89,7 +89,7 @@ class Table:
         for name in columns:
             near = self.names.similar(name)
             if near:
-                hint = f" (did you mean column {listed(near)}? say --columns {name}={quoted(near[0])})"
+                hint = f" (did you mean column {either(near)}? say --columns {name}={quoted(near[0])})"
             else:
                 hint = " (the column is empty)" if name in self.frame else ""
             words.append(name + hint)
@@ -170,18 +170,20 @@ class Table:
                 continue
             if name in NUMERIC:
                 numbers[column] = numeric_column(self.frame[column], str(column), self.path)
-        frame = self.frame.assign(**numbers).rename(columns=new)
+        frame = self.frame.assign(**numbers) if numbers else self.frame
+        frame = frame.rename(columns=new) if new else frame
         if "seed" in frame and not pd.api.types.is_numeric_dtype(frame["seed"]):
             # Sorted, so that the order of the rows does not change which number a label gets.
             labels = frame["seed"].astype(str).str.strip().where(frame["seed"].notna())
             order = {label: float(number) for number, label in enumerate(sorted(labels.dropna().unique()))}
             if pd.to_numeric(pd.Series(list(order), dtype=str), errors="coerce").isna().any():
-                frame["seed"] = labels.map(order)
+                coded = {"seed": labels.map(order).astype(np.float64)}
                 if "pilot_seed" in frame:
-                    frame["pilot_seed"] = frame["pilot_seed"].astype(str).str.strip().map(order)
+                    coded["pilot_seed"] = frame["pilot_seed"].astype(str).str.strip().map(order).astype(np.float64)
+                frame = frame.assign(**coded)
                 remarks.append(f"seed holds text: its {len(order)} labels are numbered from 0")
             else:
-                frame["seed"] = numeric_column(frame["seed"], "seed", self.path)
+                frame = frame.assign(seed=numeric_column(frame["seed"], "seed", self.path))
         return replace(self, frame=frame, remarks=(*self.remarks, *remarks))
 
     def scaled(self, changes: Sequence[str]) -> Table:
@@ -274,8 +276,9 @@ def table_from_frame(frame: pd.DataFrame, path: str = "<memory>") -> Table:
 
 
 def _numbered(frame: pd.DataFrame, path: str) -> pd.DataFrame:
-    """The rows that hold anything, numbered as they were written; a spreadsheet ends in rows of separators alone."""
-    frame = frame.set_axis(pd.RangeIndex(1, len(frame) + 1), axis=0)
+    """The rows of a frame of our own that hold anything, numbered as they were written: a spreadsheet ends in rows of
+    separators alone."""
+    frame.index = pd.RangeIndex(1, len(frame) + 1)
     if len(frame.columns) and frame.iloc[:, 0].isna().any():
         frame = frame.dropna(how="all")
     if frame.empty:
@@ -409,14 +412,14 @@ def resolve_duplicates(
     key = [c for c in key if c in frame]
     values = [c for c in values if c in frame]
     present = [c for c in splitters if c in frame]
-    frame = frame.loc[~frame.duplicated([*key, *values])] if not _is_unique(frame, key) else frame
+    frame = frame.loc[~frame[[*key, *values]].duplicated()] if not _is_unique(frame, key) else frame
     if _is_unique(frame, key):
         return frame, []
     if present and _is_unique(frame, [*key, *present]):
         return frame, present
     full_key = [*key, *present]
     group = frame.groupby(full_key, dropna=False, sort=False).ngroup().to_numpy()
-    later = int(np.flatnonzero(frame.duplicated(full_key).to_numpy())[0])
+    later = int(np.flatnonzero(frame[full_key].duplicated().to_numpy())[0])
     earlier = int(np.flatnonzero(group == group[later])[0])
     first, second = frame.iloc[earlier], frame.iloc[later]
     differing = [
@@ -440,7 +443,8 @@ def describe(names: Sequence[str], values: Iterable[Any]) -> str:
 
 
 def _is_unique(frame: pd.DataFrame, columns: Sequence[str]) -> bool:
-    return not frame.duplicated(list(columns)).any()
+    # The columns first: `frame.duplicated(columns)` looks at every column of a wide table.
+    return not frame[list(columns)].duplicated().any()
 
 
 def longest_training(frame: pd.DataFrame, run: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -449,7 +453,7 @@ def longest_training(frame: pd.DataFrame, run: Sequence[str]) -> tuple[pd.DataFr
     Args:
         run: the columns that name a run apart from `steps`.
     """
-    if "steps" not in frame or not frame.duplicated(list(run)).any():
+    if "steps" not in frame or _is_unique(frame, run):
         return frame, []
     point = [c for c in run if c != "seed"]
     longest = frame.groupby(point, dropna=False)["steps"].transform("max")

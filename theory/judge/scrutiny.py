@@ -76,7 +76,7 @@ def refuse_impossible_shapes(frame: pd.DataFrame, path: str) -> None:
     for name in shape:
         cell = frame.groupby(point, dropna=False)[name]
         mixed = (cell.transform("nunique") > 1).to_numpy()
-        if not mixed.any() or frame[mixed].duplicated([*point, "seed"]).any():
+        if not mixed.any() or frame.loc[mixed, [*point, "seed"]].duplicated().any():
             continue
         count = frame.groupby([*point, name], dropna=False)[name].transform("size").to_numpy()
         odd = np.flatnonzero(mixed & (count < 3))
@@ -99,7 +99,7 @@ def refuse_copies(frame: pd.DataFrame, path: str, design: Sequence[str], value: 
         rounded = np.round(numbers / 10.0 ** (digits - COPIES + 1)) * 10.0 ** (digits - COPIES + 1)
     long = np.isfinite(rounded) & (np.abs(rounded - numbers) > 1e-9 * np.abs(numbers))
     key = [*design, value]
-    repeated = frame.duplicated(key, keep=False).to_numpy() & long
+    repeated = frame[key].duplicated(keep=False).to_numpy() & long
     if repeated.sum() < 4 or repeated.sum() < 0.1 * len(frame):
         return
     rows = frame[repeated]
