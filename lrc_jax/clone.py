@@ -103,6 +103,7 @@ class LowRankClone:
             self.teacher,
             hidden_size=self.flags.rank,
             num_layers=len(self.kept_layers),
+            no_rope_layers=tuple(j for j, i in enumerate(self.kept_layers) if i in self.teacher.no_rope_layers),
             rms_norm_eps=self.teacher.rms_norm_eps if eps is None else eps,
             # An untied teacher with a shared projection still has head_s = H zoom^T, which is not E_s.
             tie_word_embeddings=self.flags.tie_word_emb_proj and self.teacher.tie_word_embeddings,

@@ -28,17 +28,43 @@ from jaxtyping import Array, Float, Int
 RESIDUAL = "residual"  # what rematerialisation keeps (train.StepOptions)
 STEPS = ("fast", "reference")
 NEG_INF = -1e30  # finite: a fully masked row must not give nan
+LARGEST = 2**31 - 1  # of a size
+# Sizes of DecoderConfig, and what Hugging Face calls them.
+SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "max_position_embeddings": "max_position_embeddings",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """RoPE frequency scaling as in Hugging Face `rope_scaling`; kind is "linear" or "llama3"."""
+    """RoPE frequency scaling as in Hugging Face `rope_scaling`; kind is "linear", "llama3" or "none" (no RoPE)."""
 
     kind: str
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.factor) and self.factor > 0):
+            raise ValueError(f"rope_scaling factor {self.factor} is not a positive number")
+        if not 0 < self.low_freq_factor < self.high_freq_factor < math.inf:
+            raise ValueError(
+                f"rope_scaling low_freq_factor {self.low_freq_factor} is not between 0 and "
+                f"high_freq_factor {self.high_freq_factor}"
+            )
+        if self.original_max_position_embeddings < 1:
+            raise ValueError("rope_scaling original_max_position_embeddings is less than 1")
+
+
+NO_ROPE = RopeScaling("none", 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +84,18 @@ class DecoderConfig:
     tie_word_embeddings: bool = False
     qkv_bias: bool = False  # Qwen2
     qk_norm: bool = False  # Qwen3: RMSNorm over the head dimension of q and k, before RoPE
+    no_rope_layers: tuple[int, ...] = ()  # SmolLM3: layers whose queries and keys are not rotated
     max_position_embeddings: int = 2048
     model_type: str = "llama"
     step: str = "fast"  # how it is computed, not what: "fast" (lrc_jax.compute.fast) or "reference" (this module)
 
     def __post_init__(self) -> None:
+        for name, stock in SIZES.items():
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise ValueError(f"{stock} {getattr(self, name)} is outside 1..{LARGEST}")
+        for name in ("rms_norm_eps", "rope_theta"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} {getattr(self, name)} is not a positive number")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_heads} is no multiple of num_key_value_heads {self.num_kv_heads}"
@@ -71,6 +104,10 @@ class DecoderConfig:
             raise ValueError(f"head_dim {self.head_dim} is odd; RoPE needs an even one")
         if self.step not in STEPS:
             raise ValueError(f"step {self.step!r} is unknown; choose one of {', '.join(STEPS)}")
+
+    def of_layer(self, layer: int) -> DecoderConfig:
+        """The configuration that a layer's attention reads: without RoPE where the layer has none."""
+        return dataclasses.replace(self, rope_scaling=NO_ROPE) if layer in self.no_rope_layers else self
 
     @property
     def q_size(self) -> int:
@@ -170,6 +207,8 @@ def rope_inverse_frequencies(config: DecoderConfig) -> np.ndarray:
         ramp = (ratio - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
         ramp = np.clip(ramp, 0.0, 1.0)
         return (1 - ramp) * inv_freq / scaling.factor + ramp * inv_freq
+    if scaling == NO_ROPE:
+        return np.zeros_like(inv_freq)
     raise ValueError(f"rope_scaling kind {scaling.kind!r} is not supported; known: linear, llama3")
 
 
@@ -288,8 +327,8 @@ def forward(
     x_ND = weights.embed_VD[tokens_BT.reshape(-1)] if embedded_ND is None else embedded_ND
     embedded = x_ND
     layer_acts, hidden = [], []
-    for w in weights.layers:
-        x_ND, acts = decoder_layer(config, w, x_ND, batch, operations)
+    for i, w in enumerate(weights.layers):
+        x_ND, acts = decoder_layer(config.of_layer(i), w, x_ND, batch, operations)
         x_ND = checkpoint_name(x_ND, RESIDUAL)
         layer_acts.append(acts)
         hidden.append(x_ND)

@@ -69,7 +69,6 @@ def prefill(
     if capacity < length:
         raise ValueError(f"cache of {capacity} positions is too small for a prompt of {length}")
     acts = forward(config, weights, tokens_BT)
-    cos_TC, sin_TC = (jnp.asarray(t, acts.embedded_ND.dtype)[None, None] for t in rope_tables(config, length))
 
     def by_head(x_NK: Array) -> Array:
         return x_NK.reshape(batch, length, config.num_kv_heads, config.head_dim).transpose(0, 2, 1, 3)
@@ -78,7 +77,9 @@ def prefill(
         return jnp.pad(x_BKTC, ((0, 0), (0, 0), (0, capacity - length), (0, 0)))
 
     layers = []
-    for w, layer in zip(weights.layers, acts.layers, strict=True):
+    for i, (w, layer) in enumerate(zip(weights.layers, acts.layers, strict=True)):
+        tables = rope_tables(config.of_layer(i), length)
+        cos_TC, sin_TC = (jnp.asarray(t, acts.embedded_ND.dtype)[None, None] for t in tables)
         key_BKTC = by_head(_heads_norm(config, layer.k_NK, w.k_norm_C))
         key_BKTC = key_BKTC * cos_TC + rotate_half(key_BKTC) * sin_TC
         layers.append(LayerCache(padded(key_BKTC), padded(by_head(layer.v_NK))))
@@ -124,9 +125,9 @@ def decode_step(
     """
     x_BD = weights.embed_VD[token_B]
     layers = []
-    for w, layer in zip(weights.layers, cache.layers, strict=True):
+    for i, (w, layer) in enumerate(zip(weights.layers, cache.layers, strict=True)):
         attn_in_BD = rms_norm(x_BD, w.input_norm_D, config.rms_norm_eps)
-        attn_out_BD, layer = _attend(config, w, layer, cache.length, attn_in_BD)
+        attn_out_BD, layer = _attend(config.of_layer(i), w, layer, cache.length, attn_in_BD)
         x_BD = x_BD + attn_out_BD
         mlp_in_BD = rms_norm(x_BD, w.mlp_norm_D, config.rms_norm_eps)
         x_BD = x_BD + (jax.nn.silu(mlp_in_BD @ w.gate_DF) * (mlp_in_BD @ w.up_DF)) @ w.down_FD

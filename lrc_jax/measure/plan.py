@@ -19,9 +19,11 @@ from lrc_jax.measure.flops import (
     training_flops,
 )
 from lrc_jax.model import DecoderConfig
-from lrc_jax.teachers.gguf import open_gguf
+from lrc_jax.teachers import hub
 from lrc_jax.teachers.gguf import read_config as read_gguf_config
+from lrc_jax.teachers.gguf_file import open_gguf
 from lrc_jax.teachers.huggingface import parse_config, read_config
+from lrc_jax.teachers.keys import read_json
 
 GB = 1e9
 
@@ -185,23 +187,18 @@ def plan_training(teacher: DecoderConfig, rank: int, tokens: float, assume: Assu
 
 
 def read_teacher_config(path: Path) -> DecoderConfig:
-    """A teacher's architecture: a Hugging Face folder, its config.json, or a GGUF file. No weights are read.
+    """A teacher's architecture: a Hugging Face folder, its config.json, a GGUF file, or a name on the hub.
 
     Raises:
       InputError: nothing readable is there.
     """
+    path = hub.fetched(path)
     if path.suffix == ".gguf":
         return read_gguf_config(open_gguf(path))
     if path.suffix == ".json":
         if not path.is_file():
             raise InputError(f"{path}: does not exist; give a config.json, a model folder or a .gguf file")
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as wrong:
-            raise InputError(f"{path}: not valid JSON ({wrong})") from None
-        if not isinstance(raw, dict):
-            raise InputError(f"{path}: a JSON object is expected there")
-        return parse_config(path, raw)
+        return parse_config(path, read_json(path))
     return read_config(path)
 
 

@@ -1,14 +1,14 @@
 """Teachers in Hugging Face layout: config.json, safetensors (one file or shards), tokenizer.json.
 
-Llama (linear and llama3 RoPE scaling), Mistral, Qwen2 (biases) and Qwen3 (q/k norms). Whatever the decoder does not
-compute is refused by name rather than ignored.
+The families of `families.FAMILIES`. Every key of config.json and every tensor of the files is used, proved to say
+nothing new, or refused by name. Where stock transformers keeps a value in two places, its precedence is kept.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,101 +16,182 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lrc_jax.errors import InputError
-from lrc_jax.model import DecoderConfig, LayerWeights, RopeScaling, Weights
+from lrc_jax.model import DecoderConfig, LayerWeights, RopeScaling, Weights, rope_inverse_frequencies
+from lrc_jax.teachers.families import GRANITE, Family, family_of, granite_factors, times_factor
+from lrc_jax.teachers.keys import Keys, finite, read_json
 
-FLOAT_DTYPES = ("F32", "F16", "BF16")
-# Buffers of older files, and the copy of a tied head.
-IGNORED_TENSORS = ("rotary_emb.inv_freq", "lm_head.weight")
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+MOST_LAYERS = 10_000
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# Keys of config.json that do not change what a decoder computes on given tokens.
+HARMLESS_KEYS = frozenset(
+    """
+    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures attention_dropout
+    auto_map bos_token_id dtype embd_pdrop eos_token_id finetuning_task hidden_dropout id2label initializer_range
+    label2id license max_window_layers model_max_length name_or_path num_labels pad_token_id prefix pretraining_tp
+    problem_type resid_pdrop sep_token_id task_specific_params tokenizer_class torch_dtype transformers.js_config
+    transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict
+    chunk_size_feed_forward output_attentions output_hidden_states return_dict torchscript is_decoder
+    decoder_start_token_id
+    assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens diversity_penalty do_sample
+    early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty epsilon_cutoff eta_cutoff
+    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length min_length
+    no_repeat_ngram_size num_assistant_tokens num_assistant_tokens_schedule num_beam_groups num_beams
+    num_return_sequences output_scores remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens
+    target_lookbehind temperature top_k top_p typical_p
+    """.split()  # noqa: SIM905
+)
+# Switches of things that the decoder does not compute, with the values that leave them off.
+OFF = {
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "tie_encoder_decoder": (False,),
+    "pruned_heads": ({},),
+    "use_mrope": (False,),
+}
 
 
-def _rope(path: Path, raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """rope_theta and scaling; newer files nest both under `rope_parameters`."""
-    nested = raw.get("rope_parameters") or {}
-    theta = float(raw.get("rope_theta") or nested.get("rope_theta") or 10000.0)
-    scaling = raw.get("rope_scaling") or nested
-    kind = scaling.get("rope_type", scaling.get("type", "default")) if scaling else "default"
+def _rope(keys: Keys, family: Family, longest: int) -> tuple[float, RopeScaling | None]:
+    """rope_theta and scaling, with stock's precedence: a top-level `rope_scaling` (transformers 4) stands for the
+    whole of `rope_parameters` (5); within them, their own `rope_theta` goes before the top-level one."""
+    outer = {name: keys.take(name) for name in ("rope_theta", "partial_rotary_factor")}
+    nested, scaling = keys.table("rope_parameters"), keys.table("rope_scaling")
+    original = keys.take("original_max_position_embeddings")
+    named = "rope_scaling" if scaling else "rope_parameters"
+    inner = scaling or nested
+    rope = Keys(keys.path, outer | {k: v for k, v in inner.items() if v is not None}, f"{named}.")
+    theta = rope.real("rope_theta", family.theta)
+    rope.neutral({"partial_rotary_factor": (1.0,)})
+    legacy = rope.text("type", "default")
+    kind = rope.text("rope_type", legacy)
     if kind == "default":
-        return theta, None
-    if kind == "linear":
-        return theta, RopeScaling("linear", float(scaling["factor"]))
-    if kind == "llama3":
-        return theta, RopeScaling(
-            "llama3",
-            float(scaling["factor"]),
-            float(scaling["low_freq_factor"]),
-            float(scaling["high_freq_factor"]),
-            int(scaling["original_max_position_embeddings"]),
+        found = None
+    elif kind == "linear":
+        found = RopeScaling("linear", rope.real("factor"))
+    elif kind == "llama3":
+        length = rope.whole("original_max_position_embeddings", longest)
+        if original is not None:
+            length = keys.as_whole("original_max_position_embeddings", original)
+        found = RopeScaling(
+            "llama3", rope.real("factor"), rope.real("low_freq_factor"), rope.real("high_freq_factor"), length
         )
-    raise InputError(f"{path}: rope_scaling type {kind!r} is not supported; supported: linear, llama3")
+    else:
+        raise InputError(f"{keys.path}: rope_scaling type {kind!r} is not supported; supported: linear, llama3")
+    rope.finish()
+    return theta, found
 
 
-def _longest_input(model_type: str, raw: Mapping[str, Any]) -> int:
-    """Up to the sliding window's length windowed attention is full causal attention; beyond, we do not compute it."""
-    longest = int(raw.get("max_position_embeddings", 2048))
-    window = raw.get("sliding_window")
-    if window and raw.get("use_sliding_window", model_type == "mistral"):
-        return min(longest, int(window))
-    return longest
+def _window(keys: Keys, family: Family, layers: int) -> int | None:
+    """Length of the sliding window, None where no layer has one. Up to that length windowed attention is full causal
+    attention; beyond, we do not compute it."""
+    types = keys.take("layer_types", [])
+    if not isinstance(types, list) or any(kind not in ("full_attention", "sliding_attention") for kind in types):
+        raise InputError(f"{keys.path}: layer_types other than full_attention and sliding_attention are not supported")
+    if types and len(types) != layers:
+        raise InputError(f"{keys.path}: layer_types has {len(types)} entries for {layers} layers; correct the config")
+    if family.windowed is None:
+        return None
+    if family.windowed == "always":
+        on = not keys.is_null("sliding_window")  # absent is stock's default, a window
+    else:
+        on = keys.flag(family.windowed, False) and (not types or "sliding_attention" in types)
+    window = keys.whole("sliding_window", 4096)
+    if on and window < 1:
+        raise InputError(f"{keys.path}: sliding_window {window} is less than 1; correct the config")
+    return window if on else None
+
+
+def _no_rope_layers(keys: Keys, layers: int) -> tuple[int, ...]:
+    """SmolLM3: `no_rope_layers` holds 0 for a layer without RoPE, or every `no_rope_layer_interval`-th is one."""
+    interval = keys.whole("no_rope_layer_interval", 4)
+    rotated = keys.take("no_rope_layers")
+    if rotated is None:
+        if interval < 1:
+            raise InputError(f"{keys.path}: no_rope_layer_interval {interval} is less than 1")
+        return tuple(range(interval - 1, layers, interval))
+    if not isinstance(rotated, list) or len(rotated) < layers or any(x not in (0, 1) for x in rotated):
+        raise InputError(f"{keys.path}: no_rope_layers must hold a 0 or 1 for each of {layers} layers")
+    return tuple(i for i in range(layers) if not rotated[i])
 
 
 def parse_config(path: Path, raw: Mapping[str, Any]) -> DecoderConfig:
     """config.json -> DecoderConfig.
 
     Raises:
-      InputError: an architecture or a feature that the decoder does not compute, or a missing key.
+      InputError: an architecture or a feature that the decoder does not compute, a key that is missing, out of range
+        or not known.
     """
-    model_type = raw.get("model_type")
-    if model_type not in SUPPORTED:
-        raise InputError(f"{path}: model_type {model_type!r} is not supported; supported: {', '.join(SUPPORTED)}")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise InputError(f"{path}: hidden_act {raw['hidden_act']!r} is not supported; only silu (SwiGLU) is")
-    if raw.get("quantization_config"):
+    return _parse(path, raw)[0]
+
+
+def _parse(path: Path, raw: Mapping[str, Any]) -> tuple[DecoderConfig, dict[str, float]]:
+    """The architecture, and a Granite's multipliers."""
+    keys = Keys(path, raw)
+    model_type = keys.text("model_type", "missing")
+    family = family_of(path, "model_type", model_type)
+    activation = keys.take("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise InputError(f"{path}: hidden_act {activation!r} is not supported; only silu (SwiGLU) is")
+    if keys.take("quantization_config"):
         raise InputError(
             f"{path}: quantised checkpoints (quantization_config) are not supported; use a float one or GGUF"
         )
-    if raw.get("partial_rotary_factor", 1.0) != 1.0:
-        raise InputError(f"{path}: partial_rotary_factor {raw['partial_rotary_factor']} is not supported; only 1.0 is")
-    if raw.get("mlp_bias") or (raw.get("attention_bias") and model_type != "qwen2"):
+    # Stock's Qwen2 has its biases whatever attention_bias says.
+    if (keys.take("attention_bias") and not family.qkv_bias) or keys.take("mlp_bias"):
         raise InputError(f"{path}: biases of {model_type} (attention_bias, mlp_bias) are not supported")
+    keys.neutral(OFF)
+    heads, layers = keys.whole("num_attention_heads"), keys.whole("num_hidden_layers")
+    if heads < 1:
+        raise InputError(f"{path}: num_attention_heads {heads} is less than 1; correct the config")
+    if layers > MOST_LAYERS:
+        raise InputError(f"{path}: num_hidden_layers {layers} is more than {MOST_LAYERS}; correct the config")
+    width = keys.whole("hidden_size")
+    longest, window = keys.whole("max_position_embeddings", family.longest), _window(keys, family, layers)
+    kv_heads = heads if keys.is_null("num_key_value_heads") else family.kv_heads or heads
     try:
-        heads = int(raw["num_attention_heads"])
-        theta, scaling = _rope(path, raw)
-        return DecoderConfig(
-            vocab_size=int(raw["vocab_size"]),
-            hidden_size=int(raw["hidden_size"]),
-            intermediate_size=int(raw["intermediate_size"]),
-            num_layers=int(raw["num_hidden_layers"]),
+        theta, scaling = _rope(keys, family, longest)
+        config = DecoderConfig(
+            vocab_size=keys.whole("vocab_size"),
+            hidden_size=width,
+            intermediate_size=keys.whole("intermediate_size"),
+            num_layers=layers,
             num_heads=heads,
-            num_kv_heads=int(raw.get("num_key_value_heads") or heads),
-            head_dim=int(raw.get("head_dim") or (128 if model_type == "qwen3" else raw["hidden_size"] // heads)),
-            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            num_kv_heads=keys.whole("num_key_value_heads", kv_heads),
+            head_dim=keys.whole("head_dim", family.head_dim or width // heads),
+            rms_norm_eps=keys.real("rms_norm_eps", 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            qkv_bias=model_type == "qwen2",
-            qk_norm=model_type == "qwen3",
-            max_position_embeddings=_longest_input(model_type, raw),
+            tie_word_embeddings=keys.flag("tie_word_embeddings", family.tied),
+            qkv_bias=family.qkv_bias,
+            qk_norm=family.qk_norm,
+            no_rope_layers=_no_rope_layers(keys, layers) if model_type == "smollm3" else (),
+            max_position_embeddings=longest if window is None else min(longest, window),
             model_type=model_type,
         )
-    except KeyError as missing:
-        raise InputError(f"{path}: key {missing} is missing; is this a complete model config?") from None
-    except (ValueError, TypeError, ZeroDivisionError, AttributeError) as wrong:
+    except (ValueError, OverflowError) as wrong:
         raise InputError(f"{path}: {wrong}; correct the config") from None
+    multipliers = {}
+    if model_type == "granite":
+        multipliers = {name: keys.real(stock, 1.0) for name, stock in GRANITE.items()}
+    keys.finish(HARMLESS_KEYS)
+    return config, multipliers
 
 
 def read_config(folder: Path) -> DecoderConfig:
-    """DecoderConfig of a folder. Raises InputError where config.json is missing, unreadable or unsupported."""
+    """DecoderConfig of a folder: that of config.json, untied where the folder's files hold a head of its own.
+
+    Raises:
+      InputError: config.json is missing, unreadable or unsupported, or a file of weights is damaged.
+    """
+    config = parse_config(*_config_file(folder))
+    return _resolve_head(config, tensor_entries(folder)) if any(folder.glob("*.safetensors")) else config
+
+
+def _config_file(folder: Path) -> tuple[Path, dict[str, Any]]:
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{folder}: no config.json there; give a Hugging Face model folder")
-    try:
-        raw = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as wrong:
-        raise InputError(f"{path}: not valid JSON ({wrong}); fetch the file again") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: a JSON object is expected there; fetch the file again")
-    return parse_config(path, raw)
+    return path, read_json(path)
 
 
 def tensor_layout(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -151,7 +232,7 @@ def build_weights(config: DecoderConfig, get: Callable[[str], np.ndarray], dtype
         return jnp.asarray(get(name).astype(dtype, copy=False))
 
     # The largest tensors first, while their temporary copies do not yet add to everything else.
-    embed_VD = vector("model.embed_tokens.weight")
+    embed_VD = vector(EMBED)
     head_DV = None if config.tie_word_embeddings else matrix("lm_head.weight")
     layers = []
     for i in range(config.num_layers):
@@ -216,41 +297,59 @@ class TensorEntry(NamedTuple):
     """Where a tensor lies and what its file's header says of it."""
 
     file: Path
+    name: str  # in the file
     dtype: str
     shape: tuple[int, ...]
 
+    def read(self) -> np.ndarray:
+        """The tensor, in the file's layout and type; all its numbers are finite."""
+        # Opened and closed for each tensor: pages of a mapping that stays open would count as resident memory.
+        with safe_open(self.file, framework="numpy") as f:
+            return finite(self.file, self.name, f.get_tensor(self.name))
 
-def tensor_entries(folder: Path) -> dict[str, TensorEntry]:
-    """Tensor name -> entry, for single and sharded checkpoints, from the headers alone.
 
-    Raises:
-      InputError: no safetensors file is there, or one is missing, damaged or truncated.
-    """
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    files: Iterable[Path]
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise InputError(f"{index}: not a valid index (no weight_map); fetch the file again") from None
-        files = [folder / name for name in names]
-    elif single.is_file():
-        files = [single]
-    else:
+def _tensor_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint, with stock's precedence: one file, an index of shards, any *.safetensors."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise InputError(f"{folder}: no *.safetensors file there; convert the checkpoint to safetensors first")
+        return files
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise InputError(f"{index}: not a valid index (no weight_map); fetch the file again")
+    names: Iterable[str] = sorted(set(shards.values()))
+    for name in names:
+        if PurePath(name).name != name or "\\" in name:
+            raise InputError(f"{index}: shard {name!r} lies outside the folder; a shard is named by its file's name")
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: named in {index.name} but missing; fetch the shard")
+    return [folder / name for name in names]
+
+
+def tensor_entries(folder: Path) -> dict[str, TensorEntry]:
+    """Tensor name -> entry, for single and sharded checkpoints, from the headers alone. A decoder without head is
+    stored without the names' "model.": it is added.
+
+    Raises:
+      InputError: no safetensors file is there, one is missing, damaged or truncated, or a tensor is stored twice.
+    """
     out: dict[str, TensorEntry] = {}
-    for file in files:
-        if not file.is_file():
-            raise InputError(f"{file}: named in {index.name} but missing; fetch the shard")
+    for file in _tensor_files(folder):
         try:
             with safe_open(file, framework="numpy") as f:
                 for name in f.keys():  # noqa: SIM118 - not a dict
                     part = f.get_slice(name)
-                    out[name] = TensorEntry(file, part.get_dtype(), tuple(part.get_shape()))
-        except SafetensorError as wrong:
+                    full = name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
+                    if full in out:
+                        raise InputError(
+                            f"{file}: tensor {name} is in {out[full].file.name} too; fetch the files again"
+                        )
+                    out[full] = TensorEntry(file, name, part.get_dtype(), tuple(part.get_shape()))
+        except (SafetensorError, OSError) as wrong:
             raise InputError(f"{file}: damaged or truncated ({wrong}); fetch the file again") from None
     return out
 
@@ -260,8 +359,51 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def check_entries(folder: Path, config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> None:
+def _check_type(entry: TensorEntry) -> None:
+    if entry.dtype not in FLOAT_DTYPES:
+        raise InputError(
+            f"{entry.file}: tensor {entry.name} is {entry.dtype}; only {', '.join(FLOAT_DTYPES)} are supported, "
+            "use an unquantised checkpoint"
+        )
+
+
+def _resolve_head(config: DecoderConfig, entries: dict[str, TensorEntry]) -> DecoderConfig:
+    """What a tied configuration stores: one matrix under either name, or two. Stock keeps a head of the file that is
+    not the embedding."""
+    embed, head = entries.get(EMBED), entries.get(HEAD)
+    if not config.tie_word_embeddings or head is None:
+        return config
+    if embed is None:
+        entries[EMBED] = entries.pop(HEAD)
+        return config
+    _check_type(embed)
+    _check_type(head)
+    if head.shape == embed.shape and np.array_equal(embed.read(), head.read()):
+        del entries[HEAD]
+        return config
+    return dataclasses.replace(config, tie_word_embeddings=False)
+
+
+def _drop_rope_buffers(config: DecoderConfig, entries: dict[str, TensorEntry]) -> None:
+    """Older files hold RoPE's frequencies, which stock computes anew: left out where they are those of the config."""
+    for name in [name for name in entries if name.endswith("rotary_emb.inv_freq")]:
+        entry = entries.pop(name)
+        found = entry.read().astype(np.float64)
+        computed = [rope_inverse_frequencies(dataclasses.replace(config, rope_scaling=None))]
+        computed.append(rope_inverse_frequencies(config))
+        if not any(found.shape == x.shape and np.allclose(found, x, rtol=1e-2, atol=0) for x in computed):
+            raise InputError(
+                f"{entry.file}: tensor {entry.name} holds other RoPE frequencies than config.json; correct rope_theta "
+                "there, or remove the tensor"
+            )
+
+
+def _check_entries(folder: Path, config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> None:
     """Raise InputError where tensors are missing, unexpected, or of the wrong shape or type (named)."""
+    if config.num_layers > len(entries):
+        raise InputError(
+            f"{folder}: config.json says {config.num_layers} layers, the checkpoint has {len(entries)} tensors in all"
+        )
     layout = tensor_layout(config)
     missing = [name for name in layout if name not in entries]
     if missing:
@@ -269,7 +411,7 @@ def check_entries(folder: Path, config: DecoderConfig, entries: Mapping[str, Ten
             f"{folder}: missing tensors {_some(missing)}; the checkpoint is incomplete or not that of its config.json"
         )
     # A tensor that the decoder would not read (a bias, an adapter) must not be dropped in silence.
-    extra = [name for name in entries if name not in layout and not name.endswith(IGNORED_TENSORS)]
+    extra = [entry.name for name, entry in entries.items() if name not in layout]
     if extra:
         raise InputError(f"{folder}: tensors {_some(extra)} have no place in a {config.model_type} of its config.json")
     for name, shape in layout.items():
@@ -278,25 +420,42 @@ def check_entries(folder: Path, config: DecoderConfig, entries: Mapping[str, Ten
             raise InputError(
                 f"{entry.file}: tensor {name} has shape {list(entry.shape)}, config.json says {list(shape)}"
             )
-        if entry.dtype not in FLOAT_DTYPES:
-            raise InputError(
-                f"{entry.file}: tensor {name} is {entry.dtype}; only {', '.join(FLOAT_DTYPES)} are supported, "
-                "use an unquantised checkpoint"
-            )
+        _check_type(entry)
 
 
-def load_weights(folder: Path, config: DecoderConfig, dtype: Any = np.float32) -> Weights:
-    """Read a folder's weights, converting a tensor at a time from memory-mapped files.
+class Model(NamedTuple):
+    """A decoder as read from a folder, and the files that it was read from."""
+
+    config: DecoderConfig
+    weights: Weights
+    files: list[Path]
+
+
+def load_model(folder: Path, dtype: Any = np.float32) -> Model:
+    """Read a folder's decoder, converting a tensor at a time from memory-mapped files.
+
+    Args:
+      folder: with config.json and safetensors.
+      dtype: of the weights in memory, whatever that of the files.
+
+    Returns:
+      Architecture, weights and files. The architecture is that of config.json, untied where the file's head is not
+      the embedding.
 
     Raises:
-      InputError: a file is missing or damaged, or tensors are missing, unexpected or of the wrong shape or type.
+      InputError: a file is missing or damaged, config.json is refused (`parse_config`), or tensors are missing,
+        unexpected, not finite, or of the wrong shape or type.
     """
+    path, raw = _config_file(folder)
+    config, multipliers = _parse(path, raw)
     entries = tensor_entries(folder)
-    check_entries(folder, config, entries)
+    files = sorted({path, *(entry.file for entry in entries.values())})
+    config = _resolve_head(config, entries)
+    _drop_rope_buffers(config, entries)
+    _check_entries(folder, config, entries)
+    factors = granite_factors(config, **multipliers) if multipliers else {}
 
     def get(name: str) -> np.ndarray:
-        # Opened and closed for each tensor: pages of a mapping that stays open would count as resident memory.
-        with safe_open(entries[name].file, framework="numpy") as f:
-            return f.get_tensor(name)
+        return times_factor(entries[name].read(), name, factors)
 
-    return build_weights(config, get, dtype)
+    return Model(config, build_weights(config, get, dtype), files)

@@ -12,7 +12,8 @@ import numpy as np
 
 from lrc_jax.errors import InputError
 from lrc_jax.model import DecoderConfig, Weights
-from lrc_jax.teachers import gguf, huggingface
+from lrc_jax.teachers import gguf, hub, huggingface
+from lrc_jax.teachers.gguf_file import open_gguf
 from lrc_jax.teachers.gguf_tokenizer import read_tokenizer
 from lrc_jax.teachers.tokenizer import Tokenizer, load_tokenizer
 
@@ -47,9 +48,14 @@ class Teacher:
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises InputError where the teacher came without one."""
-        if self.tokenizer is None:
+        if self.tokenizer is None and self.source.is_dir():
             raise InputError(
                 f"{self.source}: no tokenizer.json there; put the model's tokenizer.json beside config.json"
+            )
+        if self.tokenizer is None:
+            raise InputError(
+                f"{self.source}: the file holds no tokenizer (tokenizer.ggml.model); convert the model again together "
+                "with its tokenizer"
             )
         return self.tokenizer
 
@@ -88,27 +94,25 @@ def load_teacher(path: str | Path, dtype: Any = np.float32) -> Teacher:
     """Read a teacher.
 
     Args:
-      path: a Hugging Face folder (Llama, Mistral, Qwen2, Qwen3) or a `.gguf` file.
+      path: a Hugging Face folder of one of the families in `families.FAMILIES`, a `.gguf` file, or a model's name on
+        the Hugging Face hub, such as "Qwen/Qwen2.5-0.5B" (fetched once, then read from the hub's cache).
       dtype: of the weights in memory, whatever that of the file.
 
     Raises:
-      InputError: the path does not exist, or what it holds is missing, damaged or unsupported (named).
+      InputError: the path does not exist, the hub does not answer, or what is there is missing, damaged or
+        unsupported (named).
     """
-    path = Path(path)
+    path = hub.fetched(path)
     if path.suffix.lower() == ".gguf":
-        file = gguf.open_gguf(path)
-        config = gguf.read_config(file)
-        weights = gguf.load_weights(file, config, dtype)
-        return Teacher(config, weights, files_digest([path]), read_tokenizer(file), path)
-    if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
-        raise InputError(f"{path}: {what}; give a Hugging Face model folder or a .gguf file")
-    config = huggingface.read_config(path)
-    files = {entry.file for entry in huggingface.tensor_entries(path).values()}
-    return Teacher(
-        config=config,
-        weights=huggingface.load_weights(path, config, dtype),
-        digest=files_digest([path / "config.json", *files]),
-        tokenizer=load_tokenizer(path),
-        source=path,
-    )
+        file = open_gguf(path)
+        config, weights = gguf.load_model(file, dtype)
+        digest, tokenizer = files_digest([path]), read_tokenizer(file)
+    else:
+        if not path.is_dir():
+            what = "is a file" if path.exists() else "does not exist"
+            raise InputError(f"{path}: {what}; give a Hugging Face model folder or a .gguf file")
+        config, weights, files = huggingface.load_model(path, dtype)
+        digest, tokenizer = files_digest(files), load_tokenizer(path)
+    if tokenizer is not None:
+        tokenizer = dataclasses.replace(tokenizer, table=config.vocab_size)
+    return Teacher(config, weights, digest, tokenizer, path)

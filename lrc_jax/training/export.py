@@ -25,16 +25,11 @@ from lrc_jax.model import DecoderConfig, Weights
 from lrc_jax.projections import PROJECTIONS_FILE, reference_flags
 from lrc_jax.students.base import Frozen, Params, Student
 from lrc_jax.students.projected import ProjectedStudent
+from lrc_jax.teachers.families import FAMILIES, GRANITE
 from lrc_jax.teachers.huggingface import flatten_weights
 from lrc_jax.teachers.tokenizer import Tokenizer
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 MODEL_FILE, PROVENANCE_FILE = "model.safetensors", "lrc.json"
 
 
@@ -78,14 +73,15 @@ def atomic_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def huggingface_config(config: DecoderConfig, dtype: str, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """config.json of a decoder.
 
-    A Llama whose width is no multiple of its number of heads is written as a Mistral without sliding window, which
-    computes the same: stock transformers refuses such a LlamaConfig though its model could run it.
+    The family is the decoder's. But a Llama whose width is no multiple of its number of heads is written as a Mistral
+    without sliding window, which computes the same: stock transformers refuses such a LlamaConfig though its model
+    could run it.
     """
     model_type = config.model_type
     if model_type == "llama" and config.hidden_size % config.num_heads:
         model_type = "mistral"
     out: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[model_type]],
+        "architectures": [FAMILIES[model_type].architecture],
         "model_type": model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -104,13 +100,18 @@ def huggingface_config(config: DecoderConfig, dtype: str, tokenizer: Tokenizer |
         "torch_dtype": dtype,
         "bos_token_id": tokenizer.bos_id if tokenizer else None,
         "eos_token_id": tokenizer.eos_id if tokenizer else None,
+        "pad_token_id": None,  # stock's default may lie beyond a small vocabulary
     }
-    if model_type == "llama":
+    if model_type in ("llama", "granite", "smollm3"):
         out |= {"attention_bias": False, "mlp_bias": False}
-    elif model_type == "mistral":
-        out["sliding_window"] = None
-    else:
-        out["use_sliding_window"] = False
+    windowed = FAMILIES[model_type].windowed
+    if windowed is not None:
+        out |= {"sliding_window": None} if windowed == "always" else {windowed: False}
+    if model_type == "smollm3":
+        out["no_rope_layers"] = [int(i not in config.no_rope_layers) for i in range(config.num_layers)]
+    if model_type == "granite":
+        # They are in the weights (`families.granite_factors`).
+        out |= dict.fromkeys(GRANITE.values(), 1.0) | {GRANITE["attention"]: config.head_dim**-0.5}
     scaling = config.rope_scaling
     if scaling is not None:
         out["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}

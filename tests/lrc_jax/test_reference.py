@@ -25,7 +25,7 @@ from lrc_jax.model import STEPS, count_parameters
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.students import Frozen
 from lrc_jax.students.projected import ProjectedStudent
-from lrc_jax.teachers.huggingface import load_weights, read_config
+from lrc_jax.teachers.huggingface import load_model
 from lrc_jax.training.train import OptimizerSpec
 
 LOSS, LOGIT, GRAD, KL = 1e-5, 2e-5, 1e-5, 5e-4
@@ -39,8 +39,8 @@ def shifted_labels(tokens_BT):
 def load_case(folder: Path, dtype=np.float32, step="fast") -> SimpleNamespace:
     expected = json.loads((folder / "expected.json").read_text())
     raw_flags = expected["flags"]
-    teacher_config = dataclasses.replace(read_config(folder / "teacher"), step=step)
-    teacher = load_weights(folder / "teacher", teacher_config, dtype)
+    teacher_config, teacher, _ = load_model(folder / "teacher", dtype)
+    teacher_config = dataclasses.replace(teacher_config, step=step)
     params = {name: jnp.asarray(x.astype(dtype)) for name, x in load_file(folder / "projections.safetensors").items()}
     flags = infer_flags(teacher_config, {name: x.shape for name, x in params.items()})
     flags = dataclasses.replace(flags, target_rms_norm_eps=raw_flags["target_rms_norm_eps"])
