@@ -314,7 +314,8 @@ def _from_text(data: bytes, given: str) -> pd.DataFrame:
         data = b"\n".join(b" ".join(line.split()) for line in data.split(b"\n"))
     header, rows, ragged = _shape(data, separator or ",", given)
     prose = any(len(name.split()) >= SENTENCE for name in header)
-    numbers = rows > 1 and all(_is_number(name) for name in header)
+    # pandas writes 0, 1, 2, ... above columns without names.
+    numbers = all(_is_number(name) for name in header) and header != [str(k) for k in range(len(header))]
     if prose and (ragged or not rows or len(header) == 1):
         raise InputError(f"{given}: prose, not a table: no header line with the names of columns; {EXPORT}")
     if not rows:
