@@ -4,7 +4,10 @@
 
     report = theory.check(df)                            # a DataFrame, a CSV or parquet file, or a study folder
     report["generalization"].verdict, report.to_frame(), report.plot("generalization")
-    theory.fit(df, "E + A*params**-a", target="loss")
+    theory.test(df, "loss ~ E + A*tokens**-b", claimed={"b": 0.34}, cluster="seed")
+    fit = theory.fit(df, "E + A*params**-a", target="loss")
+    theory.predict(fit, new)
+    theory.compare(df, by="arm")
     theory.advise(df, samples=5000)
     theory.plan(rank=[4, 8, 16], samples=[256, 1024], seeds=5, noise=0.2)
 
@@ -18,16 +21,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from theory.api import advise as advise
     from theory.api import check as check
+    from theory.api import compare as compare
     from theory.api import fit as fit
     from theory.api import plan as plan
+    from theory.api import predict as predict
+    from theory.api import test as test
     from theory.errors import InputError as InputError
     from theory.report import Report as Report
 
 _WHERE = {
     "check": "theory.api",
     "fit": "theory.api",
+    "predict": "theory.api",
+    "compare": "theory.api",
     "advise": "theory.api",
     "plan": "theory.api",
+    "test": "theory.api",
     "InputError": "theory.errors",
     "Report": "theory.report",
 }

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from theory.errors import InputError, OptionError
 from theory.judge.verdicts import MARGIN
-from theory.settings import BOOTSTRAPS, FULL_REPLICATIONS, PLAN_REPLICATIONS, QUICK_REPLICATIONS
+from theory.settings import BOOTSTRAPS, FULL_REPLICATIONS, OWN_MARGIN, PLAN_REPLICATIONS, QUICK_REPLICATIONS
 
 DISTRIBUTION = "lrc-scaling-suite"
 INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_input(check)
     check.add_argument("--claim", nargs="+", action="extend", default=[], metavar="NAME", help="only these claims")
+    check.add_argument("--claims", metavar="YAML", help="judge the claims of this file instead (docs/howto/claim.md)")
     check.add_argument("--margin", type=float, default=MARGIN, help="margin on exponents (default %(default)s)")
     check.add_argument(
         "--scale", action="append", default=[], metavar="COLUMN=FACTOR",
@@ -111,10 +112,40 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--figures", metavar="DIR", help="write one figure per claim (PDF, PNG, CSV of its points)")
     check.set_defaults(run=_check)
 
+    test = commands.add_parser(
+        "test",
+        help="judge a claim of your own",
+        description="Judge what is claimed of a law's parameters: an exponent, or a relation such as a=b or "
+        "a/(a+b)=0.5. Exit code 1 if it is REFUTED.",
+    )
+    _add_input(test)
+    test.add_argument("--law", required=True, help='for example "E + A*tokens**-b"; names that are no columns are free')
+    test.add_argument("--target", required=True, metavar="COLUMN", help="the column that the law describes")
+    test.add_argument(
+        "--claim", nargs="+", action="extend", required=True, metavar="EXPRESSION=VALUE",
+        help="what is claimed: b=0.34, a=b (repeatable; each is judged, and all have to hold)",
+    )  # fmt: skip
+    test.add_argument(
+        "--bound", default="equal", choices=("upper", "lower", "equal"),
+        help="upper: the target falls as claimed or faster; lower: not faster; equal: both (default %(default)s)",
+    )  # fmt: skip
+    test.add_argument("--margin", type=float, default=OWN_MARGIN, help="closer values are equal (default %(default)s)")
+    test.add_argument("--cluster", metavar="COLUMN", help="rows with one value share a run (seed); rows without it")
+    test.add_argument(
+        "--signed", nargs="+", action="extend", default=[], metavar="NAME", help="parameters that may be negative"
+    )
+    test.add_argument("--bootstraps", type=_positive, default=BOOTSTRAPS, help="bootstrap draws (default %(default)s)")
+    test.add_argument(
+        "--json", metavar="OUT", help="write the verdict as JSON (- for standard output, and nothing else there)"
+    )
+    test.add_argument("--figures", metavar="DIR", help="write the figure (PDF, PNG, CSV of its points)")
+    test.set_defaults(run=_test)
+
     fit = commands.add_parser(
         "fit",
         help="fit a law of your own",
-        description="Fit a law: + - * / **, parentheses, log, exp, numbers, columns; every other name is a parameter.",
+        description="Fit a law: + - * / ** ^, parentheses, log, exp, sqrt, min, max, numbers, columns (in backticks "
+        "where they are no plain names); every other name is a parameter.",
     )
     _add_input(fit)
     fit.add_argument("--law", required=True, help='for example "E + A*params**-alpha + B*tokens**-beta"')
@@ -128,6 +159,39 @@ def _parser() -> argparse.ArgumentParser:
         "--json", metavar="OUT", help="write the fit as JSON (- for standard output, and nothing else there)"
     )
     fit.set_defaults(run=_fit)
+
+    prediction = commands.add_parser(
+        "predict",
+        help="predict new points from a saved fit",
+        description="Predict the target at the rows of a table, with intervals for the mean and for a new run, and the "
+        "distance from the fitted range.",
+    )
+    prediction.add_argument("fit", metavar="FIT.json", help="what fit --json wrote")
+    _add_input(prediction)
+    prediction.add_argument(
+        "--interval", type=float, default=0.95, metavar="P", help="level of the intervals (default %(default)s)"
+    )
+    _add_json(prediction, "the predictions")
+    prediction.set_defaults(run=_predict)
+
+    comparison = commands.add_parser(
+        "compare",
+        help="compare two groups of runs, paired by seed",
+        description="Differences between the two groups that a column makes, paired by seed, with 95 % intervals: over "
+        "all cells of the design and in each.",
+    )
+    _add_input(comparison)
+    comparison.add_argument("--by", required=True, metavar="COLUMN", help="the column with two values")
+    comparison.add_argument(
+        "--quantity", nargs="+", action="extend", default=[], metavar="COLUMN", help="measured columns (all known ones)"
+    )
+    comparison.add_argument(
+        "--cell", nargs="+", action="extend", metavar="COLUMN",
+        help="columns of the design (rank, samples, steps, clone_weight, site where they are there)",
+    )  # fmt: skip
+    comparison.add_argument("--seed", default="seed", metavar="COLUMN", help="pairs the runs (default %(default)s)")
+    _add_json(comparison, "the differences")
+    comparison.set_defaults(run=_compare)
 
     planned = commands.add_parser(
         "plan",
@@ -255,12 +319,53 @@ def _claims(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    if options.claims:
+        from theory.judge.claim_file import read_claims
+        from theory.judge.user_claim import check_claims
+        from theory.tables import load_table
+
+        claims = read_claims(options.claims)
+        table = load_table(options.file, **_input(options)).scaled(options.scale)
+        return _handed_over(options, check_claims(table, _named(claims, options.claim)))
     from theory.judge.check import check_file
+
+    return _handed_over(
+        options,
+        check_file(options.file, claims=options.claim, margin=options.margin, scale=options.scale, **_input(options)),
+    )
+
+
+def _named(claims: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    """Of the claims of a file, those asked for."""
+    known = [c.name for c in claims]
+    for name in names:
+        if name not in known:
+            raise InputError(f"--claim {name}: the file has no such claim; choose from {', '.join(known)}")
+    return [c for c in claims if not names or c.name in names]
+
+
+def _test(options: argparse.Namespace) -> int:
+    from theory import api
+
+    report = api.test(
+        options.file,
+        options.law,
+        target=options.target,
+        claimed=options.claim,
+        bound=options.bound,
+        margin=options.margin,
+        cluster=options.cluster,
+        signed=options.signed,
+        bootstraps=options.bootstraps,
+        **_input(options),
+    )
+    return _handed_over(options, report)
+
+
+def _handed_over(options: argparse.Namespace, report: Any) -> int:
+    """Figures, JSON and text of a report, and its exit code."""
     from theory.show import render
 
-    report = check_file(
-        options.file, claims=options.claim, margin=options.margin, scale=options.scale, **_input(options)
-    )
     if options.figures:
         from theory.show.figures import write_figures
 
@@ -282,7 +387,32 @@ def _fit(options: argparse.Namespace) -> int:
         bootstraps=options.bootstraps,
         **_input(options),
     )
-    _hand_over(options, result, render.print_fit)
+    _hand_over(options, result, render.print_fit, digits=None)
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from theory import api
+    from theory.show import render
+
+    made = api.predict(options.fit, options.file, interval=options.interval, **_input(options))
+    _hand_over(options, made, render.print_prediction, digits=None)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from theory import api
+    from theory.show import render
+
+    made = api.compare(
+        options.file,
+        by=options.by,
+        quantities=options.quantity,
+        cells=options.cell,
+        seed=options.seed,
+        **_input(options),
+    )
+    _hand_over(options, made, render.print_comparison)
     return 0
 
 
@@ -347,12 +477,14 @@ def _validate(options: argparse.Namespace) -> int:
     return 0 if options.quick or all(r.met for r in outcome.requirements) else 1
 
 
-def _hand_over(options: argparse.Namespace, outcome: Any, show: Callable[[Any, Any], None]) -> None:
+def _hand_over(
+    options: argparse.Namespace, outcome: Any, show: Callable[[Any, Any], None], digits: int | None = 6
+) -> None:
     """The outcome of a command for a reader, and as JSON where --json asks for it: `--json -` prints the JSON alone."""
     if options.json:
         from theory.report import to_json, write_text
 
-        text = to_json(outcome.to_dict())
+        text = to_json(outcome.to_dict(), digits)
         if options.json == "-":
             sys.stdout.write(text)
             return

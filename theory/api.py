@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from theory.judge.verdicts import MARGIN
-from theory.settings import BOOTSTRAPS, PLAN_REPLICATIONS
+from theory.settings import BOOTSTRAPS, OWN_MARGIN, PLAN_REPLICATIONS
 from theory.tables import InputError, load_table, primary_rows
 
 if TYPE_CHECKING:
     from theory.design.advise import Advice
     from theory.design.plan import Plan
+    from theory.judge.compare import Comparison
+    from theory.laws.predict import Prediction
     from theory.laws.user_law import FitResult
     from theory.report import Report
 
@@ -60,6 +62,60 @@ def check(
     return judge(load_table(measurements, columns=columns, where=where).known(), claims=claims, margin=margin)
 
 
+def test(
+    measurements: Measurements,
+    law: str,
+    *,
+    claimed: Mapping[str, float | str] | str | Sequence[str],
+    target: str | None = None,
+    bound: str = "equal",
+    margin: float = OWN_MARGIN,
+    cluster: str | None = None,
+    signed: Sequence[str] = (),
+    bootstraps: int = BOOTSTRAPS,
+    columns: Mapping[str, str] | None = None,
+    where: Sequence[str] = (),
+) -> Report:
+    """Judge a claim of one's own about the parameters of a law.
+
+    Args:
+        measurements: see `check`; any columns.
+        law: "loss ~ E + A*tokens**-b", or its right side with `target`.
+        claimed: what the parameters are said to be: {"b": 0.34}, {"a": "b"} for equal ones, or "a/(a+b) = 0.5".
+        target: the column that the law describes, where `law` does not begin with it.
+        bound: "upper", the target falls as claimed or faster; "lower", not faster; "equal", both.
+        margin: values closer than this to the claimed one count as equal.
+        cluster: the column whose rows share a run, such as "seed"; None: every row is a run of its own.
+        signed: parameters that may be negative.
+        bootstraps: resamples of every fit.
+        columns, where: see `check`.
+
+    Returns:
+        A report with the one claim "test", in the form of `check`'s.
+
+    Raises:
+        InputError: the law, the claim or the table cannot be used.
+
+    Example:
+        >>> theory.test(df, "loss ~ E + A*tokens**-b", claimed={"b": 0.34}, cluster="seed")["test"].verdict
+        'CONSISTENT'
+    """
+    from theory.judge.user_claim import LawClaim, check_claims, claimed_of
+
+    left, tilde, right = law.partition("~")
+    if tilde:
+        law, target = right.strip(), target or left.strip()
+    if not target:
+        raise InputError("target: the law does not say what it describes; write 'loss ~ E + ...' or give target")
+    said = (
+        claimed
+        if isinstance(claimed, Mapping)
+        else dict(map(claimed_of, [claimed] if isinstance(claimed, str) else claimed))
+    )
+    claim = LawClaim("test", target, law, said, bound, margin, cluster, tuple(signed))
+    return check_claims(load_table(measurements, columns=columns, where=where), [claim], bootstraps=bootstraps)
+
+
 def fit(
     measurements: Measurements,
     law: str,
@@ -89,6 +145,68 @@ def fit(
 
     table = load_table(measurements, columns=columns, where=where)
     return fit_law(table, law, target, cluster=cluster, signed=signed, bootstraps=bootstraps)
+
+
+def predict(
+    fit: FitResult | str | Path,
+    new: Measurements,
+    *,
+    interval: float = 0.95,
+    columns: Mapping[str, str] | None = None,
+    where: Sequence[str] = (),
+) -> Prediction:
+    """The target of a fitted law at new points.
+
+    Args:
+        fit: from `fit`, or the path of a file that it or `theory fit --json` saved.
+        new: as `measurements` of `check`; one row per point, with the law's columns.
+        interval: level of the intervals.
+        columns, where: see `check`.
+
+    Returns:
+        `.frame`: per row the prediction, `mean_low` to `mean_high` (interval of the mean), `low` to `high` (of a new
+        run), `outside` the fitted range or not, and by how many decades; `.remarks`.
+
+    Raises:
+        InputError: the file is no fit, a column is missing, or the draws are too few for this level.
+    """
+    from theory.laws.predict import read_fit
+
+    predictor = read_fit(fit) if isinstance(fit, (str, Path)) else fit.predictor
+    table = load_table(new, columns=columns, where=where)
+    return predictor.predict(table.frame, interval, table.path)
+
+
+def compare(
+    measurements: Measurements,
+    *,
+    by: str,
+    quantities: Sequence[str] = (),
+    cells: Sequence[str] | None = None,
+    seed: str = "seed",
+    columns: Mapping[str, str] | None = None,
+    where: Sequence[str] = (),
+) -> Comparison:
+    """Differences between two groups of runs, paired by seed, with 95 % intervals.
+
+    Args:
+        measurements: see `check`.
+        by: the column whose two values make the groups; differences are the second (in sorted order) less the first.
+        quantities: measured columns; () for every known one in the table.
+        cells: columns of the design; None for rank, samples, steps, clone_weight and site where they are there.
+        seed: the column that pairs runs; without it rows count as independent.
+        columns, where: see `check`.
+
+    Returns:
+        `.to_frame()`: per quantity the difference over all cells, and in each.
+
+    Raises:
+        InputError: a column is missing, or `by` has not two values.
+    """
+    from theory.judge.compare import compare as contrast
+
+    table = load_table(measurements, columns=columns, where=where)
+    return contrast(table, by, quantities=quantities, cells=cells, seed=seed)
 
 
 def advise(

@@ -236,26 +236,29 @@ def undefined_exponent(claimed: float, **details: Any) -> Exponent:
     return Exponent(claimed, float("nan"), UNDEFINED, UNDEFINED, UNTESTABLE, UNTESTABLE, details)
 
 
-def to_json(value: Any) -> str:
+def to_json(value: Any, digits: int | None = 6) -> str:
     """Deterministic JSON: floats at six significant digits (whole numbers in full), NaN and infinities as null.
+
+    A fit, from which predictions are made, keeps all of them (digits None).
 
     Other processors round the last bits otherwise, and an end of an interval that a root finder has found differs in
     the tenth digit: a file that is kept must not change with the machine that wrote it again.
     """
-    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(_plain(value, digits), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, digits: int | None) -> Any:
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _plain(v, digits) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [_plain(v, digits) for v in value]
     if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
         return value
     number = float(value)
     if not math.isfinite(number):
         return None
-    return number if number.is_integer() and abs(number) < 2**53 else float(f"{number:.6g}")
+    whole = number.is_integer() and abs(number) < 2**53
+    return number if whole or digits is None else float(f"{number:.{digits}g}")
 
 
 def write_text(path: str | Path, text: str) -> None:

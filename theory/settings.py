@@ -1,4 +1,4 @@
-"""Numbers of repetitions that the command line shows in its help; they load nothing."""
+"""Numbers that the command line shows in its help; they load nothing."""
 
 from __future__ import annotations
 
@@ -6,3 +6,4 @@ BOOTSTRAPS = 1000  # of `fit`
 PLAN_REPLICATIONS = 50  # simulated studies per planted law, of `plan`
 FULL_REPLICATIONS = 30  # per case, of `validate`
 QUICK_REPLICATIONS = 2  # of `validate --quick`
+OWN_MARGIN = 0.05  # of a claim of one's own, `test`

@@ -187,7 +187,7 @@ def _boundaries(at: Situation, jacobian: np.ndarray, loose: np.ndarray) -> tuple
     remarks = []
     effect = np.linalg.norm(jacobian, axis=0) / at.sigma
     low, high = EXPONENTS
-    exponents = [at.names[k] for k in np.flatnonzero(loose & at.exponent & ~at.signed)]
+    exponents = [name for k, name in enumerate(at.names) if loose[k] and at.exponent[k] and not at.signed[k]]
     for k, name in enumerate(at.names):
         value = at.natural[k]
         if at.signed[k]:

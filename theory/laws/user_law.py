@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,10 @@ from theory.laws.least_squares import (
     solve,
 )
 from theory.laws.parser import Law, LawError, parse_law
+from theory.laws.predict import MOST_RESIDUALS, Prediction, Predictor
 from theory.laws.profile import profile_intervals
 from theory.laws.surface import nonnegative_least_squares
+from theory.report import to_json, write_text
 from theory.settings import BOOTSTRAPS
 from theory.tables import InputError, Table, numeric_column
 
@@ -77,6 +80,7 @@ class FitResult:
     residuals: np.ndarray
     labels: np.ndarray
     log_scale: bool
+    predictor: Predictor
     notes: tuple[str, ...] = ()
     fitted: np.ndarray = field(default_factory=lambda: np.empty(0))
 
@@ -86,6 +90,25 @@ class FitResult:
             for k, v in self.estimates.items()
         )
         return f"Fit({self.target} ~ {self.law.text}; {self.rows} rows; {', '.join(shown)})"
+
+    def predict(self, new: pd.DataFrame, interval: float = 0.95) -> Prediction:
+        """The target at new points.
+
+        Args:
+            new: one row per point, with the law's columns. interval: level of the intervals.
+
+        Returns:
+            `.frame` with the prediction, `mean_low` to `mean_high` for the mean, `low` to `high` for a new run, and
+            the distance from the fitted range in decades; `.remarks`.
+
+        Raises:
+            InputError: a column is missing, or the draws are too few for this level.
+        """
+        return self.predictor.predict(new, interval)
+
+    def save(self, path: str | Path) -> None:
+        """Write the fit as JSON, as `theory fit --json` does; `theory.predict` reads it."""
+        write_text(path, to_json(self.to_dict(), digits=None))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -106,6 +129,7 @@ class FitResult:
             "holdout_log_rmse": self.holdout_log_rmse,
             "clusters": self.clusters,
             "notes": list(self.notes),
+            "prediction": self.predictor.to_dict(),
         }
 
 
@@ -196,7 +220,7 @@ def fit_law(
     natural, drawn = problem.natural(theta), problem.natural(draws)
     # A signed coefficient that no draw brings near zero is one of known sign: its logarithm is the better coordinate.
     known = problem.signed & ~problem.exponent & (drawn * natural > 0).all(axis=0)
-    problem = problem.logarithmic(natural, known)
+    found_problem, problem = problem, problem.logarithmic(natural, known)
     theta, draws = problem.internal(natural), problem.internal(drawn)
     loose = {law.parameters[k] for k in identified.undetermined}
     intervals = _known(_intervals(problem, theta, draws, clusters), loose)
@@ -207,13 +231,41 @@ def fit_law(
         profiles = _known(_named(problem, *ends), loose)
     determined = {name: name not in loose for name in law.parameters}
     estimates = dict(zip(law.parameters, natural.tolist(), strict=True))
-    return FitResult(
-        law, target, n, clusters, estimates, intervals, profiles, objective, agreeing, _holdout(problem, table.path),
-        determined, drawn, problem.residual(theta[None, :], np.zeros(1, dtype=int))[0][0], labels,
-        problem.log_scale,
-        _notes(problem, len(found.agreeing), natural, drawn, identified, intervals, profiles, clusters),
-        law.value(natural, problem.data),
+    r, jacobian = (a[0] for a in problem.residual(theta[None, :], np.zeros(1, dtype=int)))
+    holdout = _holdout(problem, table.path)
+    predictor = Predictor(
+        law, target, problem.log_scale, natural, drawn, _sizes(r, jacobian), n - p, clusters,
+        {c: (float(x.min()), float(x.max())) for c, x in problem.data.items()},
+        # Null directions are of the optimiser's coordinates; a prediction moves with the law's own parameters.
+        identified.directions * np.where(found_problem.signed, 1.0, natural), max(robust_scale(r), 1e-12),
+        _deviation_law(problem), holdout,
     )  # fmt: skip
+    notes = _notes(problem, len(found.agreeing), natural, drawn, identified, intervals, profiles, clusters)
+    return FitResult(
+        law, target, n, clusters, estimates, intervals, profiles, objective, agreeing, holdout, determined, drawn, r,
+        labels, problem.log_scale, predictor, notes, law.value(natural, problem.data),
+    )  # fmt: skip
+
+
+def _sizes(residuals: np.ndarray, jacobian: np.ndarray) -> np.ndarray:
+    """Sorted sizes of the residuals, as large as those of rows that the fit has not seen: r / sqrt(1 - leverage)."""
+    u, values, _ = np.linalg.svd(np.nan_to_num(jacobian), full_matrices=False)
+    leverage = np.sum(np.square(u[:, values > 1e-9 * values.max(initial=0.0)]), axis=1)
+    sizes = np.sort(np.abs(residuals) / np.sqrt(np.maximum(1.0 - leverage, 1.0 / len(residuals))))
+    if len(sizes) <= MOST_RESIDUALS:
+        return sizes
+    return np.quantile(sizes, (np.arange(MOST_RESIDUALS) + 0.5) / MOST_RESIDUALS)
+
+
+def _deviation_law(problem: _Problem) -> np.ndarray:
+    """Coefficients of ln sd on (1, ln columns), which `_row_deviation` made of them; of a constant where it is one."""
+    log = np.log(problem.sd)
+    if problem.log_scale:
+        return np.empty(0)
+    if not np.ptp(log):
+        return log[:1]
+    design = np.column_stack([np.ones(len(log)), *(np.log(x) for x in problem.data.values())])
+    return np.linalg.lstsq(design, log, rcond=None)[0]
 
 
 def _prepare(

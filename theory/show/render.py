@@ -17,10 +17,16 @@ from theory.show.palette import QUANTITY, TERMINAL
 if TYPE_CHECKING:  # they bring SciPy, and commands that only print a table start without it
     from theory.design.advise import Advice
     from theory.design.plan import Plan
+    from theory.judge.compare import Comparison
     from theory.judge.ledger import Claim
+    from theory.laws.predict import Prediction
     from theory.laws.user_law import FitResult
     from theory.planted.validate import Validation
     from theory.report import Exponent, Report
+
+
+#: Predictions that are printed; a file has all of them.
+MOST_POINTS = 40
 
 
 def console(width: int = 160) -> Console:
@@ -31,6 +37,11 @@ def console(width: int = 160) -> Console:
 def number(value: float | None, digits: int = 3) -> str:
     """A number for a table; a dash where it is undefined."""
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def significant(value: float) -> str:
+    """Five significant digits; a dash where the number is undefined."""
+    return f"{value:.5g}" if math.isfinite(value) else "-"
 
 
 def grid(title: str | None, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Grid:
@@ -45,18 +56,23 @@ def grid(title: str | None, header: Sequence[str], rows: Iterable[Sequence[str]]
 
 def print_report(report: Report, out: Console) -> None:
     """Per claim: the verdict, exponents against the claimed ones, the bound's tightness, and the reasons."""
-    out.print(f"{escape(report.path)}: {report.rows} rows, margin {report.margin:g}", soft_wrap=True)
+    margin = f", margin {report.margin:g}" if math.isfinite(report.margin) else ""
+    out.print(f"{escape(report.path)}: {report.rows} rows{margin}", soft_wrap=True)
     for remark in report.remarks:
         out.print(f"  {escape(remark)}", soft_wrap=True)
     for name, claim in report.claims.items():
         colour = TERMINAL.get(claim.verdict, "white")
+        meaning = MEANING[claim.verdict]
+        if claim.fields.get("bound_kind") == "lower":
+            meaning = meaning.replace("upper", "lower")
         out.print(
-            f"\n[bold]{name}[/bold]: [{colour}]{claim.verdict}[/{colour}], {MEANING[claim.verdict]}  "
+            f"\n[bold]{escape(name)}[/bold]: [{colour}]{claim.verdict}[/{colour}], {meaning}  "
             f"({claim.cells} cells, {claim.seeds} seeds)",
             soft_wrap=True,
         )
         for quantity, exponent in claim.exponents.items():
-            out.print("  " + escape(_exponent_line(quantity, exponent)), soft_wrap=True)
+            line = _exponent_line(quantity, exponent, claim.fields.get("bound_kind") == "equal")
+            out.print("  " + escape(line), soft_wrap=True)
         for key in ("ceiling_ratio", "divergence_ratio"):
             if key in claim.fields:
                 field = claim.fields[key]
@@ -78,7 +94,7 @@ def print_report(report: Report, out: Console) -> None:
             out.print(f"  - {escape(reason)}", soft_wrap=True)
 
 
-def _exponent_line(quantity: str, exponent: Exponent) -> str:
+def _exponent_line(quantity: str, exponent: Exponent, equality: bool) -> str:
     quantity = QUANTITY.get(quantity, quantity)
     if not math.isfinite(exponent.estimate):
         return f"{quantity}: claimed {exponent.claimed:g}, not estimable: {exponent.verdict}"
@@ -91,7 +107,9 @@ def _exponent_line(quantity: str, exponent: Exponent) -> str:
         low, high = corrected["ci95"]
         line += f"; corrected for the finite matrix {number(corrected['estimate'])}, {number(low)} to {number(high)}"
     notes = [word for word, said in (("bent", "bent"), ("second tier", "tier")) if _noted(exponent, said)]
-    return f"{line} ({', '.join([*notes, f'as an equality: {exponent.rate}'])})"
+    if not equality:
+        notes.append(f"as an equality: {exponent.rate}")
+    return f"{line} ({', '.join(notes)})" if notes else line
 
 
 def _noted(exponent: Exponent, key: str) -> bool:
@@ -127,8 +145,7 @@ def print_fit(result: FitResult, out: Console) -> None:
         (
             name,
             f"{result.estimates[name]:.5g}",
-            f"{result.intervals[name].low:.5g}",
-            f"{result.intervals[name].high:.5g}",
+            *(significant(end) for end in (result.intervals[name].low, result.intervals[name].high)),
         )
         for name in result.law.parameters
     ]
@@ -142,6 +159,49 @@ def print_fit(result: FitResult, out: Console) -> None:
     )
     for note in result.notes:
         out.print(f"  - {escape(note)}", soft_wrap=True)
+
+
+def print_prediction(made: Prediction, out: Console) -> None:
+    """One line per point: its columns, the prediction, both intervals and the distance from the data."""
+    frame, target = made.frame, made.target
+    given = list(frame.columns[: frame.columns.get_loc(target)])
+    level = f"{100 * made.interval:g} %"
+    header = (*given, target, f"mean, {level} low", "high", f"new run, {level} low", "high", "decades outside")
+    ends = ("mean_low", "mean_high", "low", "high")
+    rows = [
+        (
+            *(f"{point[c]:.6g}" for c in given),
+            significant(point[target]),
+            *(significant(point[end]) for end in ends),
+            f"{point['decades']:.2g}" if point["outside"] else "inside",
+        )
+        for _, point in frame.head(MOST_POINTS).iterrows()
+    ]
+    out.print(escape(f"{target} = {made.law}"), soft_wrap=True, highlight=False)
+    out.print(grid(None, header, rows))
+    if len(frame) > MOST_POINTS:
+        out.print(f"  - {len(frame) - MOST_POINTS} more points: --json OUT has all", soft_wrap=True)
+    for remark in made.remarks:
+        out.print(f"  - {escape(remark)}", soft_wrap=True)
+
+
+def print_comparison(made: Comparison, out: Console) -> None:
+    """Differences over all cells, then in each."""
+    first, second = made.groups
+    out.print(escape(f"{made.path}: {made.by} = {second} less {made.by} = {first}"), soft_wrap=True, highlight=False)
+    rows = [
+        (
+            d.quantity,
+            ", ".join(f"{c}={v}" for c, v in d.cell.items()) or "all cells",
+            *(significant(x) for x in (d.first, d.second, d.difference, d.ci95.low, d.ci95.high)),
+            str(d.seeds),
+        )
+        for d in made.differences
+    ]
+    header = ("quantity", "cell", first, second, "difference", "95 % low", "high", "seeds")
+    out.print(grid(None, header, rows))
+    for remark in made.remarks:
+        out.print(f"  - {escape(remark)}", soft_wrap=True)
 
 
 def print_plan(outcome: Plan, out: Console) -> None:
