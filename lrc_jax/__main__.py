@@ -99,7 +99,7 @@ def _plan(args: argparse.Namespace) -> int:
 def _parser(prog: str = PROG) -> argparse.ArgumentParser:
     parser = _Parser(prog=prog, description="Low-Rank Clone: distil a model, export a clone.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    teacher_help = "Hugging Face folder (Llama, Mistral, Qwen2, Qwen3) or .gguf file"
+    teacher_help = "Hugging Face folder, .gguf file or name on the hub"
     dtypes = ("float32", "bfloat16", "float16")
 
     export = commands.add_parser("export", help="a Low-Rank Clone checkpoint -> a Hugging Face folder")

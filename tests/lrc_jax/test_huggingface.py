@@ -8,8 +8,10 @@ reason to update it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,16 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
 
+from lrc_jax.clone import CloneFlags, LowRankClone
 from lrc_jax.errors import InputError
 from lrc_jax.losses import cross_entropy_per_token
-from lrc_jax.model import forward
-from lrc_jax.teachers import huggingface
+from lrc_jax.model import RopeScaling, forward, rope_inverse_frequencies
+from lrc_jax.teachers import hub, huggingface
+from lrc_jax.teachers.families import FAMILIES, REFUSED
 from lrc_jax.teachers.load import file_digest, load_teacher
 
 GOLDEN = Path(__file__).parent / "golden" / "huggingface.json"
@@ -53,6 +59,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistral_window": BASE | {"model_type": "mistral", "sliding_window": 32},
     "qwen2": BASE | {"model_type": "qwen2", "tie_word_embeddings": True, "use_sliding_window": False},
     "qwen3": BASE | {"model_type": "qwen3", "head_dim": 16, "rope_theta": 1000000.0},
+    "smollm3": BASE | {"model_type": "smollm3", "no_rope_layers": [1, 0], "pad_token_id": None, "rope_theta": 5e6},
+    "granite": BASE
+    | {
+        "model_type": "granite",
+        "tie_word_embeddings": True,
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.25,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 8.0,
+    },
 }
 TOKENS_BT = (np.arange(48).reshape(2, 24) ** 2 + 7) % 41
 POSITIONS = (0, 23, 40)  # of the flattened 2 x 24
@@ -170,6 +186,162 @@ def test_digest_follows_content(tmp_path: Path) -> None:
     assert file_digest(large) != before
 
 
+def _layout(folder: Path) -> dict[str, np.ndarray]:
+    """The tensors of a folder's only file, which is taken away."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    file.unlink()
+    return tensors
+
+
+TIED = BASE | {"model_type": "llama", "tie_word_embeddings": True}
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def test_a_head_of_the_file_goes_before_the_tie(tmp_path: Path) -> None:
+    """As stock: a merge that trained the head leaves `tie_word_embeddings` as it was."""
+    untied = logits_of(write_folder(tmp_path / "untied", TIED | {"tie_word_embeddings": False}))
+    folder = write_folder(tmp_path / "distinct", TIED)
+    save_file(_layout(folder) | {HEAD: seeded_tensor(HEAD, (41, 24))}, folder / "model.safetensors")
+    np.testing.assert_array_equal(logits_of(folder), untied)
+    assert not load_teacher(folder).config.tie_word_embeddings
+    assert not huggingface.read_config(folder).tie_word_embeddings
+
+
+def test_layouts_that_stock_reads_too(tmp_path: Path) -> None:
+    tied = logits_of(write_folder(tmp_path / "tied", TIED))
+    config = load_teacher(tmp_path / "tied").config
+    frequencies = rope_inverse_frequencies(config).astype(np.float32)
+    layouts = {
+        "both": lambda tensors: tensors | {HEAD: tensors[EMBED]},
+        "only the head": lambda tensors: {HEAD if name == EMBED else name: x for name, x in tensors.items()},
+        "no prefix": lambda tensors: {name.removeprefix("model."): x for name, x in tensors.items()},
+        "float64": lambda tensors: {name: x.astype(np.float64) for name, x in tensors.items()},
+        "buffers": lambda tensors: tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": frequencies},
+    }
+    for name, change in layouts.items():
+        folder = write_folder(tmp_path / name, TIED)
+        save_file({key: x.copy() for key, x in change(_layout(folder)).items()}, folder / "model.safetensors")
+        np.testing.assert_array_equal(logits_of(folder), tied, err_msg=name)
+        assert load_teacher(folder).config == config, name
+    # One file goes before an index, as in stock.
+    folder = write_folder(tmp_path / "both files", TIED)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "gone.safetensors"}}')
+    np.testing.assert_array_equal(logits_of(folder), tied)
+
+
+LINEAR, LLAMA3 = {"rope_type": "linear", "factor": 2.0}, LLAMA3_SCALING | {"rope_theta": 5e5}
+PRECEDENCE: dict[str, tuple[dict[str, Any], float, RopeScaling | None]] = {
+    "nested before a stale top-level one": ({"rope_theta": 123.0, "rope_parameters": {"rope_theta": 5e5}}, 5e5, None),
+    "top-level where nothing is nested": (
+        {"rope_theta": 123.0, "rope_parameters": {"rope_type": "default"}},
+        123,
+        None,
+    ),
+    "the family's default": ({}, 1e4, None),
+    "null is absent": ({"rope_theta": None, "rope_scaling": None, "rope_parameters": None}, 1e4, None),
+    "rope_scaling stands for rope_parameters": (
+        {"rope_theta": 7.0, "rope_scaling": LINEAR, "rope_parameters": LLAMA3},
+        7.0,
+        RopeScaling("linear", 2.0),
+    ),
+    "its own theta": ({"rope_theta": 7.0, "rope_scaling": LINEAR | {"rope_theta": 9}}, 9.0, RopeScaling("linear", 2.0)),
+    "rope_type before type": ({"rope_scaling": LINEAR | {"type": "yarn"}}, 1e4, RopeScaling("linear", 2.0)),
+    "top-level original length": (
+        {"original_max_position_embeddings": 16, "rope_parameters": LLAMA3},
+        5e5,
+        RopeScaling("llama3", 8.0, 1.0, 4.0, 16),
+    ),
+    "without original length": (
+        {"rope_parameters": {k: v for k, v in LLAMA3.items() if not k.startswith("original")}},
+        5e5,
+        RopeScaling("llama3", 8.0, 1.0, 4.0, 64),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PRECEDENCE)
+def test_rope_keys_have_the_precedence_of_stock(case: str) -> None:
+    changes, theta, scaling = PRECEDENCE[case]
+    config = huggingface.parse_config(Path("config.json"), BASE | {"model_type": "llama"} | changes)
+    assert (config.rope_theta, config.rope_scaling) == (theta, scaling)
+
+
+def test_windows() -> None:
+    """The longest input that full attention computes faithfully."""
+
+    def longest(**changes: Any) -> int:
+        return huggingface.parse_config(Path("config.json"), BASE | changes).max_position_embeddings
+
+    assert longest(model_type="mistral", max_position_embeddings=9000) == 4096  # stock's default window
+    assert longest(model_type="mistral", sliding_window=None) == 64
+    assert longest(model_type="qwen2", sliding_window=32) == 64
+    assert longest(model_type="qwen2", sliding_window=32, use_sliding_window=True) == 32
+    full = ["full_attention"] * 2
+    assert longest(model_type="qwen3", sliding_window=32, use_sliding_window=True, layer_types=full) == 64
+
+
+def test_layers_without_rope(tmp_path: Path) -> None:
+    """SmolLM3's list, its interval, and stock's default interval of 4."""
+
+    def layers(**changes: Any) -> tuple[int, ...]:
+        raw = BASE | {"model_type": "smollm3", "num_hidden_layers": 9} | changes
+        return huggingface.parse_config(Path("config.json"), raw).no_rope_layers
+
+    assert layers() == (3, 7)
+    assert layers(no_rope_layer_interval=3) == (2, 5, 8)
+    assert layers(no_rope_layers=[1, 1, 0, 1, 0, 1, 1, 1, 1], no_rope_layer_interval=3) == (2, 4)
+    rotated = logits_of(write_folder(tmp_path, ARCHITECTURES["smollm3"] | {"no_rope_layers": [1, 1]}))
+    plain = logits_of(write_folder(tmp_path, ARCHITECTURES["smollm3"]))
+    assert np.abs(rotated - plain).max() > 1e-3
+
+
+def test_a_clone_keeps_the_layers_without_rope() -> None:
+    raw = ARCHITECTURES["smollm3"] | {"num_hidden_layers": 4, "no_rope_layers": [1, 0, 1, 0]}
+    teacher = huggingface.parse_config(Path("config.json"), raw)
+    clone = LowRankClone(teacher, CloneFlags(8, del_layers=(0, 2)))
+    assert clone.config.no_rope_layers == (0, 1)
+    assert dataclasses.replace(clone, flags=CloneFlags(8)).config.no_rope_layers == (1, 3)
+
+
+def test_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    start = time.monotonic()
+    with pytest.raises(
+        InputError, match=r"hub does not answer; .*`hf download some-owner/some.model-1 --local"
+    ) as caught:
+        load_teacher("some-owner/some.model-1")
+    assert time.monotonic() - start < 5 and "\n" not in str(caught.value)
+    # A path that exists, a file of ours, and a folder whose parent exists are no hub names.
+    folder = write_folder(tmp_path / "a" / "b", TIED)
+    assert hub.fetched("a/b") == Path("a/b")
+    for name in ("a/c", "x/model.gguf", "x/y/z", "./x", "/x/y"):
+        assert hub.fetched(name) == Path(name)
+    monkeypatch.setattr("lrc_jax.data.text._hub_answers", lambda: True)
+    asked = {}
+
+    def snapshot(name: str, **options: Any) -> str:
+        asked.update(options, name=name)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert load_teacher("owner/model").source == folder
+    assert asked["name"] == "owner/model" and not asked["local_files_only"]
+    assert any("safetensors" in pattern for pattern in asked["allow_patterns"])
+
+
+def test_the_table_of_families() -> None:
+    """docs/howto/teacher.md names every family that is read and every one that is refused, with the reason."""
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "teacher.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| `")
+    ]
+    found = {name.strip("` "): verdict for names, verdict, *_ in rows for name in names.split(",")}
+    assert found == dict.fromkeys(FAMILIES, "read") | {name: f"refused: {reason}" for name, reason in REFUSED.items()}
+
+
 def _damage_shard(folder: Path) -> None:
     shard = sorted(folder.glob("*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-40])
@@ -196,6 +368,38 @@ def _edit_config(**changes: Any) -> Any:
     return edit
 
 
+def _write(name: str, content: str) -> Any:
+    return lambda folder: (folder / name).write_text(content)
+
+
+def _shard(name: str) -> Any:
+    return _write("model.safetensors.index.json", json.dumps({"weight_map": {"model.norm.weight": name}}))
+
+
+def _repeat_tensor(folder: Path) -> None:
+    first, second = sorted(folder.glob("*.safetensors"))[:2]
+    save_file(load_file(first) | load_file(second), second)
+
+
+# A template that names a special token which it does not define: the package's Rust code panics over it.
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "X", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+    "special_tokens": {},
+}
+
+
+def _tokenizer(eos: Any = None, **changes: Any) -> Any:
+    def write(folder: Path) -> None:
+        backend = json.loads(Backend(models.WordLevel({"a": 0, "b": 1}, unk_token="a")).to_str())
+        (folder / "tokenizer.json").write_text(json.dumps(backend | changes))
+        if eos is not None:
+            _edit_config(eos_token_id=eos)(folder)
+
+    return write
+
+
 NORM, Q = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight"
 DAMAGES = {
     "truncated shard": (_damage_shard, r"model-00002-of-00003.safetensors: damaged or truncated .*fetch"),
@@ -210,7 +414,10 @@ DAMAGES = {
         lambda f: write_tensors(f, **{"model.layers.0.self_attn.q_proj.bias": np.zeros(24, np.float32)}),
         r"tensors model.layers.0.self_attn.q_proj.bias have no place",
     ),
-    "unknown architecture": (_edit_config(model_type="gemma3"), r"config.json: model_type 'gemma3' is not supported"),
+    "unknown architecture": (
+        _edit_config(model_type="new"),
+        r"config.json: model_type 'new' is not supported; supported: llama",
+    ),
     "missing key": (_edit_config(intermediate_size="absent"), r"config.json: key 'intermediate_size' is missing"),
     "odd heads": (_edit_config(num_key_value_heads=2), r"config.json: num_attention_heads 3 is no multiple"),
     "yarn": (_edit_config(rope_scaling={"rope_type": "yarn", "factor": 4.0}), r"rope_scaling type 'yarn'"),
@@ -221,21 +428,79 @@ DAMAGES = {
     "broken config": (lambda f: (f / "config.json").write_text("{"), r"config.json: not valid JSON"),
     "list for a config": (lambda f: (f / "config.json").write_text("[]"), r"config.json: a JSON object is expected"),
     "broken index": (lambda f: (f / "model.safetensors.index.json").write_text("{}"), r"index.json: not a valid index"),
-    "broken tokenizer": (
-        lambda f: (f / "tokenizer.json").write_text("{}"),
-        r"tokenizer.json: not a readable tokenizer",
+    "broken tokenizer": (_write("tokenizer.json", "{}"), r"tokenizer.json: not a readable tokenizer"),
+    "panic in the tokenizer": (
+        _tokenizer(post_processor=TEMPLATE),
+        r"tokenizer.json: not a readable tokenizer \(no entry found for key\); fetch",
+    ),
+    "odd end token": (_tokenizer(eos="</s>"), r"config.json: eos_token_id '</s>' is no token id"),
+    "nested end tokens": (_tokenizer(eos=[1, [2]]), r"config.json: eos_token_id \[1, \[2\]\] is no token id"),
+    "negative end token": (_tokenizer(eos=-1), r"config.json: eos_token_id -1 is no token id"),
+    "unknown key": (_edit_config(attn_logit_softcapping=50.0), r"key 'attn_logit_softcapping' is not known"),
+    "unknown rope key": (
+        _edit_config(rope_scaling=LINEAR | {"mscale": 2.0}),
+        r"key 'rope_scaling.mscale' is not known",
+    ),
+    "rope per layer type": (
+        _edit_config(rope_scaling=None, rope_parameters={"full_attention": {"rope_theta": 1e4}}),
+        r"key 'rope_parameters.full_attention' is not known",
+    ),
+    "partial rotary": (_edit_config(partial_rotary_factor=0.5), r"partial_rotary_factor 0.5 is not supported"),
+    "no heads": (_edit_config(num_attention_heads=0), r"num_attention_heads 0 is less than 1"),
+    "negative heads": (_edit_config(num_key_value_heads=-2), r"num_key_value_heads -2 is outside 1.."),
+    "no vocabulary": (_edit_config(vocab_size=0), r"vocab_size 0 is outside 1.."),
+    "huge vocabulary": (_edit_config(vocab_size=2**40), r"vocab_size 1099511627776 is outside 1.."),
+    "more rows than stored": (_edit_config(vocab_size=2**30), r"has shape \[41, 24\], config.json says"),
+    "huge depth": (_edit_config(num_hidden_layers=10**12), r"num_hidden_layers 1000000000000 is more than"),
+    "more layers than tensors": (
+        _edit_config(num_hidden_layers=5000),
+        r"says 5000 layers, the checkpoint has 21 tensors",
+    ),
+    "size as text": (_edit_config(hidden_size="24"), r"hidden_size is '24'; a whole number is expected"),
+    "size as truth": (_edit_config(num_hidden_layers=True), r"num_hidden_layers is True; a whole number"),
+    "fractional size": (_edit_config(intermediate_size=40.5), r"intermediate_size is 40.5; a whole number"),
+    "infinite eps": (
+        _edit_config(rms_norm_eps=float("inf")),
+        r"config.json: not valid JSON \(Infinity is no JSON number",
+    ),
+    "overflowing eps": (
+        _write("config.json", json.dumps(ARCHITECTURES["llama3"]).replace("1e-05", "1e999")),
+        r"rms_norm_eps is inf; a number above 0",
+    ),
+    "negative eps": (_edit_config(rms_norm_eps=-1e-5), r"rms_norm_eps is -1e-05; a number above 0 is expected"),
+    "no theta": (_edit_config(rope_theta=0), r"rope_theta is 0; a number above 0 is expected"),
+    "ramp upside down": (
+        _edit_config(rope_scaling=LLAMA3_SCALING | {"low_freq_factor": 5.0}),
+        r"low_freq_factor 5.0 is not between 0 and high_freq_factor 4.0",
+    ),
+    "tie as text": (_edit_config(tie_word_embeddings="yes"), r"tie_word_embeddings is 'yes'; true or false"),
+    "deep JSON": (_write("config.json", "[" * 200_000), r"config.json: not valid JSON \(nested too deeply\)"),
+    "absolute shard": (_shard("/etc/passwd"), r"index.json: shard '/etc/passwd' lies outside the folder"),
+    "shard above": (_shard("../model.safetensors"), r"shard '../model.safetensors' lies outside the folder"),
+    "shard that is the folder": (_shard(".."), r"shard '..' lies outside the folder|\.\.: named in"),
+    "tensor in two shards": (_repeat_tensor, r"lm_head.weight is in model-00001-of-00003.safetensors too"),
+    "NaN": (
+        lambda f: write_tensors(f, **{NORM: np.full(24, np.nan, np.float32)}),
+        r"tensor model.norm.weight holds NaN",
+    ),
+    "other frequencies": (
+        lambda f: write_tensors(f, **{"model.rotary_emb.inv_freq": np.full(4, 0.5, np.float32)}),
+        r"tensor model.rotary_emb.inv_freq holds other RoPE frequencies than config.json",
     ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_one_line(damage: str, tmp_path: Path) -> None:
+def test_damage_is_one_line(damage: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = write_folder(tmp_path, ARCHITECTURES["llama3"], shards=3)
     act, message = DAMAGES[damage]
     act(folder)
+    start = time.monotonic()
     with pytest.raises(InputError, match=message) as caught:
         load_teacher(folder)
+    assert time.monotonic() - start < 2
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_missing_path_and_tokenizer(tmp_path: Path) -> None:

@@ -87,11 +87,13 @@ def random_config(rng: np.random.Generator) -> tuple[dict[str, Any], str | None]
         if rng.integers(2):
             raw["no_rope_layers"] = rng.integers(0, 2, layers).tolist()
     if family == "granite":
-        for name in ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"):
-            raw[name] = float(10 ** rng.uniform(-1, 1))
+        raw["embedding_multiplier"], raw["logits_scaling"] = (10 ** rng.uniform(-1, 1, 2)).tolist()
+        # Larger ones than a usual model's saturate its softmax, which makes much of rounding.
+        raw["attention_multiplier"] = float(head_dim**-0.5 * 10 ** rng.uniform(-0.5, 0.3))
+        raw["residual_multiplier"] = float(10 ** rng.uniform(-1, 0.3))
     unread = None
     if rng.random() < 0.15:
-        choices = ["gelu", "dynamic", "yarn"]
+        choices = ["gelu", "yarn"] + ["dynamic"] * (head_dim > 2)  # stock divides by head_dim - 2
         if family in ("llama", "granite", "smollm3"):
             choices += ["attention_bias", "mlp_bias"]
         unread = str(rng.choice(choices))
