@@ -100,7 +100,7 @@ def test(
         >>> theory.test(df, "loss ~ E + A*tokens**-b", claimed={"b": 0.34}, cluster="seed")["test"].verdict
         'CONSISTENT'
     """
-    from theory.judge.user_claim import LawClaim, check_claims, claimed_of
+    from theory.judge.user_claim import COMMAND, LawClaim, check_claims, claimed_of
 
     left, tilde, right = law.partition("~")
     if tilde:
@@ -112,7 +112,7 @@ def test(
         if isinstance(claimed, Mapping)
         else dict(map(claimed_of, [claimed] if isinstance(claimed, str) else claimed))
     )
-    claim = LawClaim("test", target, law, said, bound, margin, cluster, tuple(signed))
+    claim = LawClaim(COMMAND, target, law, said, bound, margin, cluster, tuple(signed))
     return check_claims(load_table(measurements, columns=columns, where=where), [claim], bootstraps=bootstraps)
 
 

@@ -9,11 +9,13 @@ from functools import lru_cache, partial
 import numpy as np
 import pandas as pd
 
+from theory.judge.user_claim import LawClaim
 from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE
 from theory.laws.surface import Surface
 from theory.planted.denoising import curve_optimum, curve_table, denoising_table, population_optimum
 from theory.planted.linear_loss import REGIMES, SIDE, finite_size_slope, linear_loss_tables
 from theory.planted.optimisation import quadratic_table
+from theory.planted.own_laws import PLANTED, Planted, claim_of, scaling_table
 from theory.planted.rates import (
     Law,
     Slopes,
@@ -57,6 +59,7 @@ SURFACES = "optima of surfaces"
 LINEAR = "E4 regimes"
 NULLS = "nulls"
 RATIOS = "information and dynamics"
+OWN = "claims of one's own"
 
 DESIGN = Design()
 #: Ranks and samples for r*: two decades of N with r* between 4 and d/8.
@@ -115,6 +118,7 @@ class Case:
         expected: the claim's verdicts that count as right; None where it must only not be CONSISTENT. The family counts
             them where no slopes are given.
         regime: the regime of the gap that has to be named, if any.
+        own: the claim of one's own that is judged; None for a claim of the ledger.
         log_rank_of: ln of the exact population r* at given N, for optima: the interval of the exponent in the window
             must cover its slope over the N that the judge used.
     """
@@ -128,6 +132,7 @@ class Case:
     expected: tuple[str, ...] | None = None
     regime: str | None = None
     log_rank_of: Callable[[np.ndarray], np.ndarray] | None = None
+    own: LawClaim | None = None
 
     def allowed(self, coordinate: str | None, claimed: float, margin: float) -> frozenset[str]:
         """The words that are right about a coordinate (None: about the claim)."""
@@ -149,10 +154,26 @@ def all_cases() -> tuple[Case, ...]:
     """Every case, in the order of the printed tables."""
     cases = (
         *_power_cases(), *_gap_cases(), *_gradient_cases(), *_surface_cases(), *_finite_cases(), *_linear_cases(),
-        *_null_cases(), *_ratio_cases(),
+        *_null_cases(), *_ratio_cases(), *_own_cases(),
     )  # fmt: skip
     assert len({case.name for case in cases}) == len(cases)
     return cases
+
+
+def _own_cases() -> list[Case]:
+    return [
+        Case(
+            f"own: {p.name}, {p.bound}", OWN, "test", partial(scaling_table, p.mean, params=p.params),
+            exponents={} if p.truth is None else {_spelled(p): p.truth}, expected=p.right, own=claim_of(p),
+        )
+        for p in PLANTED
+    ]  # fmt: skip
+
+
+def _spelled(planted: Planted) -> str:
+    """What the report calls the claim's quantity."""
+    ((text, value),) = planted.claimed.items()
+    return f"{text} - {value}" if isinstance(value, str) else text
 
 
 def planted_case(claim: str, *, wrong: bool) -> Case:

@@ -22,6 +22,7 @@ import numpy as np
 
 from theory.claims import convergence, dynamics, generalization, information, optimal_rank
 from theory.judge.intervals import generator
+from theory.judge.user_claim import judge_claim
 from theory.judge.verdicts import CONSISTENT, INCONCLUSIVE, MARGIN, REFUTED, UNTESTABLE
 from theory.planted.cases import (
     BENT,
@@ -32,6 +33,7 @@ from theory.planted.cases import (
     LINEAR,
     MARGINS,
     NULLS,
+    OWN,
     PURE,
     RANK_LAWS,
     RATIOS,
@@ -41,12 +43,15 @@ from theory.planted.cases import (
     all_cases,
 )
 from theory.report import ClaimReport
-from theory.tables import table_from_frame
+from theory.tables import table_from_frame, wrap_frame
 
 #: Rare errors (at the margin) and coverage of the few cases in T need more draws than words that hardly ever change.
 MANY = 3
 #: Where coverage of planted exponents is required: laws that are pure powers, judged with a full design.
 COVERAGE_FAMILIES = (PURE, MARGINS, BEYOND, RANK_LAWS, CONCAVE, SEED_SLOPES)
+
+#: Draws of every fit that is made for a claim of one's own.
+OWN_BOOTSTRAPS = 200
 
 JUDGES: dict[str, Callable[..., ClaimReport]] = {
     "convergence": convergence.judge,
@@ -126,8 +131,11 @@ class Tally:
 
 def judge_draw(case: Case, stream: int, replication: int, margin: float = MARGIN) -> Outcome:
     """Judge one draw of a case; `stream` and the replication key its random numbers."""
-    table = table_from_frame(case.draw(generator(100, stream, replication)))
-    report = JUDGES[case.claim](table, margin)
+    frame = case.draw(generator(100, stream, replication))
+    if case.own is not None:
+        report = judge_claim(wrap_frame(frame), case.own, bootstraps=OWN_BOOTSTRAPS)
+    else:
+        report = JUDGES[case.claim](table_from_frame(frame), margin)
     exponents = report.exponents
     words = {name: e.verdict for name, e in exponents.items()}
     grades = [_grade(case, name, words[name], exponents[name].claimed, margin) for name in case.slopes]
@@ -362,6 +370,8 @@ def requirements(tallies: Sequence[Tally]) -> list[Requirement]:
         Requirement("E4 verdict as constructed, smallest share", min(t.as_expected for t in of(LINEAR)), 0.95, 1.0),
         Requirement("E4 regime named as constructed, smallest share", min(regimes), 0.95, 1.0),
         Requirement("null called CONSISTENT, largest share", 1 - min(t.as_expected for t in of(NULLS)), 0.0, 0.05),
+        Requirement(f"{OWN}: right words", by_family[OWN].right, 0.95, 1.0),
+        Requirement(f"{OWN}: coverage of 95 % intervals", _coverage(of(OWN)), 0.93, 0.98),
         Requirement(f"{RATIOS} as planted, smallest share", min(t.as_expected for t in of(RATIOS)), 0.95, 1.0),
     ]
 

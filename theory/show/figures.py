@@ -44,6 +44,10 @@ OPTIMA: dict[str, tuple[Any, bool, str]] = {
 }
 
 
+#: More values of a second column than this are drawn as one series.
+MOST_SERIES = 12
+
+
 def level_colours(levels: Sequence[float], scale: str = "viridis") -> dict[float, tuple[float, ...]]:
     """A colour per level, from dark to light, at equal distances."""
     shades = mpl.colormaps[scale](np.linspace(0.0, 0.88, len(levels)))
@@ -136,6 +140,9 @@ def draw(claim: ClaimReport) -> Figure:
 
 def _claim_panel(axes: Axes, claim: ClaimReport) -> None:
     points = claim.points
+    if "along" in claim.fields:
+        _own_panel(axes, claim)
+        return
     if claim.name not in AXES:
         positions = np.arange(len(points))
         _errors(axes, positions, points, "C0", None)
@@ -169,6 +176,25 @@ def _claim_panel(axes: Axes, claim: ClaimReport) -> None:
         if split is not None:
             claimed = claim.exponents[x].claimed
             slope_triangle(axes, claimed, f"claimed ${LETTER[x]}^{{{claimed:g}}}$")
+
+
+def _own_panel(axes: Axes, claim: ClaimReport) -> None:
+    """A claim of one's own: the target along the column that the claim is about, with the fitted law."""
+    points, x = claim.points, claim.fields["along"]
+    others = [c for c in points.columns if c not in (x, "mean", "low", "high", "fitted", "claimed")]
+    split = max(others, key=lambda c: points[c].nunique()) if others else None
+    if split is not None and points[split].nunique() > MOST_SERIES:
+        split = None
+
+    def line(part: pd.DataFrame) -> None:
+        if split is not None or not others:
+            axes.plot(part[x], part["fitted"], "-", color="black", lw=0.8)
+
+    _series(axes, points, x, split, claim.fields["target"], line)
+    if (points[x] > 0).all():
+        axes.set_xscale("log")
+    if (points["mean"] > 0).all():
+        axes.set_yscale("log")
 
 
 def _series(

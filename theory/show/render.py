@@ -64,7 +64,7 @@ def print_report(report: Report, out: Console) -> None:
         colour = TERMINAL.get(claim.verdict, "white")
         meaning = MEANING[claim.verdict]
         if claim.fields.get("bound_kind") == "lower":
-            meaning = meaning.replace("upper", "lower")
+            meaning = meaning.replace("an upper", "a lower")
         out.print(
             f"\n[bold]{escape(name)}[/bold]: [{colour}]{claim.verdict}[/{colour}], {meaning}  "
             f"({claim.cells} cells, {claim.seeds} seeds)",

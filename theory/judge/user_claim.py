@@ -1,0 +1,662 @@
+"""A claim of one's own about one's own columns: the entry points behind `theory test` and `theory check --claims`.
+
+A claim is a law, what it says about the law's parameters, and how that is meant:
+
+    target: loss   law: "E + A*tokens**-b"   claim: {"b": 0.34}   bound: upper
+
+Where the law is a product of powers and the claim is about their exponents, the cells, gates and rules of the built-in
+rates judge it (`theory.judge.rates`). Any other law is fitted (`theory.laws.user_law`), over the whole table and over
+the two halves of the range, and the same rules decide from these fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from theory.errors import OptionError
+from theory.judge import gates, scrutiny
+from theory.judge.gates import FAILED, FIRST, SECOND, Gate
+from theory.judge.intervals import Interval, t_interval
+from theory.judge.model_selection import OFFSETS, POWER, LawFit, held_out
+from theory.judge.rates import Coordinate, RateResult, exponent_of, judge_rates
+from theory.judge.rules import Limits
+from theory.judge.verdicts import NOT_EVALUATED, as_equality, combine
+from theory.judge.window import UNKNOWN, Estimate, Window, near_middle
+from theory.laws.parser import Law, LawError, parse_law
+from theory.laws.user_law import FitResult, fit_law, stretched
+from theory.report import FREE_CONSTANT, Bound, ClaimReport, Exponent, Report, undefined_exponent
+from theory.settings import BOOTSTRAPS, OWN_MARGIN
+from theory.tables import InputError, Table, numeric_column
+
+#: What the claim of `theory test` is called, whose errors name options.
+COMMAND = "test"
+UPPER, LOWER, EQUAL = "upper", "lower", "equal"
+BOUNDS = (UPPER, LOWER, EQUAL)
+#: Along it a law is no extrapolation, and nine tenths of a decade are enough, as in the claims about the rank.
+SHORT_COLUMNS = frozenset({"rank"})
+#: How far beyond the table a parameter's effect is read off, to know which side of a bound it is on.
+FAR = (1e3, 10.0, 1.0)
+#: The law with a constant added: no claim about decay is CONSISTENT where this describes the table better.
+OFFSET = "offset_"
+
+
+@dataclass(frozen=True)
+class LawClaim:
+    """A claim about the parameters of a law.
+
+    Attributes:
+        name: by which the report knows it.
+        target: the column that the law describes. law: see `theory.laws.parser`.
+        claimed: by expression in the law's parameters, the value that it is said to have: a number, or another
+            expression ({"a": "b"} says that a and b are equal).
+        bound: "upper": the target is at most the law's, it falls as fast as claimed or faster; "lower": at least;
+            "equal": both.
+        margin: values closer than this to the claimed one count as equal.
+        cluster: column whose rows share noise, such as the seed; None: every row is a run of its own.
+        signed: parameters that may be negative. where: conditions that select rows.
+        statement, source: in words, and where it was made.
+    """
+
+    name: str
+    target: str
+    law: str
+    claimed: Mapping[str, float | str]
+    bound: str = EQUAL
+    margin: float = OWN_MARGIN
+    cluster: str | None = None
+    signed: Sequence[str] = ()
+    where: Sequence[str] = ()
+    statement: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.bound not in BOUNDS:
+            raise OptionError("bound", f"{self.bound}: choose one of {', '.join(BOUNDS)}")
+        if not (np.isfinite(self.margin) and self.margin > 0):
+            raise OptionError("margin", f"{self.margin:g}: must be a number above 0")
+        if not self.claimed:
+            raise OptionError("claim", "nothing is claimed; write for example b=0.34")
+
+
+@dataclass(frozen=True)
+class Drawn(Estimate):
+    """An estimate whose interval is read off its bootstrap draws, skew as they are."""
+
+    draws: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+    def interval(self, level: float) -> Interval:
+        low, high = stretched(np.array(self.value), self.draws, int(self.clusters), level)
+        return Interval(float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """An expression in the parameters of a law, and the number that it is claimed to be.
+
+    Attributes:
+        text: as written. claimed: the number. parameters: those that occur in it.
+    """
+
+    text: str
+    claimed: float
+    parameters: tuple[str, ...]
+    expression: Law
+
+    def of(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The expression [...] of parameter values [...]."""
+        shape = np.shape(next(iter(values.values())))
+        data = {c: np.ravel(values.get(c, 1.0) + np.zeros(shape)) for c in self.expression.columns}
+        return self.expression.value(np.ones(1), data).reshape(shape)
+
+
+def quantity_of(text: str, value: float | str, law: Law) -> Quantity:
+    """Read one claim, such as "b" = 0.34, "a/(a+b)" = 0.5 or "a" = "b" (which is a - b = 0).
+
+    Raises:
+        InputError: a name in it is no parameter of the law.
+    """
+    claimed = 0.0
+    try:
+        claimed = float(value)
+    except ValueError:
+        number = _expression(str(value), law)
+        if set(number.columns) == {_ONE}:
+            claimed = float(number.value(np.ones(1), {_ONE: np.ones(1)})[0])
+        else:
+            text = f"{text} - ({value})" if " " in str(value).strip() or _compound(str(value)) else f"{text} - {value}"
+    expression = _expression(text, law)
+    named = tuple(p for p in law.parameters if p in expression.columns)
+    if not named:
+        raise OptionError("claim", f"{text}: names no parameter of the law; its parameters are {_listed(law)}")
+    if not np.isfinite(claimed):
+        raise OptionError("claim", f"{text}={value}: not a finite number")
+    return Quantity(text, claimed, named, expression)
+
+
+_ONE, _UNIT = "one_", "unit_"
+
+
+def _compound(text: str) -> bool:
+    return any(sign in text for sign in "+-*/^")
+
+
+def _listed(law: Law) -> str:
+    return ", ".join(law.parameters)
+
+
+def _expression(text: str, law: Law) -> Law:
+    """An expression of parameters as a law whose columns they are."""
+    try:
+        found = parse_law(f"{_UNIT}*{_ONE}*({text})", [*law.parameters, _ONE])
+    except LawError as error:
+        said = str(error).replace(f"{_UNIT}*{_ONE}*", "").partition(": ")[2]
+        said = "not an expression; write for example b=0.34 or a/(a+b)=0.5" if "not an expression" in said else said
+        raise OptionError("claim", f"{text}: {said}") from None
+    strangers = [p for p in found.parameters if p != _UNIT]
+    if strangers:
+        raise OptionError(
+            "claim", f"{text}: {strangers[0]} is no parameter of the law; its parameters are {_listed(law)}"
+        )
+    return found
+
+
+def claimed_of(text: str) -> tuple[str, str]:
+    """The two sides of `b=0.34`.
+
+    Raises:
+        InputError: there is no single =.
+    """
+    left, _, right = text.partition("=")
+    if not left.strip() or not right.strip() or "=" in right:
+        raise OptionError("claim", f"{text}: write EXPRESSION=VALUE, such as b=0.34 or a/(a+b)=0.5")
+    return left.strip(), right.strip()
+
+
+def check_claims(table: Table, claims: Sequence[LawClaim], *, bootstraps: int = BOOTSTRAPS) -> Report:
+    """Judge claims of one's own on one table.
+
+    Raises:
+        InputError: a law, a claim or the table cannot be used; the message names the claim where there are several.
+    """
+    reports = {}
+    for claim in claims:
+        try:
+            with np.errstate(all="ignore"):
+                reports[claim.name] = judge_claim(table, claim, bootstraps=bootstraps)
+        except InputError as error:
+            if claim.name == COMMAND:
+                raise
+            raise InputError(f"claim {claim.name}: {error}") from None
+    margins = {c.margin for c in claims}
+    margin = margins.pop() if len(margins) == 1 else float("nan")
+    return Report(table.path, table.sha256, len(table.frame), margin, reports, table.remarks)
+
+
+def judge_claim(table: Table, claim: LawClaim, *, bootstraps: int = BOOTSTRAPS) -> ClaimReport:
+    """Judge a claim of one's own.
+
+    Args:
+        table: the measurements, one row per run. bootstraps: draws of every fit.
+
+    Raises:
+        InputError: the law, the claim or the table cannot be used.
+    """
+    if claim.where:
+        table = table.where(claim.where)
+    law = _law(table, claim)
+    quantities = [quantity_of(text, value, law) for text, value in claim.claimed.items()]
+    powers = pure_powers(law)
+    rates = powers is not None and claim.cluster is not None
+    if rates and all(q.text in powers and law.parameters.count(q.text) for q in quantities):  # type: ignore[operator]
+        return _judge_rates(table, claim, quantities, powers or {}, law)
+    return _judge_fits(table, claim, quantities, law, bootstraps)
+
+
+def _law(table: Table, claim: LawClaim) -> Law:
+    columns = [str(c) for c in table.frame.columns]
+    for name, option in ((claim.target, "target"), (claim.cluster, "cluster")):
+        if name is not None and name not in columns:
+            raise OptionError(option, f"{name}: no such column in {table.path}; choose from {', '.join(columns)}")
+    constant = [c for c in columns if table.frame[c].nunique() <= 1]
+    try:
+        return parse_law(claim.law, columns, target=claim.target, constant=constant)
+    except LawError as error:
+        raise InputError(str(error)) from None
+
+
+# --- laws that are products of powers --------------------------------------------------------------------------------
+
+
+def pure_powers(law: Law) -> dict[str, tuple[str, int]] | None:
+    """By parameter that is the exponent of a column: that column, and the sign before the parameter.
+
+    Returns:
+        None where the law is anything but free constants times powers of columns, each column once.
+    """
+    found: dict[str, tuple[str, int]] = {}
+    free: list[str] = []
+    stack: list[tuple[str, str, int]] = []  # number, column, parameter, power or factor; its name; its sign
+    for kind, what, arguments in law.steps:
+        if kind in ("number", "column", "parameter"):
+            name = law.parameters[int(what)] if kind == "parameter" else str(what)
+            stack.append((kind, name, 1))
+            continue
+        taken = stack[-arguments:]
+        del stack[-arguments:]
+        if what == "-" and arguments == 1 and taken[0][0] == "parameter":
+            stack.append(("parameter", taken[0][1], -taken[0][2]))
+        elif what == "**" and taken[0][0] == "column" and taken[1][0] == "parameter":
+            column, (_, parameter, sign) = taken[0][1], taken[1]
+            if parameter in found or column in {c for c, _ in found.values()}:
+                return None
+            found[parameter] = (column, sign)
+            stack.append(("power", parameter, 1))
+        elif what == "*" or (what == "/" and taken[1][0] == "power"):
+            if any(part[0] == "column" or part[2] < 0 for part in taken):
+                return None
+            if what == "/":
+                parameter = taken[1][1]
+                column, sign = found[parameter]
+                found[parameter] = (column, -sign)
+            free += [part[1] for part in taken if part[0] == "parameter"]
+            stack.append(("factor", "", 1))
+        else:
+            return None
+    if len(stack) != 1 or stack[0][0] not in ("factor", "power") or not free or set(free) & set(found) or not found:
+        return None
+    return found
+
+
+def _judge_rates(
+    table: Table, claim: LawClaim, quantities: Sequence[Quantity], powers: Mapping[str, tuple[str, int]], law: Law
+) -> ClaimReport:
+    """Judge exponents of a product of powers by cells, as the built-in rates; other columns of the law are strata."""
+    frame = _numbers(table, [*law.columns, claim.target])
+    scrutiny.refuse_mixtures(frame, table.path, claim.name)
+    frame = frame.assign(seed=pd.factorize(frame[claim.cluster].astype(str), sort=True)[0].astype(float))
+    if claim.cluster not in ("seed", None):
+        frame = frame.drop(columns=claim.cluster)
+    signs = {q.text: powers[q.text][1] for q in quantities}
+    columns = {q.text: powers[q.text][0] for q in quantities}
+    coordinates = [
+        Coordinate(columns[q.text], signs[q.text] * q.claimed, columns[q.text] not in SHORT_COLUMNS) for q in quantities
+    ]
+    strata = [c for c in law.columns if c not in columns.values()]
+    result = judge_rates(frame, claim.target, coordinates, claim.margin, strata=strata, path=table.path)
+    exponents = {}
+    for q in quantities:
+        column, sign = columns[q.text], signs[q.text]
+        window, limit, doubts = result.windows[column], result.limits[column], result.doubts[column]
+        if claim.bound == LOWER and window is not None:
+            window, limit = turned(window), replace(limit, claimed=-limit.claimed)
+            exponents[q.text] = in_units(exponent_of(window, limit, doubts), -sign)
+        else:
+            exponents[q.text] = in_units(result.exponents[column], sign)
+    return _report(claim, exponents, result.reasons, result.needed, result.cells.size, result.cells.seeds,
+                   _rate_points(result, columns), result.rivals, columns[quantities[0].text])  # fmt: skip
+
+
+def _rate_points(result: RateResult, columns: Mapping[str, str]) -> pd.DataFrame:
+    return result.points.rename(columns={f"fitted_{c}": "fitted" for c in list(columns.values())[:1]})
+
+
+def turned(window: Window) -> Window:
+    """The window with every exponent's sign turned: of a lower bound the smaller exponents are the worse ones.
+
+    Flattening is then no threat, and the last slope is all that is known of what follows.
+    """
+
+    def turn(e: Estimate) -> Estimate:
+        if isinstance(e, Drawn):
+            return replace(e, value=-e.value, draws=-e.draws)
+        return replace(e, value=-e.value)
+
+    whole, low, top, late, bend = (turn(e) for e in (window.whole, window.low, window.top, window.late, window.bend))
+    rivals = tuple(replace(f, exponent=-f.exponent) for f in window.rivals)
+    local = tuple((x, -slope, -high, -low_end) for x, slope, low_end, high in window.local)
+    return replace(
+        window, whole=whole, low=low, top=top, bend=bend, reach=late, early=UNKNOWN, late=UNKNOWN, rivals=rivals,
+        local=local, wild=Interval(-window.wild.high, -window.wild.low),
+    )  # fmt: skip
+
+
+_NUMBERS = ("middle", "standard_error", "n_dagger", "extrapolation_error", "extrapolation_limit", "effective_seeds")
+
+
+def in_units(exponent: Exponent, sign: int) -> Exponent:
+    """The exponent in the claim's own parameter, of which it is `sign` times."""
+    if sign > 0:
+        return exponent
+
+    def turn(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: turn(v) for k, v in value.items()}
+        if isinstance(value, list):  # an interval
+            return [None if v is None else -v for v in reversed(value)]
+        return -value if isinstance(value, float) else value
+
+    details = dict(exponent.details)
+    for key in details.keys() - {*_NUMBERS, "local_slopes"}:
+        details[key] = turn(details[key])
+    if "local_slopes" in details:
+        details["local_slopes"] = [[x, -slope, -high, -low] for x, slope, low, high in details["local_slopes"]]
+    return replace(
+        exponent, claimed=-exponent.claimed, estimate=-exponent.estimate, details=details,
+        ci90=Interval(-exponent.ci90.high, -exponent.ci90.low), ci95=Interval(-exponent.ci95.high, -exponent.ci95.low),
+    )  # fmt: skip
+
+
+# --- any other law ---------------------------------------------------------------------------------------------------
+
+
+def _judge_fits(
+    table: Table, claim: LawClaim, quantities: Sequence[Quantity], law: Law, bootstraps: int
+) -> ClaimReport:
+    """Judge expressions of fitted parameters: over the whole table, over both halves, and beyond the largest part."""
+    scrutiny.refuse_mixtures(table.frame, table.path, claim.name)
+    signs = {q.text: _worse_side(table, law, q, claim.bound) for q in quantities}
+
+    def fit(rows: pd.DataFrame, text: str = claim.law, signed: Sequence[str] = ()) -> FitResult:
+        return fit_law(
+            replace(table, frame=rows), text, claim.target, cluster=claim.cluster,
+            signed=[*claim.signed, *signed], bootstraps=bootstraps,
+        )  # fmt: skip
+
+    whole = fit(table.frame)
+    numbers = _numbers(table, [*law.columns, claim.target])
+    data = {c: numbers[c].to_numpy() for c in law.columns}
+    measured = numbers[claim.target].to_numpy()
+    beside = _beside_an_offset(whole, fit, table.frame, data)
+    checks, exponents, reasons = {}, {}, list[str]()
+    for q in quantities:
+        columns = sorted(set().union(*(coordinates(law)[p] for p in q.parameters)))
+        checks[q.text] = [*_fit_gates(whole, q, {c: data[c] for c in columns}, claim)]
+        tier = gates.tier_of(checks[q.text])
+        refute_level = 1 - 0.05 / len(quantities)
+        sign = signs[q.text]
+        limit = Limits(sign * q.claimed, claim.margin, refute_level, True, tier)
+        if loose := [p for p in q.parameters if not whole.determined[p]]:
+            exponents[q.text] = undefined_exponent(q.claimed)
+            reasons.append(f"{q.text}: the table does not determine {', '.join(loose)}")
+            continue
+        window = _window(q, whole, fit, numbers, data, measured, columns, beside, sign, claim.cluster)
+        exponents[q.text] = in_units(exponent_of(window, limit), sign)
+        reasons += _explain(q, window, exponents[q.text], columns, sign, claim.margin)
+    needed = [dict(run) for found in checks.values() for gate in found for run in gate.needed]
+    of_claims = sorted(set().union(*(coordinates(law)[p] for q in quantities for p in q.parameters))) or law.columns
+    along = max(of_claims, key=lambda c: len(np.unique(data[c])))
+    remarks = [n for n in whole.notes if not n.startswith("columns:")]
+    if claim.cluster is None:
+        remarks.append("every row counts as a run of its own; where rows share a run, name it with --cluster")
+    points = _fit_points(whole, data, measured)
+    reasons = [*gates.reasons(checks), *reasons, *remarks]
+    return _report(claim, exponents, reasons, needed, len(points), whole.clusters, points, [], along)
+
+
+def coordinates(law: Law) -> dict[str, frozenset[str]]:
+    """By parameter, the columns whose power (or exponential) it is an exponent of; empty for coefficients."""
+    found: dict[str, set[str]] = {p: set() for p in law.parameters}
+    stack: list[tuple[frozenset[str], frozenset[str]]] = []  # columns and parameters of each value
+    nothing: frozenset[str] = frozenset()
+    for kind, what, arguments in law.steps:
+        if kind == "number":
+            stack.append((nothing, nothing))
+        elif kind == "column":
+            stack.append((frozenset({str(what)}), nothing))
+        elif kind == "parameter":
+            stack.append((nothing, frozenset({law.parameters[int(what)]})))
+        else:
+            taken = stack[-arguments:]
+            del stack[-arguments:]
+            if what == "**":
+                for p in taken[1][1]:
+                    found[p] |= taken[0][0] | taken[1][0]
+            elif what == "exp":
+                for p in taken[0][1]:
+                    found[p] |= taken[0][0]
+            columns, parameters = (frozenset().union(*(t[k] for t in taken)) for k in (0, 1))
+            stack.append((columns, parameters))
+    return {p: frozenset(c) for p, c in found.items()}
+
+
+def _worse_side(table: Table, law: Law, q: Quantity, bound: str) -> int:
+    """+1 where a larger value of the quantity makes the bound harder to meet, else -1."""
+    if bound == EQUAL:
+        return 1
+    if q.text not in law.parameters:
+        raise OptionError("bound", f"{bound}: only a claim about one parameter has sides; for {q.text} use equal")
+    index = law.parameters.index(q.text)
+    columns = {c: numeric_column(table.frame[c], c, table.path).to_numpy() for c in law.columns}
+    moved = coordinates(law)[q.text] or frozenset(law.columns)
+    theta = np.full((1, len(law.parameters)), 0.3)
+    for factor in FAR:
+        far = {
+            c: np.full(1, factor * max(float(np.nanmax(x)), 1.0) if c in moved else float(np.nanmedian(x)))
+            for c, x in columns.items()
+        }
+        slope = law.evaluate(theta, far)[1][0, 0, index]
+        if np.isfinite(slope) and slope != 0:
+            side = 1 if slope > 0 else -1
+            return side if bound == UPPER else -side
+    raise OptionError("bound", f"{bound}: {q.text} moves the law to no side far out; use equal")
+
+
+def _fit_gates(fit: FitResult, q: Quantity, data: Mapping[str, np.ndarray], claim: LawClaim) -> list[Gate]:
+    """Range and levels of the columns that the quantity is about, and enough independent runs."""
+    found = []
+    for name, x in data.items():
+        if not (x > 0).all():
+            continue
+        short = name in SHORT_COLUMNS
+        least = gates.MIN_DECADES_RANK if short else gates.MIN_DECADES_SIZE
+        found.append(gates.range_gate(name, x, least, least if short else gates.SECOND_TIER_DECADES))
+        found.append(gates.levels_gate(name, x, gates.MIN_LEVELS_SIZE))
+    free = fit.clusters if claim.cluster is not None else fit.clusters - len(fit.law.parameters)
+    what = f"values of {claim.cluster}" if claim.cluster is not None else "rows more than parameters"
+    if free < gates.MIN_SEEDS:
+        tier = SECOND if free >= gates.SECOND_TIER_SEEDS else FAILED
+        more = gates.MIN_SEEDS - free
+        found.append(Gate("runs", tier, f"{max(free, 0)} {what} and {gates.MIN_SEEDS} are needed: add {more}",
+                          ({"seeds": more},)))  # fmt: skip
+    loose = [p for p in q.parameters if not fit.determined[p]]
+    if loose:
+        why = next((n.partition("What would determine them: ")[2] for n in fit.notes if loose[0] in n), "")
+        found.append(
+            Gate("determined", FAILED, f"the table does not determine {', '.join(loose)}: {why or 'see below'}")
+        )
+    return found or [Gate("fit", FIRST)]
+
+
+def _estimate(q: Quantity, fit: FitResult, sign: int) -> Drawn:
+    names = fit.law.parameters
+    value = float(q.of({p: np.array(fit.estimates[p]) for p in names}))
+    draws = q.of(dict(zip(names, fit.draws.T, strict=True))) if len(fit.draws) else np.full(2, np.nan)
+    draws = draws[np.isfinite(draws)] if np.isfinite(draws).any() else np.full(2, np.nan)
+    error = float(np.std(draws))
+    return Drawn(sign * value, error, float(fit.clusters), sign * draws)
+
+
+def _window(
+    q: Quantity, whole: FitResult, fit: Any, frame: pd.DataFrame, data: Mapping[str, np.ndarray], measured: np.ndarray,
+    columns: Sequence[str], beside: FitResult | None, sign: int, cluster: str | None,
+) -> Window:  # fmt: skip
+    """The evidence about one quantity in the form that the rules read: larger is worse."""
+    estimate = _estimate(q, whole, sign)
+    spans = {c: float(np.ptp(np.log(data[c]))) for c in columns if (data[c] > 0).all()}
+    low = top = estimate
+    bend = Drawn(0.0, 0.0, estimate.clusters, np.zeros(2))
+    extrapolation, middle, largest = None, float("nan"), float("nan")
+    if spans:
+        x = data[max(spans, key=lambda c: spans[c])]
+        levels = np.unique(np.log(x))
+        largest = float(np.exp(levels[-1]))
+        if len(levels) >= 3:
+            middle = near_middle(levels)
+            halves = [_part(q, fit, frame[part]) for part in (np.log(x) <= middle + 1e-9, np.log(x) >= middle - 1e-9)]
+            seen = [half for half in halves if half is not None]
+            if len(seen) == 2:
+                low, top = (_estimate(q, half, sign) for half in seen)
+                size = min(len(low.draws), len(top.draws))
+                difference = top.draws[:size] - low.draws[:size]
+                if cluster is None:  # drawn apart
+                    difference = top.draws[:size] - low.draws[:size][::-1]
+                seeds = min(low.clusters, top.clusters)
+                bend = Drawn(top.value - low.value, float(np.std(difference)), seeds, difference)
+        extrapolation = _beyond(whole, fit, frame, data, measured, x)
+    rivals: tuple[LawFit, ...] = ()
+    if beside is not None:
+        plain, other = (_aicc(f) for f in (whole, beside))
+        beside_value = _estimate(q, beside, sign).value
+        rivals = (
+            LawFit(POWER, estimate.value, 0.0, plain, whole.holdout_log_rmse),
+            LawFit(OFFSETS[-1], beside_value, beside.estimates[OFFSET], other, beside.holdout_log_rmse),
+        )
+    established = bool(abs(bend.value) > 0)
+    if not established or not _bends(bend):
+        low = top = estimate  # halves that do not differ are weaker evidence of the same number
+    interval = estimate.interval(0.95)
+    return Window(
+        estimate, low, top, UNKNOWN, UNKNOWN, top, bend, float(np.exp(middle)), largest, 0.0, 0.0, 0.95, extrapolation,
+        rivals, interval, (), whole.fitted,
+    )  # fmt: skip
+
+
+def _bends(bend: Estimate) -> bool:
+    interval = bend.interval(0.95)
+    return interval.low > 0 or interval.high < 0
+
+
+def _part(q: Quantity, fit: Any, rows: pd.DataFrame) -> FitResult | None:
+    """The fit to part of the table; None where that cannot determine the quantity."""
+    try:
+        found: FitResult = fit(rows)
+    except InputError:
+        return None
+    enough = len(found.draws) >= 2 and all(found.determined.get(p, False) for p in q.parameters)
+    return found if enough else None
+
+
+def _beyond(
+    whole: FitResult, fit: Any, frame: pd.DataFrame, data: Mapping[str, np.ndarray], measured: np.ndarray, x: np.ndarray
+) -> tuple[float, float] | None:
+    """Mean log residual of the largest half-decade of x under the law fitted without it, and its distance in ln x."""
+    out = held_out(x)
+    if out.all() or not out.any() or (~out).sum() <= len(whole.law.parameters):
+        return None
+    try:
+        inside = fit(frame[~out])
+    except InputError:
+        return None
+    theta = np.array([inside.estimates[p] for p in inside.law.parameters])
+    predicted = inside.law.value(theta, {c: v[out] for c, v in data.items()})
+    with np.errstate(all="ignore"):
+        ratio = (
+            np.log(measured[out] / predicted) if whole.log_scale else np.log(measured[out].mean() / predicted.mean())
+        )
+    distance = float(np.mean(np.log(x[out])) - np.mean(np.log(x[~out])))
+    error = float(np.mean(ratio))
+    return (error if np.isfinite(error) else float("inf")), distance
+
+
+def _beside_an_offset(
+    whole: FitResult, fit: Any, frame: pd.DataFrame, data: Mapping[str, np.ndarray]
+) -> FitResult | None:
+    """The law with a free constant added; None where it has one already or the table cannot tell."""
+    theta = np.array([[whole.estimates[p] for p in whole.law.parameters]])
+    slopes = whole.law.evaluate(theta, data)[1][0]
+    constant = np.ptp(slopes, axis=0) <= 1e-9 * np.maximum(np.abs(slopes).max(axis=0), 1e-300)
+    if constant.any() or len(frame) <= slopes.shape[1] + 2:
+        return None
+    try:
+        found: FitResult = fit(frame, f"({whole.law.text}) + {OFFSET}", [OFFSET])
+    except InputError:
+        return None
+    return found if all(found.determined.values()) else None
+
+
+def _aicc(fit: FitResult) -> float:
+    n, k = fit.rows, len(fit.law.parameters) + 1
+    spread = float(np.mean(np.square(fit.residuals)))
+    return n * np.log(max(spread, 1e-300)) + 2 * k + 2 * k * (k + 1) / max(n - k - 1, 1)
+
+
+def _explain(
+    q: Quantity, window: Window, exponent: Exponent, columns: Sequence[str], sign: int, margin: float
+) -> list[str]:
+    found = []
+    about = f" along {' and '.join(columns)}" if columns else ""
+    if window.bent:
+        first, last = sign * window.low.value, sign * window.top.value
+        found.append(
+            f"{q.text} is {first:.3g} in the lower half of the range and {last:.3g} in the upper half{about}: the law "
+            "does not hold over the whole range"
+        )
+    if window.offset is not None and not window.bent:
+        found.append(
+            f"{q.text}: a constant added to the law describes the table better; beside it {q.text} is "
+            f"{sign * window.offset.exponent:.3g}"
+        )
+    if window.extrapolation is None:
+        found.append(f"{q.text}: the largest half-decade{about} cannot be held out to test the law beyond its rows")
+    elif not window.extrapolates(margin):
+        found.append(
+            f"{q.text}: fitted without the largest half-decade{about} the law misses it by a factor of "
+            f"{np.exp(window.extrapolation[0]):.3g}"
+        )
+    return found
+
+
+# --- both ------------------------------------------------------------------------------------------------------------
+
+
+def _report(
+    claim: LawClaim, exponents: Mapping[str, Exponent], reasons: Sequence[str], needed: Sequence[Mapping[str, float]],
+    cells: int, seeds: int, points: pd.DataFrame, rivals: list[dict[str, Any]], along: str,
+) -> ClaimReport:  # fmt: skip
+    if claim.bound == EQUAL:
+        exponents = {name: replace(e, verdict=as_equality(e.verdict)) for name, e in exponents.items()}
+    says = f"claimed: {claim.target} = {claim.law} with {', '.join(f'{k} = {v}' for k, v in claim.claimed.items())}"
+    meant = {EQUAL: "as an equality", UPPER: "as an upper bound", LOWER: "as a lower bound"}[claim.bound]
+    origin = [text for text in (claim.statement, claim.source) if text]
+    remarks = [FREE_CONSTANT] if claim.bound != EQUAL else []
+    fields: dict[str, Any] = {
+        "target": claim.target, "law": claim.law, "bound_kind": claim.bound, "margin": claim.margin, "along": along,
+        "needed": [dict(run) for run in needed], "laws": rivals,
+    }  # fmt: skip
+    said = f"{says}, {meant} (margin {claim.margin:g})"
+    return ClaimReport(
+        claim.name, combine([e.verdict for e in exponents.values()]), (said, *origin, *reasons, *remarks),
+        exponents, Bound(NOT_EVALUATED), cells, seeds, fields, points,
+    )  # fmt: skip
+
+
+def _numbers(table: Table, columns: Sequence[str]) -> pd.DataFrame:
+    """The table with these columns as numbers.
+
+    Raises:
+        InputError: text or a gap in one of them.
+    """
+    numbers = {c: numeric_column(table.frame[c], c, table.path) for c in columns}
+    for name, values in numbers.items():
+        if values.isna().any():
+            row = table.frame.index[values.isna().to_numpy()][0]
+            raise InputError(f"{table.path}: column {name}, row {row}: empty; fill the cell or remove the row")
+    return table.frame.assign(**numbers)
+
+
+def _fit_points(fit: FitResult, data: Mapping[str, np.ndarray], measured: np.ndarray) -> pd.DataFrame:
+    """Means by design point with 95 % intervals where they repeat, and the fitted law."""
+    frame = pd.DataFrame({**data, "_y": measured, "fitted": fit.fitted})
+    groups = frame.groupby(list(data), sort=True)
+    mean, sd, count = groups["_y"].mean(), groups["_y"].std(), groups["_y"].size()
+    points = groups["fitted"].mean().reset_index()
+    half = np.array([
+        t_interval(0.0, s / np.sqrt(n), n, 0.95).high if n > 1 else np.nan for s, n in zip(sd, count, strict=True)
+    ])  # fmt: skip
+    points["mean"], points["low"], points["high"] = mean.to_numpy(), mean.to_numpy() - half, mean.to_numpy() + half
+    return points
