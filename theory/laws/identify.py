@@ -20,6 +20,8 @@ from theory.judge.intervals import generator
 UNITS = 10.0
 #: Singular values below this share of the largest are rounding.
 ROUNDING = 1e-9
+#: Slopes are clipped here; their squares are still numbers.
+LARGEST = 1e100
 #: Components of a null direction below this are rounding.
 COMPONENT = 1e-3
 #: An exponent outside this range is at its boundary: the power is a constant, or a step.
@@ -114,7 +116,12 @@ class Situation:
 
 def identify(at: Situation) -> Identification:
     """Find null directions, name their parameters and say what would determine them."""
-    jacobian = np.nan_to_num(at.slopes(at.theta, at.data)) * np.sqrt(at.weights)[:, None]
+    with np.errstate(all="ignore"):  # slopes beyond floating point are clipped, where they matter
+        return _identify(at)
+
+
+def _identify(at: Situation) -> Identification:
+    jacobian = np.clip(np.nan_to_num(at.slopes(at.theta, at.data)), -LARGEST, LARGEST) * np.sqrt(at.weights)[:, None]
     unit = _units(at, jacobian)
     directions, values, errors = _null(jacobian * unit / at.sigma)
     structural = _generic_null(at, dict.fromkeys(at.data))
@@ -272,7 +279,7 @@ def _generic_null(at: Situation, changed: Mapping[str, None]) -> np.ndarray:
         data = {c: _varied(x, rng, len(rows), all_changed) if c in changed else x[rows] for c, x in at.data.items()}
         size = rng.uniform(0.3, 1.5, p)
         jacobian = at.slopes(np.where(at.signed, size * rng.choice([-1.0, 1.0], p), np.log(size)), data)
-        jacobian = jacobian[np.isfinite(jacobian).all(axis=1)]
+        jacobian = jacobian[(np.abs(jacobian) < LARGEST).all(axis=1)]
         if not len(jacobian):
             continue
         length = np.linalg.norm(jacobian, axis=0)
@@ -308,7 +315,7 @@ def _loose_with(at: Situation, columns: tuple[str, ...]) -> set[int]:
     data = {c: x[rows] for c, x in at.data.items()}
     data |= {c: _varied(at.data[c], rng, len(rows), generic=False) for c in columns}
     jacobian = at.slopes(at.theta, data)
-    jacobian = jacobian[np.isfinite(jacobian).all(axis=1)]
+    jacobian = jacobian[(np.abs(jacobian) < LARGEST).all(axis=1)]
     if len(jacobian) < len(at.names):
         return set(range(len(at.names)))
     unit = _units(at, jacobian)
