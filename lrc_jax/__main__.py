@@ -145,7 +145,7 @@ def _parser(prog: str = PROG) -> argparse.ArgumentParser:
     add("--process", type=int, default=0, help="number of this one, from 0")
     add("--coordinator", help="HOST:PORT of process 0")
     add("--projections", help="a Low-Rank Clone checkpoint to go on from")
-    add("--config", dest="flags", help="JSON with the reference's flags of the clone")
+    add("--config", dest="flags", help="JSON with the reference's flags; its loss flags stand for options left out")
     add("--dtype", choices=dtypes, default="float32", help="of the written weights")
     add("--overwrite", action="store_true", help="replace --out where it exists")
     distill.set_defaults(run=_distill)

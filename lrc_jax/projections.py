@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,13 @@ TRAINABLE = ("zoom", "target_")  # one of these is in every trainable tensor's n
 STRUCTURE_FLAGS = ("use_all_attn", "use_in_out_mlp", "tie_word_emb_proj", "use_additional_align")
 # Variants of the reference that change what the student computes and that are not implemented here.
 UNSUPPORTED_FLAGS = ("student_attn_from_scratch", "use_std_like_attn")
-# Flags of the reference that say how a clone is trained and do not matter for what it is.
-TRAINING_FLAGS = (
-    "kl_temperature",
-    "aux_loss_type",
-    "aux_loss_scale_factor",
-    "use_aux_loss",
-    "use_logits_loss",
-    "use_ntp_loss",
-    "use_attn_map",
-)
+# Flags of the reference that say how a clone is trained and do not matter for what it is: an export checks them and
+# a training takes them over (`reference_losses`).
+LOSS_SWITCHES = {"use_aux_loss": "clone_weight", "use_logits_loss": "kl_weight", "use_ntp_loss": "ce_weight"}
+LOSS_NUMBERS = {"aux_loss_scale_factor": "clone_weight", "kl_temperature": "kl_temperature"}
+REFERENCE_DISTANCES = ("mseloss", "l1loss", "mseloss_v2", "l1loss_v2")
+# Losses of the reference that are not implemented here.
+UNSUPPORTED_LOSSES = ("use_attn_map", "check_data_cls_loss")
 
 
 def reference_flags(lrc: LowRankClone) -> dict[str, Any]:
@@ -57,24 +55,35 @@ def read_flags(path: Path) -> dict[str, Any]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as wrong:
         raise InputError(f"{path}: cannot be read ({wrong.strerror}); give a JSON file with the flags") from None
-    except ValueError as wrong:
-        raise InputError(f"{path}: not valid JSON ({wrong})") from None
+    except (ValueError, RecursionError) as wrong:
+        raise InputError(f"{path}: not valid JSON ({str(wrong)[:200]})") from None
     if isinstance(raw, dict) and "flags" in raw:
         raw = raw["flags"]
     if not isinstance(raw, dict):
         raise InputError(f"{path}: a JSON object with the reference's flags is expected, flat or under 'flags'")
     known = [*STRUCTURE_FLAGS, "del_layers", "target_rms_norm_eps", "target_hidden_size"]
+    known += [*UNSUPPORTED_FLAGS, *UNSUPPORTED_LOSSES, *LOSS_SWITCHES, *LOSS_NUMBERS, "aux_loss_type"]
     for key, value in raw.items():
         if key in UNSUPPORTED_FLAGS and value:
             raise InputError(f"{path}: {key} is not supported; export checkpoints trained without it")
-        if key not in known and key not in TRAINING_FLAGS:
+        if key not in known:
             # Other keys are let through, so that a whole config.json of the reference can be given.
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
             if near and near[0] not in raw:
                 raise InputError(f"{path}: {key} is unknown; did you mean {near[0]}?")
-    for key in STRUCTURE_FLAGS:
+    for key in (*STRUCTURE_FLAGS, *UNSUPPORTED_LOSSES, *LOSS_SWITCHES):
         if not isinstance(raw.get(key, False), bool):
             raise InputError(f"{path}: {key} is {raw[key]!r}; true or false is expected")
+    for key in LOSS_NUMBERS:
+        value = raw.get(key, 1.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise InputError(f"{path}: {key} is {value!r}; a number above 0 is expected")
+    if raw.get("aux_loss_type", "mseloss") not in REFERENCE_DISTANCES:
+        known_types = ", ".join(REFERENCE_DISTANCES)
+        raise InputError(f"{path}: aux_loss_type is {raw['aux_loss_type']!r}; choose one of {known_types}")
+    rank = raw.get("target_hidden_size", 1)
+    if type(rank) is not int or rank < 1:
+        raise InputError(f"{path}: target_hidden_size is {rank!r}; a whole number from 1 on is expected")
     deleted = raw.get("del_layers") or []
     if not isinstance(deleted, list) or not all(type(i) is int for i in deleted):
         raise InputError(f"{path}: del_layers is {deleted!r}; a list of layer numbers is expected")
@@ -82,6 +91,27 @@ def read_flags(path: Path) -> dict[str, Any]:
     if eps is not None and not (isinstance(eps, int | float) and 0 < eps < 1):
         raise InputError(f"{path}: target_rms_norm_eps is {eps!r}; a number between 0 and 1 is expected")
     return raw
+
+
+def reference_losses(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What the reference's loss flags ask of a training, under the names of DistillSettings.
+
+    Args:
+      flags: as `read_flags` returns them.
+
+    Returns:
+      The settings that the flags decide: a loss switched off has weight 0; `aux_loss_type` is the clone distance.
+
+    Raises:
+      InputError: a loss that is not implemented here is switched on (named).
+    """
+    for key in UNSUPPORTED_LOSSES:
+        if flags.get(key):
+            raise InputError(f"{key} is not supported; train without this loss, or remove the flag")
+    out: dict[str, Any] = {name: float(flags[key]) for key, name in LOSS_NUMBERS.items() if key in flags}
+    if "aux_loss_type" in flags:
+        out["clone_distance"] = flags["aux_loss_type"]
+    return out | {name: 0.0 for key, name in LOSS_SWITCHES.items() if flags.get(key) is False}
 
 
 def _clone_flags(

@@ -104,7 +104,7 @@ def student_of(
         most active coordinates), "random" (the authors') or "fan_in".
       matrices: factorized only: "all" or "head".
       projections: a Low-Rank Clone checkpoint to start from, `projections.safetensors`.
-      flags: a JSON file with the reference's flags of the clone.
+      flags: a JSON file with the reference's flags. Its loss flags decide what `train` is not told otherwise.
 
     Returns:
       The choice, for `train`.

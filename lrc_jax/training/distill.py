@@ -31,7 +31,7 @@ from lrc_jax.losses import CLONE_DISTANCES
 from lrc_jax.measure.cost import peak_process_bytes
 from lrc_jax.model import DecoderConfig, Weights, count_parameters
 from lrc_jax.objective import LossWeights, Objective
-from lrc_jax.projections import read_flags, read_projections
+from lrc_jax.projections import LOSS_SWITCHES, read_flags, read_projections, reference_losses
 from lrc_jax.seeds import key_for
 from lrc_jax.students import Frozen, Student, StudentOptions, make_student
 from lrc_jax.students.base import Params
@@ -62,7 +62,8 @@ class DistillSettings:
       clone_distance: "normalised", which no teacher's scale upsets, or another of losses.CLONE_DISTANCES; the
         reference's is "mseloss" with a clone_weight of 0.2.
       bf16: compute in bfloat16, with parameters, optimiser and losses in float32.
-      projections: a reference checkpoint to start from, with `flags` in JSON.
+      projections: a reference checkpoint to start from.
+      flags: a JSON file with the reference's flags. Its loss flags decide the settings that are left at their default.
     """
 
     teacher: str
@@ -122,6 +123,31 @@ class Machine:
     accumulate: int = 1
     remat: bool = False
     activation_cache: Path | None = None
+
+
+def with_reference_losses(settings: DistillSettings) -> DistillSettings:
+    """The settings with what the loss flags of `settings.flags` ask for.
+
+    Raises:
+      InputError: the file is bad, asks for a loss that is not implemented, or for another one than the settings do.
+    """
+    if settings.flags is None:
+        return settings
+    flags = read_flags(Path(settings.flags))
+    try:
+        asked = reference_losses(flags)
+    except InputError as wrong:
+        raise InputError(f"{settings.flags}: {wrong}") from None
+    for field in dataclasses.fields(settings):
+        value, option = getattr(settings, field.name), f"--{field.name.replace('_', '-')}"
+        if field.name in asked and value not in (field.default, asked[field.name]):
+            raise InputError(
+                f"{option}: {value}, but {settings.flags} asks for {asked[field.name]}; give one of the two"
+            )
+        switch = next((key for key, name in LOSS_SWITCHES.items() if name == field.name), None)
+        if switch is not None and flags.get(switch) and not value:
+            raise InputError(f"{option}: {value}, but {settings.flags} says {switch} = true; give one of the two")
+    return dataclasses.replace(settings, **asked)
 
 
 def held_out_loss(config: DecoderConfig, weights: Weights, pool: Pool) -> float:
@@ -258,6 +284,7 @@ def prepare(
     Raises:
       InputError: bad settings or files.
     """
+    settings = with_reference_losses(settings)
     settings.check()
     teacher = teacher or load_teacher(settings.teacher)
     teacher.check_length(settings.sequence_length)

@@ -16,12 +16,54 @@ from lrc_jax.errors import InputError
 from lrc_jax.model import forward
 from lrc_jax.teachers.load import load_teacher
 from lrc_jax.training import checkpoint
-from lrc_jax.training.distill import DistillSettings, distill
+from lrc_jax.training.distill import DistillSettings, distill, prepare, with_reference_losses
 
 
 def settings(teacher: Path, text: Path, **changes: Any) -> DistillSettings:
     base = {"rank": 8, "steps": 40, "batch_size": 2, "sequence_length": 8, "learning_rate": 3e-3}
     return DistillSettings(teacher=str(teacher), text=str(text), **(base | changes))
+
+
+FLAGS = {
+    "kl_temperature": 40.0,
+    "aux_loss_type": "l1loss",
+    "aux_loss_scale_factor": 0.2,
+    "use_aux_loss": True,
+    "use_ntp_loss": False,
+    "use_logits_loss": True,
+    "use_attn_map": False,
+}
+
+
+def test_loss_flags_of_the_reference_decide_the_training(teacher_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    file = tmp_path / "FLAGS.json"
+    file.write_text(json.dumps(FLAGS))
+    prepared = prepare(settings(teacher_folder, text_file, flags=str(file)))
+    found = prepared.settings
+    assert (found.kl_temperature, found.clone_distance, found.clone_weight) == (40.0, "l1loss", 0.2)
+    assert (found.ce_weight, found.kl_weight) == (0.0, 1.0)
+    objective = prepared.objective
+    assert (objective.clone, objective.kl, objective.ce, objective.distance) == (True, True, False, "l1loss")
+    file.write_text(json.dumps({"flags": FLAGS | {"use_aux_loss": False}}))
+    assert with_reference_losses(settings(teacher_folder, text_file, flags=str(file))).clone_weight == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "options", "message"),
+    [
+        ({"kl_temperature": 40}, {"kl_temperature": 2.0}, r"--kl-temperature: 2.0, but .*FLAGS.json asks for 40.0"),
+        ({"use_ntp_loss": True}, {"ce_weight": 0.0}, r"--ce-weight: 0.0, but .*FLAGS.json says use_ntp_loss = true"),
+        ({"use_attn_map": True}, {}, r"FLAGS.json: use_attn_map is not supported"),
+        ({"check_data_cls_loss": True}, {}, r"FLAGS.json: check_data_cls_loss is not supported"),
+    ],
+)
+def test_loss_flags_that_cannot_be_honoured_are_refused(
+    flags: dict[str, Any], options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "FLAGS.json"
+    file.write_text(json.dumps(flags))
+    with pytest.raises(InputError, match=message):
+        with_reference_losses(settings(tmp_path, tmp_path, flags=str(file), **options))
 
 
 def test_distill_and_generate(

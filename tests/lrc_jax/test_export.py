@@ -279,6 +279,11 @@ def test_damaged_projections_are_one_line(damage: str, tmp_path: Path) -> None:
         ({"use_all_attn": 1}, r"use_all_attn is 1; true or false"),
         ({"del_layers": 1}, r"del_layers is 1; a list"),
         ({"student_attn_from_scratch": True}, r"student_attn_from_scratch is not supported"),
+        ({"use_ntp_loss": "no"}, r"use_ntp_loss is 'no'; true or false"),
+        ({"use_ntp_los": False}, r"use_ntp_los is unknown; did you mean use_ntp_loss"),
+        ({"kl_temperature": 0}, r"kl_temperature is 0; a number above 0"),
+        ({"aux_loss_type": "huber"}, r"aux_loss_type is 'huber'; choose one of mseloss"),
+        ({"target_hidden_size": "10"}, r"target_hidden_size is '10'; a whole number"),
         ([], r"a JSON object"),
     ],
 )

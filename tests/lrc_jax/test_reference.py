@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from lrc_jax.compute.fast import evaluate_objective, forward
 from lrc_jax.losses import IGNORE, clone_distance
 from lrc_jax.model import STEPS, count_parameters
 from lrc_jax.objective import LossWeights, Objective
+from lrc_jax.projections import read_flags, reference_losses
 from lrc_jax.students import Frozen
 from lrc_jax.students.projected import ProjectedStudent
 from lrc_jax.teachers.huggingface import load_model
@@ -45,8 +47,12 @@ def load_case(folder: Path, dtype=np.float32, step="fast") -> SimpleNamespace:
     flags = infer_flags(teacher_config, {name: x.shape for name, x in params.items()})
     flags = dataclasses.replace(flags, target_rms_norm_eps=raw_flags["target_rms_norm_eps"])
     student = ProjectedStudent("lrc", LowRankClone(teacher_config, flags))
-    objective = Objective(kl=raw_flags.get("use_logits_loss", True), distance=raw_flags.get("aux_loss_type", "mseloss"))
-    weights = LossWeights(clone=expected["aux_loss_scale_factor"], temperature=raw_flags["kl_temperature"])
+    losses = reference_losses(read_flags(folder / "expected.json"))
+    objective = Objective(
+        **{name: losses.get(f"{name}_weight", 1.0) > 0 for name in ("clone", "kl", "ce")},
+        distance=losses.get("clone_distance", "mseloss"),
+    )
+    weights = LossWeights(clone=expected["aux_loss_scale_factor"], temperature=losses["kl_temperature"])
     tokens = jnp.asarray(np.load(folder / "input_ids.npy"), jnp.int32)
 
     def loss(params):
@@ -66,6 +72,7 @@ def load_case(folder: Path, dtype=np.float32, step="fast") -> SimpleNamespace:
         teacher=teacher,
         params=params,
         student=student,
+        objective=objective,
         tokens=tokens,
         loss=loss,
     )
@@ -87,7 +94,8 @@ def test_losses_logits_hidden_states_and_gradients(case_folder, step):
     for name, value in wanted.items():
         assert float(named[name]) == pytest.approx(value, rel=LOSS), name
     assert float(terms.clone) == pytest.approx(expected["aux_sum_unscaled"], rel=LOSS)
-    assert float(terms.ce) == pytest.approx(expected["ntp_loss"], rel=LOSS)
+    if case.objective.ce:
+        assert float(terms.ce) == pytest.approx(expected["ntp_loss"], rel=LOSS)
     if expected["kl_loss"] is not None:
         assert float(terms.kl) == pytest.approx(expected["kl_loss"], rel=KL)
     assert float(total) == pytest.approx(expected["total_loss"], rel=LOSS)
@@ -110,6 +118,21 @@ def test_losses_logits_hidden_states_and_gradients(case_folder, step):
     assert {f"grad.{n}" for n in grads} == {n for n in arrays if n.startswith("grad.")}
     for name, grad in grads.items():
         close_to_largest(grad, arrays[f"grad.{name}"], GRAD)
+
+
+@pytest.mark.parametrize(
+    ("flag", "part"), [("use_ntp_loss", "ntp_loss"), ("use_logits_loss", "kl_loss"), ("use_aux_loss", "aux_sum_scaled")]
+)
+def test_a_case_without_a_loss(flag: str, part: str, tmp_path: Path) -> None:
+    """The reference's switches: the total of a case is what is left without that term."""
+    folder = shutil.copytree(Path(__file__).parents[1] / "reference" / "tied_tieproj_T40", tmp_path / "case")
+    expected = json.loads((folder / "expected.json").read_text())
+    assert expected[part] > 5e-4 * expected["total_loss"]
+    expected["flags"][flag] = False
+    (folder / "expected.json").write_text(json.dumps(expected))
+    case = load_case(folder)
+    total, _ = case.loss(case.params)
+    assert float(total) == pytest.approx(expected["total_loss"] - expected[part], rel=1e-5)
 
 
 def test_shapes_and_count(case_folder):
@@ -169,6 +192,7 @@ def test_float64_agreement(case_folder, step):
         _, (terms, *_) = jax.jit(case.loss)(case.params)
         wanted = case.expected["float64_check"]
         assert float(terms.total) == pytest.approx(wanted["total_loss"], rel=1e-9)
-        assert float(terms.ce) == pytest.approx(wanted["ntp_loss"], rel=1e-9)
+        if case.objective.ce:
+            assert float(terms.ce) == pytest.approx(wanted["ntp_loss"], rel=1e-9)
         if case.expected["kl_loss"] is not None:
             assert float(terms.kl) == pytest.approx(wanted["kl_loss"], rel=1e-7)
