@@ -5,12 +5,14 @@ A claim is a law, what it says about the law's parameters, and how that is meant
     target: loss   law: "E + A*tokens**-b"   claim: {"b": 0.34}   bound: upper
 
 Where the law is a product of powers and the claim is about their exponents, the cells, gates and rules of the built-in
-rates judge it (`theory.judge.rates`). Any other law is fitted (`theory.laws.user_law`), over the whole table and over
-the two halves of the range, and the same rules decide from these fits.
+rates judge it (`theory.judge.rates`). Any other law is fitted (`theory.laws.user_law`), once more with an
+exponent that changes in the middle of its range, once without the largest half-decade, and once with a constant added;
+the same rules decide from these fits.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,7 +29,7 @@ from theory.judge.rates import Coordinate, RateResult, exponent_of, judge_rates
 from theory.judge.rules import Limits
 from theory.judge.verdicts import NOT_EVALUATED, as_equality, combine
 from theory.judge.window import UNKNOWN, Estimate, Window, near_middle
-from theory.laws.parser import Law, LawError, parse_law
+from theory.laws.parser import Law, LawError, apply_to, parse_law
 from theory.laws.user_law import FitResult, fit_law, stretched
 from theory.report import FREE_CONSTANT, Bound, ClaimReport, Exponent, Report, undefined_exponent
 from theory.settings import BOOTSTRAPS, OWN_MARGIN
@@ -43,6 +45,8 @@ SHORT_COLUMNS = frozenset({"rank"})
 FAR = (1e3, 10.0, 1.0)
 #: The law with a constant added: no claim about decay is CONSISTENT where this describes the table better.
 OFFSET = "offset_"
+#: The change of an exponent beyond the middle of its range, and the column that carries it.
+BEND, SHARE = "bend_", "share_"
 
 
 @dataclass(frozen=True)
@@ -384,7 +388,7 @@ def _judge_fits(
             exponents[q.text] = undefined_exponent(q.claimed)
             reasons.append(f"{q.text}: the table does not determine {', '.join(loose)}")
             continue
-        window = _window(q, whole, fit, numbers, data, measured, columns, beside, sign, claim.cluster)
+        window = _window(q, whole, fit, numbers, data, measured, columns, beside, sign)
         exponents[q.text] = in_units(exponent_of(window, limit), sign)
         reasons += _explain(q, window, exponents[q.text], columns, sign, claim.margin)
     needed = [dict(run) for found in checks.values() for gate in found for run in gate.needed]
@@ -472,10 +476,15 @@ def _fit_gates(fit: FitResult, q: Quantity, data: Mapping[str, np.ndarray], clai
     return found or [Gate("fit", FIRST)]
 
 
-def _estimate(q: Quantity, fit: FitResult, sign: int) -> Drawn:
-    names = fit.law.parameters
-    value = float(q.of({p: np.array(fit.estimates[p]) for p in names}))
-    draws = q.of(dict(zip(names, fit.draws.T, strict=True))) if len(fit.draws) else np.full(2, np.nan)
+def _estimate(q: Quantity, fit: FitResult, sign: int, moved: str | None = None) -> Drawn:
+    """The quantity of a fit; of its upper half, where the exponent `moved` is another."""
+    at = {p: np.array(fit.estimates[p]) for p in fit.law.parameters}
+    drawn = dict(zip(fit.law.parameters, fit.draws.T, strict=True)) if len(fit.draws) else {}
+    if moved is not None:
+        at[moved] = at[moved] + at[BEND]
+        drawn[moved] = drawn[moved] + drawn[BEND]
+    value = float(q.of(at))
+    draws = q.of(drawn) if drawn else np.full(2, np.nan)
     draws = draws[np.isfinite(draws)] if np.isfinite(draws).any() else np.full(2, np.nan)
     error = float(np.std(draws))
     return Drawn(sign * value, error, float(fit.clusters), sign * draws)
@@ -483,31 +492,23 @@ def _estimate(q: Quantity, fit: FitResult, sign: int) -> Drawn:
 
 def _window(
     q: Quantity, whole: FitResult, fit: Any, frame: pd.DataFrame, data: Mapping[str, np.ndarray], measured: np.ndarray,
-    columns: Sequence[str], beside: FitResult | None, sign: int, cluster: str | None,
+    columns: Sequence[str], beside: FitResult | None, sign: int,
 ) -> Window:  # fmt: skip
     """The evidence about one quantity in the form that the rules read: larger is worse."""
     estimate = _estimate(q, whole, sign)
     spans = {c: float(np.ptp(np.log(data[c]))) for c in columns if (data[c] > 0).all()}
-    low = top = estimate
-    bend = Drawn(0.0, 0.0, estimate.clusters, np.zeros(2))
-    extrapolation, middle, largest = None, float("nan"), float("nan")
+    extrapolation, largest = None, float("nan")
     if spans:
         x = data[max(spans, key=lambda c: spans[c])]
-        levels = np.unique(np.log(x))
-        largest = float(np.exp(levels[-1]))
-        if len(levels) >= 3:
-            middle = near_middle(levels)
-            halves = [_part(q, fit, frame[part]) for part in (np.log(x) <= middle + 1e-9, np.log(x) >= middle - 1e-9)]
-            seen = [half for half in halves if half is not None]
-            if len(seen) == 2:
-                low, top = (_estimate(q, half, sign) for half in seen)
-                size = min(len(low.draws), len(top.draws))
-                difference = top.draws[:size] - low.draws[:size]
-                if cluster is None:  # drawn apart
-                    difference = top.draws[:size] - low.draws[:size][::-1]
-                seeds = min(low.clusters, top.clusters)
-                bend = Drawn(top.value - low.value, float(np.std(difference)), seeds, difference)
+        largest = float(x.max())
         extrapolation = _beyond(whole, fit, frame, data, measured, x)
+    low = top = estimate  # parts that do not differ are weaker evidence of the same number
+    bend = Drawn(0.0, 0.0, estimate.clusters, np.zeros(2))
+    parts = _parts(q, whole, fit, frame, data, sign)
+    if parts is not None:
+        bend = parts[2]
+        if _bends(bend):
+            low, top = parts[:2]
     rivals: tuple[LawFit, ...] = ()
     if beside is not None:
         plain, other = (_aicc(f) for f in (whole, beside))
@@ -516,12 +517,9 @@ def _window(
             LawFit(POWER, estimate.value, 0.0, plain, whole.holdout_log_rmse),
             LawFit(OFFSETS[-1], beside_value, beside.estimates[OFFSET], other, beside.holdout_log_rmse),
         )
-    established = bool(abs(bend.value) > 0)
-    if not established or not _bends(bend):
-        low = top = estimate  # halves that do not differ are weaker evidence of the same number
     interval = estimate.interval(0.95)
     return Window(
-        estimate, low, top, UNKNOWN, UNKNOWN, top, bend, float(np.exp(middle)), largest, 0.0, 0.0, 0.95, extrapolation,
+        estimate, low, top, UNKNOWN, UNKNOWN, top, bend, float("nan"), largest, 0.0, 0.0, 0.95, extrapolation,
         rivals, interval, (), whole.fitted,
     )  # fmt: skip
 
@@ -531,14 +529,67 @@ def _bends(bend: Estimate) -> bool:
     return interval.low > 0 or interval.high < 0
 
 
-def _part(q: Quantity, fit: Any, rows: pd.DataFrame) -> FitResult | None:
-    """The fit to part of the table; None where that cannot determine the quantity."""
-    try:
-        found: FitResult = fit(rows)
-    except InputError:
-        return None
-    enough = len(found.draws) >= 2 and all(found.determined.get(p, False) for p in q.parameters)
-    return found if enough else None
+def _parts(
+    q: Quantity, whole: FitResult, fit: Any, frame: pd.DataFrame, data: Mapping[str, np.ndarray], sign: int
+) -> tuple[Drawn, Drawn, Drawn] | None:
+    """The quantity in the lower and the upper half of the range, and their difference, where that is clearest.
+
+    One exponent after the other is given another value beyond the middle of its range, x^-b max(x/m, 1)^-q, and the
+    whole law is fitted anew with q: so the halves share every other parameter, as they do in the law.
+
+    Returns:
+        None where no exponent of the quantity has a range of its own, or the table cannot tell the halves apart.
+    """
+    found = []
+    for p, base in bases(whole.law, data).items():
+        if p not in q.parameters or not (base > 0).all():
+            continue
+        u = np.log(base)
+        levels = np.unique(u)
+        if len(levels) < 3:
+            continue
+        share = np.maximum(u - near_middle(levels), 0.0) / np.where(u == 0, 1e-9, u)
+        # The exponent p + q share of x is p below the middle m, and x^(q share) = (x/m)^q above it.
+        text = "`".join(
+            piece if k % 2 else re.sub(rf"\b{re.escape(p)}\b", f"({p} + {BEND}*{SHARE})", piece)
+            for k, piece in enumerate(whole.law.text.split("`"))
+        )
+        try:
+            bent: FitResult = fit(frame.assign(**{SHARE: share}), text, [BEND])
+        except InputError:
+            continue
+        if len(bent.draws) < 2 or not all(bent.determined[name] for name in (*q.parameters, BEND)):
+            continue
+        low, top = _estimate(q, bent, sign), _estimate(q, bent, sign, moved=p)
+        size = min(len(low.draws), len(top.draws))
+        difference = top.draws[:size] - low.draws[:size]
+        found.append((low, top, Drawn(top.value - low.value, float(np.std(difference)), low.clusters, difference)))
+    return max(found, key=lambda part: abs(part[2].value) / max(part[2].standard_error, 1e-12), default=None)
+
+
+def bases(law: Law, data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By parameter that occurs once, in the exponent of a base without parameters: that base [n]."""
+    found: dict[str, np.ndarray] = {}
+    seen: list[str] = []
+    stack: list[tuple[np.ndarray | None, frozenset[str]]] = []  # value where free of parameters; the parameters
+    for kind, what, arguments in law.steps:
+        if kind == "number":
+            stack.append((np.array(float(what)), frozenset()))
+        elif kind == "column":
+            stack.append((data[str(what)], frozenset()))
+        elif kind == "parameter":
+            seen.append(law.parameters[int(what)])
+            stack.append((None, frozenset({seen[-1]})))
+        else:
+            taken = stack[-arguments:]
+            del stack[-arguments:]
+            values = [value for value, _ in taken if value is not None]
+            if what == "**" and taken[0][0] is not None and np.ndim(taken[0][0]):
+                found |= dict.fromkeys(taken[1][1], taken[0][0])
+            free = len(values) == arguments
+            parameters: frozenset[str] = frozenset().union(*(t[1] for t in taken))
+            stack.append((apply_to(str(what), values) if free else None, parameters))
+    return {p: base for p, base in found.items() if seen.count(p) == 1}
 
 
 def _beyond(

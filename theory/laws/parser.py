@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -141,6 +141,12 @@ def _apply(what: str, taken: list[Dual]) -> Dual:
     # 0**c is 0 for every c > 0: its slope by c is 0, not 0 * log 0.
     log = np.where((x == 0) & (y > 0), 0.0, np.log(x)) if right.slopes else x
     return Dual(value, _add(base, {k: value * log * s for k, s in right.slopes.items()}))
+
+
+def apply_to(what: str, values: Sequence[np.ndarray]) -> np.ndarray:
+    """The value of one operator or function of numbers."""
+    with np.errstate(all="ignore"):
+        return _apply(what, [Dual(value, {}) for value in values]).value
 
 
 def _times(outer: np.ndarray, slope: np.ndarray) -> np.ndarray:
