@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,12 @@ from gguf import GGMLQuantizationType as Quant
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from lrc_jax.errors import InputError
+from lrc_jax.inference.generate import generate
 from lrc_jax.losses import cross_entropy_per_token
 from lrc_jax.model import DecoderConfig, RopeScaling, Weights, forward, rope_inverse_frequencies
-from lrc_jax.teachers.gguf import gguf_name, unpermute
+from lrc_jax.teachers.families import granite_factors, times_factor
+from lrc_jax.teachers.gguf import INTERLEAVED, SUPPORTED, gguf_name, unpermute
+from lrc_jax.teachers.gguf_file import decodable
 from lrc_jax.teachers.gguf_tokenizer import PRE_TOKENIZERS
 from lrc_jax.teachers.huggingface import build_weights, flatten_weights, tensor_layout
 from lrc_jax.teachers.load import load_teacher
@@ -36,7 +42,7 @@ def config_of(arch: str, **changes: Any) -> DecoderConfig:
             "vocab_size": 48,
             "hidden_size": 64,
             "intermediate_size": 96,
-            "num_layers": 2,
+            "num_layers": 4 if arch == "smollm3" else 2,
             "num_heads": 4,
             "num_kv_heads": 2,
             "head_dim": 16,
@@ -45,6 +51,7 @@ def config_of(arch: str, **changes: Any) -> DecoderConfig:
             "tie_word_embeddings": arch == "qwen2",
             "qkv_bias": arch == "qwen2",
             "qk_norm": arch == "qwen3",
+            "no_rope_layers": (3,) if arch == "smollm3" else (),
             "model_type": arch,
         }
         | changes
@@ -87,8 +94,11 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_theta)
     for key, value in (metadata or {}).items():
-        add = writer.add_uint32 if isinstance(value, int) else writer.add_string
-        add(key.replace("ARCH", arch), value)
+        adders = {bool: writer.add_bool, int: writer.add_int32, float: writer.add_float32, list: writer.add_array}
+        key = key.replace("ARCH", arch)
+        for part in writer.kv_data:  # a value in place of the one above
+            part.pop(key, None)
+        adders.get(type(value), writer.add_string)(key, value)
     if tokenizer is not None:
         tokenizer(writer)
     seen = {}
@@ -97,13 +107,13 @@ def write_gguf(
             continue
         heads = {"q_proj.weight": config.num_heads, "k_proj.weight": config.num_kv_heads}
         count = next((n for end, n in heads.items() if name.endswith(end)), 0)
-        if arch == "llama" and permuted and count:
+        if arch in INTERLEAVED and permuted and count:
             rows = permute(rows, count)
         kind = quant if rows.ndim == 2 else Quant.F32
         packed = gguf.quants.quantize(rows, kind)
         writer.add_tensor(gguf_name(name), packed, raw_dtype=kind)
         rows = gguf.quants.dequantize(packed, kind)
-        seen[name] = unpermute(rows, count) if arch == "llama" and permuted and count else rows
+        seen[name] = unpermute(rows, count) if arch in INTERLEAVED and permuted and count else rows
     if config.rope_scaling is not None and config.rope_scaling.kind == "llama3":
         plain = rope_inverse_frequencies(dataclasses.replace(config, rope_scaling=None))
         divisors = plain / rope_inverse_frequencies(config)
@@ -122,7 +132,7 @@ def assert_same(config: DecoderConfig, got: Weights, expected: Weights) -> None:
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=str(path))
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("arch", SUPPORTED)
 def test_round_trip(arch: str, tmp_path: Path) -> None:
     config = config_of(arch)
     weights = weights_of(config)
@@ -159,6 +169,22 @@ def test_quantisations(quant: Quant, tmp_path: Path) -> None:
     error = np.abs(matrix - original).max() / np.abs(original).max()
     limit = {Quant.F16: 5e-4, Quant.BF16: 5e-3, Quant.Q8_0: 5e-3, Quant.Q4_0: 0.1, Quant.Q4_1: 0.1}[quant]
     assert 0 < error < limit
+
+
+def with_blocks_as_embedding(path: Path, config: DecoderConfig, blocks: np.ndarray, quant: Quant) -> None:
+    """Write a model whose embedding is stored as these bytes: the package expands more kinds than it makes."""
+    original = gguf.GGUFWriter.add_tensor
+
+    def add(self: Any, name: str, data: np.ndarray, **kwargs: Any) -> None:
+        if name == "token_embd.weight":
+            data = blocks.view(np.float32) if quant is Quant.F32 else blocks
+            original(self, name, blocks.view(np.float16) if quant is Quant.F16 else data, raw_dtype=quant)
+        else:
+            original(self, name, data, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf.GGUFWriter, "add_tensor", add)
+        write_gguf(path, config, weights_of(config))
 
 
 def q4_k_by_hand(block: bytes) -> np.ndarray:
@@ -200,28 +226,91 @@ def q6_k_by_hand(block: bytes) -> np.ndarray:
 )
 def test_k_quantisations_against_their_definition(quant: Quant, size: int, by_hand: Any, tmp_path: Path) -> None:
     config = config_of("qwen3", hidden_size=256, num_layers=1, vocab_size=8)
-    weights = weights_of(config)
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 256, (8, size), dtype=np.uint8)
     scale_at = [0, 2] if quant is Quant.Q4_K else [208]
     for at in scale_at:
         blocks[:, at : at + 2] = rng.uniform(0.001, 0.01, 8).astype(np.float16)[:, None].view(np.uint8)
 
-    original = gguf.GGUFWriter.add_tensor
-
-    def add(self: Any, name: str, data: np.ndarray, **kwargs: Any) -> None:
-        if name == "token_embd.weight":
-            original(self, name, blocks, raw_dtype=quant)
-        else:
-            original(self, name, data, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gguf.GGUFWriter, "add_tensor", add)
-        write_gguf(tmp_path / "m.gguf", config, weights)
+    with_blocks_as_embedding(tmp_path / "m.gguf", config, blocks, quant)
     embed_VD = np.asarray(load_teacher(tmp_path / "m.gguf").weights.embed_VD)
     expected = np.stack([by_hand(block.tobytes()) for block in blocks])
     np.testing.assert_allclose(embed_VD, expected, rtol=1e-6, atol=1e-6)
     assert np.abs(expected).max() > 0.01
+
+
+@pytest.mark.parametrize("quant", [kind for kind in Quant if decodable(kind)])
+def test_whatever_the_package_decodes_is_read(quant: Quant, tmp_path: Path) -> None:
+    """Blocks of small bytes: of all kinds' scales in half precision none is infinite then."""
+    config = config_of("qwen3", hidden_size=256, num_layers=1, vocab_size=8)
+    block, size = gguf.GGML_QUANT_SIZES[quant]
+    blocks = np.random.default_rng(0).integers(0, 60, (8, 256 // block * size), dtype=np.uint8)
+    with_blocks_as_embedding(tmp_path / "m.gguf", config, blocks, quant)
+    embed_VD = np.asarray(load_teacher(tmp_path / "m.gguf").weights.embed_VD)
+    np.testing.assert_array_equal(embed_VD, gguf.quants.dequantize(blocks, quant))
+    assert len(np.unique(embed_VD)) > 2
+
+
+def test_kinds_that_were_missing_are_decodable() -> None:
+    for name in ("Q2_K", "Q3_K", "Q5_K", "IQ4_NL", "IQ4_XS", "IQ2_XXS", "IQ3_S", "MXFP4"):
+        assert decodable(Quant[name]), name
+    assert not decodable(Quant.I32)
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    config = config_of("qwen3", hidden_size=256, num_layers=1, vocab_size=8)
+    with_blocks_as_embedding(tmp_path / "m.gguf", config, np.full((8, 110), 0x7E, np.uint8), Quant.Q3_K)
+    with pytest.raises(InputError, match=r"m.gguf: tensor token_embd.weight holds NaN or infinite numbers"):
+        load_teacher(tmp_path / "m.gguf")
+
+
+LINEAR = RopeScaling("linear", 4.0)
+ROPE_KEYS: dict[str, tuple[dict[str, Any], RopeScaling | None]] = {
+    "as llama.cpp writes it": ({"ARCH.rope.scaling.type": "linear", "ARCH.rope.scaling.factor": 4.0}, LINEAR),
+    "linear where no type is said": ({"ARCH.rope.scaling.factor": 4.0}, LINEAR),
+    "the older key": ({"ARCH.rope.scale_linear": 4.0}, LINEAR),
+    "the newer of two keys": ({"ARCH.rope.scale_linear": 2.0, "ARCH.rope.scaling.factor": 4.0}, LINEAR),
+    "switched off": ({"ARCH.rope.scaling.type": "none", "ARCH.rope.scaling.factor": 4.0}, None),
+    "no factor": ({"ARCH.rope.scaling.type": "linear"}, None),
+    "factor 0": ({"ARCH.rope.scaling.factor": 0.0}, None),
+    "keys of yarn alone": (
+        {"ARCH.rope.scaling.original_context_length": 32, "ARCH.rope.scaling.finetuned": False},
+        None,
+    ),
+    "neutral": ({"ARCH.rope.scaling.attn_factor": 1.0, "ARCH.rope.dimension_count": 16}, None),
+}
+
+
+@pytest.mark.parametrize("case", ROPE_KEYS)
+def test_rope_keys_mean_what_they_mean_to_llama_cpp(case: str, tmp_path: Path) -> None:
+    metadata, scaling = ROPE_KEYS[case]
+    config = config_of("llama")
+    write_gguf(tmp_path / "m.gguf", config, weights_of(config), metadata=metadata)
+    assert load_teacher(tmp_path / "m.gguf").config == dataclasses.replace(config, rope_scaling=scaling)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_granite_is_that_of_its_hugging_face_folder(tied: bool, tmp_path: Path) -> None:
+    config = config_of("granite", tie_word_embeddings=tied)
+    weights = weights_of(config)
+    scales = {"embedding": 12.0, "attention": 0.5, "residual": 0.25, "logits": 8.0}
+    names = {"embedding_scale": "embedding", "attention.scale": "attention", "residual_scale": "residual"}
+    metadata = {f"ARCH.{key}": scales[name] for key, name in (names | {"logit_scale": "logits"}).items()}
+    raw = write_gguf(tmp_path / "m.gguf", config, weights, metadata=metadata)
+    found = load_teacher(tmp_path / "m.gguf")
+    assert found.config == config
+    factors = granite_factors(config, **scales)
+    assert_same(config, found.weights, build_weights(config, lambda name: times_factor(raw[name], name, factors)))
+    # A file without them is a plain decoder.
+    write_gguf(tmp_path / "m.gguf", config, weights)
+    assert_same(config, load_teacher(tmp_path / "m.gguf").weights, weights)
+
+
+def test_sizes_that_are_stored_for_every_layer(tmp_path: Path) -> None:
+    config = config_of("llama")
+    metadata: dict[str, Any] = {"ARCH.attention.head_count_kv": [2, 2], "ARCH.feed_forward_length": [96, 96]}
+    write_gguf(tmp_path / "m.gguf", config, weights_of(config), metadata=metadata)
+    assert load_teacher(tmp_path / "m.gguf").config == config
 
 
 def test_llama3_scaling_is_recovered_from_its_table(tmp_path: Path) -> None:
@@ -306,6 +395,64 @@ def test_byte_level_tokenizers(kind: str, tmp_path: Path) -> None:
     assert saved.encode(TEXT).ids == tokenizer.encode(TEXT).tolist()
 
 
+@pytest.mark.parametrize(
+    ("alias", "kind"),
+    [
+        ("deepseek-r1-qwen", "qwen2"),
+        ("megrez", "qwen2"),
+        ("llama-v3", "llama-bpe"),
+        ("falcon3", "llama3"),
+        ("phi-2", "gpt-2"),
+        ("starcoder", "smollm"),
+    ],
+)
+def test_names_that_llama_cpp_treats_alike(alias: str, kind: str) -> None:
+    assert PRE_TOKENIZERS[alias] is PRE_TOKENIZERS[kind]
+
+
+@pytest.mark.parametrize("start", ["a b", "$A", "$x", "<|:|>", "a:1", "日本"])
+def test_a_start_token_of_any_text(start: str, tmp_path: Path) -> None:
+    """It goes into a template in which some of these would mean something."""
+    config = config_of("llama", vocab_size=400)
+    original = byte_level([GPT2])
+    write = byte_level_metadata(original, "llama-bpe")
+
+    def renamed(writer: Any) -> None:
+        write(writer)
+        for part in writer.kv_data:
+            if "tokenizer.ggml.tokens" in part:
+                part["tokenizer.ggml.tokens"].value[0] = start
+
+    write_gguf(tmp_path / "m.gguf", config, weights_of(config), tokenizer=renamed)
+    tokenizer = load_teacher(tmp_path / "m.gguf").require_tokenizer()
+    assert tokenizer.encode("over").tolist()[0] == 0
+    assert tokenizer.backend.encode("over").ids == tokenizer.encode("over").tolist()
+
+
+def test_tokens_beyond_the_embedding_are_refused_where_they_are_made(tmp_path: Path) -> None:
+    """The message names the token and the table."""
+    original = byte_level([GPT2])
+    config = config_of("llama", vocab_size=300)
+    write_gguf(tmp_path / "m.gguf", config, weights_of(config), tokenizer=byte_level_metadata(original, "gpt-2"))
+    tokenizer = load_teacher(tmp_path / "m.gguf").require_tokenizer()
+    beyond = original.encode(TEXT).ids
+    assert max(beyond) >= 300 > max(tokenizer.encode("a b").tolist())
+    token = original.id_to_token(max(beyond))
+    message = rf"token {re.escape(repr(token))} has id {max(beyond)}, but .* table has 300 rows"
+    for encode in (lambda: tokenizer.encode(TEXT), lambda: tokenizer.encode_batch(["a", TEXT])):
+        with pytest.raises(InputError, match=message):
+            encode()
+    with pytest.raises(InputError, match=message):
+        generate(config, weights_of(config), tokenizer, TEXT)
+
+
+def test_a_file_without_tokenizer_is_told_so_as_a_file(tmp_path: Path) -> None:
+    config = config_of("llama")
+    write_gguf(tmp_path / "m.gguf", config, weights_of(config))
+    with pytest.raises(InputError, match=r"m.gguf: the file holds no tokenizer .*; convert the model again"):
+        load_teacher(tmp_path / "m.gguf").require_tokenizer()
+
+
 def test_words_of_llama3() -> None:
     split = PRE_TOKENIZERS["llama-bpe"][0]().pre_tokenize_str("I'LL see\n\n  it, (ok)")
     assert [word for word, _ in split] == ["I", "'LL", "Ġsee", "ĊĊ", "Ġ", "Ġit", ",", "Ġ(", "ok", ")"]
@@ -355,6 +502,14 @@ def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
 # --- damage
 
 
+WORDS: dict[str, Any] = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "gpt-2",
+    "tokenizer.ggml.tokens": ["a", "b", "ab"],
+    "tokenizer.ggml.merges": ["a b"],
+}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -362,16 +517,133 @@ def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
         ({"metadata": {"ARCH.expert_count": 8}}, r"mixtures of experts"),
         ({"metadata": {"ARCH.rope.scaling.type": "yarn"}}, r"rope.scaling.type 'yarn' is not supported"),
         ({"metadata": {"split.count": 2}}, r"one part of a split model"),
+        ({"metadata": {"ARCH.rope.scaling.attn_factor": 0.5}}, r"rope.scaling.attn_factor 0.5 is not supported"),
+        ({"metadata": {"ARCH.rope.scaling.yarn_ext_factor": 1.0}}, r"key 'llama.rope.scaling.yarn_ext_factor' is not"),
+        ({"metadata": {"ARCH.rope.freq_base_swa": 1e4}}, r"key 'llama.rope.freq_base_swa' is not known"),
+        ({"metadata": {"ARCH.rope.dimension_count": 8}}, r"rope.dimension_count 8 differs from the head dimension, 64"),
+        ({"metadata": {"ARCH.rope.scaling.factor": -2.0}}, r"rope.scaling.factor is -2.0; a number above 0"),
+        ({"metadata": {"ARCH.attention.scale": 0.5}}, r"key 'llama.attention.scale' is not known"),
+        ({"metadata": {"ARCH.attention.clamp_kqv": 8.0}}, r"attention.clamp_kqv 8.0 is not supported; only 0.0"),
+        ({"metadata": {"ARCH.attention.causal": False}}, r"attention.causal False is not supported; only True"),
+        ({"metadata": {"ARCH.final_logit_softcapping": 30.0}}, r"key 'llama.final_logit_softcapping' is not known"),
+        ({"metadata": {"ARCH.vocab_size": 49}}, r"llama.vocab_size 49 differs from the rows of token_embd.weight, 48"),
+        ({"metadata": {"qwen2.block_count": 2}}, r"key 'qwen2.block_count' is not known"),
+        ({"metadata": {"general.type": "adapter"}}, r"general.type is 'adapter'; a model is expected"),
+        ({"metadata": {"ARCH.attention.head_count": 0}}, r"llama.attention.head_count 0 is less than 1"),
+        ({"metadata": {"ARCH.attention.head_count": -4}}, r"llama.attention.head_count -4 is less than 1"),
+        ({"metadata": {"ARCH.attention.head_count": "4"}}, r"llama.attention.head_count is '4'; a whole number"),
+        ({"metadata": {"ARCH.attention.head_count": [4, 2]}}, r"llama.attention.head_count differs by layer"),
+        ({"metadata": {"ARCH.block_count": 2**31 - 1}}, r"llama.block_count 2147483647, but the file has 21 tensors"),
+        ({"metadata": {"ARCH.embedding_length": 0}}, r"hidden_size 0 is outside 1.."),
+        ({"metadata": {"ARCH.context_length": -1}}, r"max_position_embeddings -1 is outside"),
+        ({"metadata": {"ARCH.attention.layer_norm_rms_epsilon": float("inf")}}, r"layer_norm_rms_epsilon is inf"),
+        ({"metadata": {"ARCH.rope.freq_base": float("nan")}}, r"rope.freq_base is nan; a number above 0"),
+        (
+            {"metadata": {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": "abc"}},
+            r"ggml.tokens is 'abc'; a list",
+        ),
+        ({"metadata": WORDS | {"tokenizer.ggml.pre": "new"}}, r"tokenizer.ggml.pre 'new' is not supported"),
+        ({"metadata": WORDS | {"tokenizer.ggml.merges": ["a c"]}}, r"its tokenizer's metadata are inconsistent"),
+        ({"metadata": WORDS | {"tokenizer.ggml.token_type": [1]}}, r"its tokenizer's metadata are inconsistent"),
+        ({"metadata": WORDS | {"tokenizer.ggml.eos_token_id": 7}}, r"eos_token_id 7 is outside the vocabulary"),
+        ({"metadata": WORDS | {"tokenizer.ggml.eos_token_id": "a"}}, r"eos_token_id 'a' is outside the vocabulary"),
+        ({"metadata": WORDS | {"tokenizer.ggml.normalizer": "x"}}, r"key 'tokenizer.ggml.normalizer' is not known"),
+        ({"metadata": WORDS | {"tokenizer.chat_template": 5}}, r"tokenizer.chat_template is 5; a string is expected"),
         ({"metadata": {"tokenizer.ggml.model": "t5"}}, r"tokenizer.ggml.model 't5' is not supported; supported: gpt2"),
         ({"metadata": {"tokenizer.ggml.model": "gpt2"}}, r"key 'tokenizer.ggml.tokens' is missing"),
     ],
 )
-def test_damage_is_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_damage_is_one_line(
+    changes: dict[str, Any], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     config = config_of("llama", hidden_size=256, intermediate_size=256, head_dim=64)
     write_gguf(tmp_path / "m.gguf", config, weights_of(config), **changes)
     with pytest.raises(InputError, match=message) as caught:
         load_teacher(tmp_path / "m.gguf")
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_rope_table_is_used_or_refused(tmp_path: Path) -> None:
+    scaling = RopeScaling("llama3", 32.0, 1.0, 4.0, 8192)
+    config = config_of("llama", rope_scaling=scaling)
+    path = tmp_path / "m.gguf"
+    write_gguf(path, config, weights_of(config), metadata={"ARCH.rope.scaling.factor": 2.0})
+    with pytest.raises(InputError, match=r"rope_freqs.weight beside another RoPE scaling is not supported"):
+        load_teacher(path)
+
+
+# Bytes by hand: magic, version, counts of tensors and keys, then keys (name, type, value) and tensors.
+STRING, ARRAY, UINT32 = 8, 9, 4
+HEADER = b"GGUF" + struct.pack("<I", 3)
+
+
+def _text(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+def _key(name: str, kind: int, value: bytes) -> bytes:
+    return _text(name) + struct.pack("<I", kind) + value
+
+
+ARCH = _key("general.architecture", STRING, _text("llama"))
+HUGE = 2**62
+BYTES = {
+    "huge count of keys": HEADER + struct.pack("<QQ", 0, HUGE) + ARCH,
+    "huge count of tensors": HEADER + struct.pack("<QQ", HUGE, 1) + ARCH,
+    "huge string": HEADER + struct.pack("<QQ", 0, 1) + struct.pack("<Q", HUGE) + b"x" * 99,
+    "huge array of numbers": HEADER
+    + struct.pack("<QQ", 0, 1)
+    + _key("x", ARRAY, struct.pack("<IQ", UINT32, HUGE) + b"\0" * 999),
+    "huge array of strings": HEADER
+    + struct.pack("<QQ", 0, 1)
+    + _key("x", ARRAY, struct.pack("<IQ", STRING, HUGE) + b"\0" * 999),
+    "array of arrays": HEADER + struct.pack("<QQ", 0, 1) + _key("x", ARRAY, struct.pack("<IQ", ARRAY, 1) * 400),
+    "unknown type": HEADER + struct.pack("<QQ", 0, 1) + _key("x", 99, b""),
+    "key twice": HEADER + struct.pack("<QQ", 0, 2) + ARCH + ARCH,
+    "bytes that are no text": HEADER + struct.pack("<QQ", 0, 1) + _key("x", STRING, struct.pack("<Q", 2) + b"\xff\xfe"),
+    "big endian": b"GGUF" + struct.pack(">I", 3) + struct.pack(">QQ", 0, 0),
+    "version 1": b"GGUF" + struct.pack("<I", 1) + struct.pack("<II", 0, 0),
+    "tensor of no dimension": HEADER + struct.pack("<QQ", 1, 1) + ARCH + _text("t") + struct.pack("<IIQ", 0, 0, 0),
+    "tensor beyond the file": HEADER
+    + struct.pack("<QQ", 1, 1)
+    + ARCH
+    + _text("t")
+    + struct.pack("<IQQIQ", 2, 2**40, 2**40, 0, 0),
+    "tensor of an unknown type": HEADER
+    + struct.pack("<QQ", 1, 1)
+    + ARCH
+    + _text("t")
+    + struct.pack("<IQIQ", 1, 32, 999, 0),
+    "no alignment": HEADER + struct.pack("<QQ", 0, 1) + _key("general.alignment", UINT32, struct.pack("<I", 0)),
+}
+
+
+@pytest.mark.parametrize("case", BYTES)
+def test_counts_and_sizes_are_held_against_the_file(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(BYTES[case])
+    start = time.monotonic()
+    with pytest.raises(
+        InputError, match=r"m.gguf: damaged or truncated GGUF file \(.+\); fetch the file again"
+    ) as caught:
+        load_teacher(path)
+    assert time.monotonic() - start < 1
+    assert "\n" not in str(caught.value)
+
+
+def test_an_embedding_of_one_dimension(tmp_path: Path) -> None:
+    config = config_of("llama")
+    original = gguf.GGUFWriter.add_tensor
+
+    def add(self: Any, name: str, data: np.ndarray, **kwargs: Any) -> None:
+        original(self, name, data.reshape(-1) if name == "token_embd.weight" else data, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf.GGUFWriter, "add_tensor", add)
+        write_gguf(tmp_path / "m.gguf", config, weights_of(config))
+    with pytest.raises(InputError, match=r"token_embd.weight has shape \[3072\]; two dimensions are expected"):
+        load_teacher(tmp_path / "m.gguf")
 
 
 def test_unknown_architecture_and_truncation(tmp_path: Path) -> None:
@@ -392,7 +664,7 @@ def test_unknown_architecture_and_truncation(tmp_path: Path) -> None:
 
 
 def test_layout_has_a_gguf_name_for_every_tensor() -> None:
-    for arch in ("llama", "qwen2", "qwen3"):
+    for arch in SUPPORTED:
         layout = tensor_layout(config_of(arch))
         assert len({gguf_name(name) for name in layout}) == len(layout)
 
