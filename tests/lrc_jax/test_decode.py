@@ -16,6 +16,7 @@ CONFIGS = {
     "grouped_tied": DecoderConfig(29, 16, 24, 1, 6, 2, 4, tie_word_embeddings=True),
     "qwen2": DecoderConfig(29, 16, 24, 1, 4, 2, 4, qkv_bias=True),
     "qwen3": DecoderConfig(29, 16, 24, 1, 4, 2, 6, qk_norm=True),
+    "smollm3": DecoderConfig(29, 16, 24, 2, 4, 2, 6, no_rope_layers=(1,)),
     "llama3_rope": DecoderConfig(29, 16, 24, 1, 4, 2, 8, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 16)),
 }
 

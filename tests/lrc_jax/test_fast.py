@@ -26,6 +26,7 @@ VARIANTS = {
     "gqa": dataclasses.replace(LLAMA, num_kv_heads=2, tie_word_embeddings=True),
     "qwen2": dataclasses.replace(LLAMA, num_kv_heads=1, qkv_bias=True),
     "qwen3": dataclasses.replace(LLAMA, num_kv_heads=2, qk_norm=True, head_dim=10),
+    "smollm3": dataclasses.replace(LLAMA, num_kv_heads=2, no_rope_layers=(0,)),
 }
 IN_OUT = {"use_all_attn": False, "use_in_out_mlp": True, "tie_word_emb_proj": True}
 CASES = [
@@ -35,6 +36,7 @@ CASES = [
     ("qwen2", "lrc", {}, {}),
     ("qwen2", "scratch", {}, {}),
     ("qwen3", "lrc", {}, {}),
+    ("smollm3", "lrc", {}, {}),
     ("qwen3", "factorized", {}, {}),
     ("llama", "lrc", {}, IN_OUT),
     ("qwen2", "lrc", {}, {"use_additional_align": True, "del_layers": (0,)}),

@@ -438,6 +438,10 @@ def test_tokens_beyond_the_embedding_are_refused_where_they_are_made(tmp_path: P
     beyond = original.encode(TEXT).ids
     assert max(beyond) >= 300 > max(tokenizer.encode("a b").tolist())
     token = original.id_to_token(max(beyond))
+    last = dataclasses.replace(tokenizer, table=max(beyond) + 1)  # the highest id is the table's last row
+    assert last.encode(TEXT).tolist() == beyond
+    with pytest.raises(InputError):
+        dataclasses.replace(tokenizer, table=max(beyond)).encode(TEXT)
     message = rf"token {re.escape(repr(token))} has id {max(beyond)}, but .* table has 300 rows"
     for encode in (lambda: tokenizer.encode(TEXT), lambda: tokenizer.encode_batch(["a", TEXT])):
         with pytest.raises(InputError, match=message):

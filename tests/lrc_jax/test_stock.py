@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from lrc_jax.compute.fast import forward
 from lrc_jax.errors import InputError
 from lrc_jax.teachers.families import FAMILIES, REFUSED
+from lrc_jax.teachers.huggingface import parse_config
 from lrc_jax.teachers.load import load_teacher
 from lrc_jax.training.export import write_model
 
@@ -209,6 +210,21 @@ def test_an_exported_decoder_is_of_its_family_and_stock_reads_it(family: str, tm
     expected = our_logits(tmp_path / "teacher", tokens)
     for found in (stock_logits(again, tokens), our_logits(tmp_path / "out", tokens)):
         assert np.abs(found - expected).max() <= ACCURACY * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_silent_config_means_what_it_means_to_stock(name: str) -> None:
+    """Stock's defaults where config.json says nothing."""
+    stock = transformers.AutoConfig.for_model(name)
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    raw = {"model_type": name} | {size: getattr(stock, size) for size in sizes}
+    found = parse_config(Path("config.json"), raw)
+    longest = min(stock.max_position_embeddings, getattr(stock, "sliding_window", None) or 10**9)
+    assert found.max_position_embeddings == longest
+    assert found.num_kv_heads == stock.num_key_value_heads
+    assert found.head_dim == (getattr(stock, "head_dim", None) or stock.hidden_size // stock.num_attention_heads)
+    assert found.rope_theta == stock.rope_parameters["rope_theta"]
+    assert (found.rms_norm_eps, found.tie_word_embeddings) == (stock.rms_norm_eps, stock.tie_word_embeddings)
 
 
 @pytest.mark.parametrize("model_type", [name for name in REFUSED if name in transformers.CONFIG_MAPPING])
