@@ -65,7 +65,8 @@ def compare(block: Block, command: Command, printed: str) -> None:
 
 def run(page: Path, hows: tuple[str, ...]) -> None:
     """The page's blocks from top to bottom in the present folder, which stands for the repository's."""
-    Path("docs").symlink_to(ROOT / "docs")
+    for name in ("docs", "tests"):
+        Path(name).symlink_to(ROOT / name)
     for block in blocks(page):
         if block.how not in hows:
             continue

@@ -71,7 +71,7 @@ def shown(page: str, folder):
 
 @pytest.mark.parametrize(("spread", "verdict"), [(0.001, "CONSISTENT"), (0.2, "REFUTED")])
 def test_the_claim_that_is_shown_judges(tmp_path, spread, verdict):
-    claim = shown("howto/claim.md", tmp_path).CLAIM
+    claim = shown("howto/claim_in_code.md", tmp_path).CLAIM
     noise = np.random.default_rng(0).standard_normal(8)
     frame = pd.DataFrame({"seed": range(8), "test_loss": 2 * (1 + spread * noise)})
     report = claim.judge(table_from_frame(frame), 0.1)

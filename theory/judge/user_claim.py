@@ -30,7 +30,7 @@ from theory.judge.rules import Limits
 from theory.judge.verdicts import NOT_EVALUATED, as_equality, combine
 from theory.judge.window import UNKNOWN, Estimate, Window, near_middle
 from theory.laws.parser import Law, LawError, apply_to, parse_law
-from theory.laws.user_law import FitResult, fit_law, stretched
+from theory.laws.user_law import DISAGREE, FitResult, fit_law, stretched
 from theory.report import FREE_CONSTANT, Bound, ClaimReport, Exponent, Report, undefined_exponent
 from theory.settings import BOOTSTRAPS, OWN_MARGIN
 from theory.tables import InputError, Table, numeric_column
@@ -394,7 +394,9 @@ def _judge_fits(
     needed = [dict(run) for found in checks.values() for gate in found for run in gate.needed]
     of_claims = sorted(set().union(*(coordinates(law)[p] for q in quantities for p in q.parameters))) or law.columns
     along = max(of_claims, key=lambda c: len(np.unique(data[c])))
-    remarks = [n for n in whole.notes if not n.startswith("columns:")]
+    asked = {p for q in quantities for p in q.parameters}
+    notes = [n for n in whole.notes if not n.startswith("columns:")]
+    remarks = [n for n in notes if DISAGREE not in n or n.split(":")[0] in asked]
     if claim.cluster is None:
         remarks.append("every row counts as a run of its own; where rows share a run, name it with --cluster")
     points = _fit_points(whole, data, measured)

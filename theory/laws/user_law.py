@@ -48,6 +48,7 @@ REPEATS = 10
 #: Starts whose objective exceeds the best by this factor are dropped before the Huber iterations.
 WORSE = 2.0
 AGREEMENT = 1e-6
+DISAGREE = "two interval methods disagree"
 #: A 95 % percentile interval needs a draw in each tail.
 FEWEST_DRAWS = 40
 #: Above this many rows every draw is one Newton step from the full fit instead of a full optimisation.
@@ -626,7 +627,7 @@ def _notes(
         a, b = intervals[name].width, profiles[name].width
         if np.isfinite(a) and np.isfinite(b) and abs(a - b) > 0.25 * min(a, b):
             notes.append(
-                f"{name}: two interval methods disagree (bootstrap {intervals[name].low:.4g} to "
+                f"{name}: {DISAGREE} (bootstrap {intervals[name].low:.4g} to "
                 f"{intervals[name].high:.4g}, profile {profiles[name].low:.4g} to {profiles[name].high:.4g}); "
                 "trust the wider"
             )
