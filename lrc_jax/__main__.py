@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lrc_jax.errors import DivergedError, InputError, file_error
+from lrc_jax.recipes import DEFAULT
 
 PROG = "python -m lrc_jax"
 INTERRUPTED = 130
@@ -123,14 +124,16 @@ def _parser(prog: str = PROG) -> argparse.ArgumentParser:
     add("--steps", required=True, type=int, help="optimiser steps")
     add("--out", required=True, type=Path, help="folder to write; interrupted runs go on from OUT.training")
     add("--student", choices=("lrc", "direct", "scratch", "svd", "factorized"), default="lrc")
-    add("--init", choices=("pca", "random", "channels", "fan_in"), default="pca", help="start of the projections")
+    starts = ("pca", "random", "channels", "fan_in")
+    add("--init", choices=starts, default=DEFAULT.init, help="start of the projections")
     add("--matrices", choices=("all", "head"), default="all", help="factorized: which matrices")
     add("--samples", type=int, default=0, help="training sequences; 0 takes all")
     add("--batch-size", type=int, default=4, help="sequences a step")
     add("--sequence-length", type=int, default=256, help="tokens a sequence")
     add("--learning-rate", type=float, default=2e-4, help="peak rate of AdamW; small teachers tolerate 1e-3 and more")
-    add("--clone-weight", type=float, default=0.01, help="of the clone losses (the reference: 0.2); 0 leaves them out")
-    add("--clone-distance", default="normalised", help="or mseloss (the reference), l1loss, their _v2 forms")
+    said = "of the clone losses (the reference: 0.2); 0 leaves them out"
+    add("--clone-weight", type=float, default=DEFAULT.clone_weight, help=said)
+    add("--clone-distance", default=DEFAULT.clone_distance, help="or mseloss (the reference), l1loss, their _v2 forms")
     add("--kl-weight", type=float, default=1.0, help="of the distillation loss, a mean over tokens")
     add("--kl-temperature", type=float, default=1.0, help="of the distillation loss")
     add("--ce-weight", type=float, default=1.0, help="of the next-token loss")

@@ -15,6 +15,7 @@ from lrc_jax import losses
 from lrc_jax.errors import InputError
 from lrc_jax.losses import CLONE_DISTANCES, IGNORE, ClonePair, clone_distance
 from lrc_jax.model import Activations
+from lrc_jax.recipes import AUTHORS
 from lrc_jax.seeds import derive_seed
 
 CLONE_TARGETS = ("teacher", "rotated", "shuffled")
@@ -38,7 +39,7 @@ class Objective:
     clone: bool = True
     kl: bool = True
     ce: bool = True
-    distance: str = "mseloss"
+    distance: str = AUTHORS.clone_distance
     kl_per_token: bool = False
     sites: tuple[str, ...] = ()
     target: str = "teacher"
@@ -61,7 +62,7 @@ class Objective:
 class LossWeights:
     """Weights of the terms and the temperature: traced numbers, so that runs that differ in them share a program."""
 
-    clone: Array | float = 0.2  # the authors' aux_loss_scale_factor
+    clone: Array | float = AUTHORS.clone_weight
     kl: Array | float = 1.0
     ce: Array | float = 1.0
     temperature: Array | float = 10.0

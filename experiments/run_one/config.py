@@ -14,8 +14,10 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from experiments.common.paths import study_name
 from experiments.run_one import tensorboard
 from lrc_jax.errors import InputError
+from lrc_jax.recipes import DEFAULT
 
 
 @dataclass
@@ -88,7 +90,7 @@ class Student:
     """Which student (lrc_jax.students), and Low-Rank Clone's switches under the reference's names."""
 
     name: str = "lrc"  # lrc | direct | scratch | svd | factorized | bilinear
-    init: str = "random"  # random (the authors' N(0, 0.02^2)) | fan_in (N(0, 1/D)) | pca | channels
+    init: str = DEFAULT.init  # random (the authors' N(0, 0.02^2)) | fan_in (N(0, 1/D)) | pca | channels
     matrices: str = "all"  # factorized: all | head (the unembedding alone)
     whiten: bool = True  # factorized head: in the metric of the teacher's features
     use_all_attn: bool = True  # a projection each for q, k and v; false: one for all three
@@ -123,7 +125,7 @@ class Loss:
     kl_weight: float = 1.0  # of KL(teacher || student)
     ce_weight: float = 1.0  # of the cross-entropy with the labels
     kl_per_token: bool = True  # a mean over tokens; false: summed over positions, as the reference does
-    clone_distance: str = "mseloss"  # mseloss | l1loss | mseloss_v2 | l1loss_v2 | normalised
+    clone_distance: str = DEFAULT.clone_distance  # mseloss | l1loss | mseloss_v2 | l1loss_v2 | normalised
     clone_sites: list[str] = field(default_factory=list)  # names of the clone losses that count; empty: all
     clone_target: str = "teacher"  # teacher | rotated | shuffled: controls of the information claim
 
@@ -182,7 +184,7 @@ class RunConfig:
     batch_size: int = 64  # sequences a step
     epochs: float = 0.0  # above 0: steps is epochs * samples / batch_size, whatever steps says
     sequence_length: int = 16  # tokens a sequence
-    clone_weight: float = 0.2  # of the clone losses; 0 leaves them out
+    clone_weight: float = DEFAULT.clone_weight  # of the clone losses; 0 leaves them out
     temperature: float = 1.0  # of the distillation loss
     labels: str = "data"  # data: the text's next token; teacher: sampled from the teacher at every position
     bf16: bool = False  # compute in bfloat16; parameters, optimiser and losses stay float32
@@ -316,6 +318,7 @@ def _get(config: RunConfig, dotted: str) -> Any:
 
 def check(config: RunConfig) -> None:
     """Ranges and combinations that need no data. Raises InputError naming the key."""
+    study_name(config.study)
     for key, value in _numbers("", config):
         if not math.isfinite(value):
             raise InputError(f"{key}: {value} is not finite; give a number")
@@ -352,6 +355,10 @@ def check(config: RunConfig) -> None:
         )
     if config.measure.convergence + config.measure.certificate + config.measure.dynamics > 1:
         raise InputError("measure: convergence, certificate and dynamics train in ways of their own; choose one")
+    if config.student.name == "svd" and config.student.init not in ("pca", "channels"):
+        raise InputError(
+            f"student.init: {config.student.init}: svd is not trained and keeps its start; use pca or channels"
+        )
     if config.student.matrices == "head" and config.student.name != "factorized":
         raise InputError(f"student.matrices: head needs student=factorized, not {config.student.name}")
     if config.measure.convergence and config.batch_size % 2:
@@ -399,6 +406,11 @@ def typed(raw: DictConfig) -> RunConfig:
     """Hydra's composed config as a checked RunConfig."""
     config = OmegaConf.to_object(raw)
     assert isinstance(config, RunConfig), type(config)
+    return checked(config)
+
+
+def checked(config: RunConfig) -> RunConfig:
+    """The same with steps that follow from epochs. Raises InputError naming a key that is out of range."""
     if config.epochs > 0:
         config.steps = max(1, round(config.epochs * config.samples / config.batch_size))
     check(config)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from lrc_jax.losses import ClonePair
 from lrc_jax.model import Activations, DecoderConfig, Weights
+from lrc_jax.recipes import AUTHORS
 
 Params = Any  # a pytree of arrays; all of it is trained
 
@@ -47,7 +48,7 @@ class StudentOptions:
       unit_embedding: start from embedded tokens of rms 1 (see LowRankClone).
     """
 
-    init: str = "random"
+    init: str = AUTHORS.init
     matrices: str = "all"
     whiten: bool = True
     clone: bool = True

@@ -63,9 +63,10 @@ def test_rewording_a_progress_bar_keeps_the_version_and_another_loss_changes_it(
 
 
 def test_accumulation_is_part_of_a_run_where_it_changes_its_losses():
-    run = config.RunConfig(teacher=config.TinyTeacher(), data=config.SyntheticData())
+    plain = config.Loss(clone_distance="mseloss")
+    run = config.RunConfig(teacher=config.TinyTeacher(), data=config.SyntheticData(), loss=plain)
     parts = dataclasses.replace(run, accumulate=4)
     assert config.identity(parts) == config.identity(run)
-    for loss in (config.Loss(clone_distance="normalised"), config.Loss(clone_target="shuffled")):
+    for loss in (config.Loss(clone_distance="normalised"), dataclasses.replace(plain, clone_target="shuffled")):
         run, parts = (dataclasses.replace(c, loss=loss) for c in (run, parts))
         assert config.identity(parts) != config.identity(run)
