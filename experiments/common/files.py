@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrc_jax import owners
 from lrc_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,14 +21,16 @@ os.umask(_UMASK)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Atomic on POSIX: a reader sees the old file or the new one.
+    """Atomic on POSIX: a reader sees the old file or the new one. What dead processes left in the folder half-written
+    is removed.
 
     Raises:
       InputError: the folder cannot be written to (read-only, full disk).
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        owners.clear_parts(path.parent)
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{owners.me()}.", suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)

@@ -1,7 +1,7 @@
 """Things that many runs share and that are made once: teachers trained here, reference students, population curves.
 
-Each lies in the cache under the hash of what made it, written by orbax and then renamed into place; a lock keeps two
-processes from making the same one.
+Each lies in the cache under the hash of what made it, sealed (lrc_jax.sealed); a lock keeps two processes from making
+the same one.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,8 @@ from typing import Any
 import jax
 from filelock import FileLock
 
-from experiments.common.files import read_json, write_json
 from experiments.run_one.version import code_version
+from lrc_jax import sealed
 
 
 def fingerprint(*parts: Any) -> str:
@@ -30,7 +28,7 @@ def fingerprint(*parts: Any) -> str:
 def cached_tree(
     cache: Path, kind: str, made_of: dict[str, Any], like: Any, make: Callable[[], tuple[Any, dict[str, Any]]]
 ) -> tuple[Any, dict[str, Any]]:
-    """A pytree of arrays and a JSON note about it, made once.
+    """A pytree of arrays and a JSON note about it, made once; a damaged one is made again, with a line.
 
     Args:
       kind: subfolder of the cache.
@@ -46,18 +44,15 @@ def cached_tree(
     folder = cache / kind / fingerprint(kind, made_of)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"), ocp.StandardCheckpointer() as checkpointer:
-        if not (folder / "note.json").is_file():
+        kept = sealed.usable(folder, "it")
+        if kept is None:
             tree, note = make()
-            part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-            checkpointer.save(part.absolute() / "tree", tree)
-            checkpointer.wait_until_finished()
-            write_json(part / "note.json", {"made_of": made_of} | note)
-            shutil.rmtree(folder, ignore_errors=True)
-            part.rename(folder)
+            kept = {"made_of": made_of} | note
+            with sealed.sealing(folder, kept) as part:
+                checkpointer.save(part.absolute() / "tree", tree)
+                checkpointer.wait_until_finished()
         tree = checkpointer.restore(folder.absolute() / "tree", jax.tree.map(_abstract, like))
-    return tree, read_json(folder / "note.json")
+    return tree, kept
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
@@ -68,11 +63,13 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
 def cached_numbers(
     cache: Path, kind: str, made_of: dict[str, Any], make: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """A JSON object, made once."""
+    """A JSON object, made once; a damaged one is made again, with a line."""
     made_of = made_of | {"code_version": code_version()}
     path = cache / kind / f"{fingerprint(kind, made_of)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        if not path.is_file():
-            write_json(path, {"made_of": made_of} | make())
-    return read_json(path)
+        kept = sealed.usable(path, "it")
+        if kept is None:
+            kept = {"made_of": made_of} | make()
+            sealed.write_file(path, kept)
+    return kept

@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import MISSING as NEEDED
 
-from experiments.common.paths import CONF
+from experiments.common.paths import CONF, study_name
 from experiments.run_one import config
 from lrc_jax.errors import InputError
 
@@ -152,6 +152,9 @@ def check_words(words: list[str], *, many: bool) -> None:
             near = difflib.get_close_matches(bare, [*sorted(known), *GROUPS], 1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise InputError(f"{bare}: unknown key; {hint}`lrc run --help` lists all")
+        if bare == "study":  # before Hydra makes a folder of this name
+            for one in value.split(","):
+                study_name(one.strip("'\""))
         if not many and _several(word):
             raise InputError(f"{word}: several values are a sweep; add -m to run one: -m {word.replace(', ', ',')}")
 

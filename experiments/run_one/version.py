@@ -33,6 +33,7 @@ METHOD = (
     "lrc_jax.measure",
     "lrc_jax.model",
     "lrc_jax.objective",
+    "lrc_jax.recipes",
     "lrc_jax.seeds",
     "lrc_jax.students",
     "lrc_jax.teachers",
@@ -49,6 +50,8 @@ CARRIERS = (
     "experiments.run_one.version",
     "lrc_jax.clock",
     "lrc_jax.errors",
+    "lrc_jax.owners",
+    "lrc_jax.sealed",
 )
 FACE = "lrc_jax"  # the package's own file: names for users
 

@@ -17,8 +17,9 @@ from experiments.run_one.run import Run
 from experiments.sweep import interrupt
 from experiments.sweep.job import Job, summary
 from experiments.sweep.outcome import Outcome
+from experiments.sweep.store import LeaseLost
 from lrc_jax import clock
-from lrc_jax.errors import DivergedError, InputError
+from lrc_jax.errors import DivergedError
 from lrc_jax.training.together import Member, Stream, train_together
 from lrc_jax.training.together import Outcome as Trained
 
@@ -52,7 +53,14 @@ def run_bundle(bundle: Mapping[int, Job]) -> Iterator[tuple[int, Outcome]]:
                 ready[i] = found
         trained: dict[int, Trained] = {}
         for group in _trainable_together(ready):
-            trained |= dict(zip(group, _train([ready[i] for i in group]), strict=True))
+            try:
+                outcomes = _train([ready[i] for i in group])
+            except Exception as wrong:  # such as no memory: each of them failed, and the other groups go on
+                for i in group:
+                    ready[i].run.fail(wrong)
+                    yield i, Outcome(error=wrong)
+                continue
+            trained |= dict(zip(group, outcomes, strict=True))
         shared = {name: value / max(1, len(trained)) for name, value in clock.stop().items()}
         for i, outcome in trained.items():
             yield i, _finish(ready[i], outcome, shared)
@@ -70,7 +78,7 @@ def _make_ready(run: Job, held: contextlib.ExitStack) -> Ready | Outcome:
             prepared = pipeline.prepare(Run.of(cfg, run.setup))
             keeper = interrupt.FolderKeeper(run.folder)
             state = keeper.resume(prepared.run.abstract_state())
-    except (InputError, ValueError) as wrong:
+    except Exception as wrong:
         return Outcome(error=wrong)
     member = Member(
         prepared.run.student,
@@ -107,12 +115,14 @@ def _train(group: Sequence[Ready]) -> list[Trained]:
         nonlocal done
         for one, part in zip(group, parts, strict=True):
             if part is not None:
-                one.write(running.metrics_line(done + len(part.terms.total), part))
+                with contextlib.suppress(LeaseLost):  # the others go on; `finish` says so of this one
+                    one.write(running.metrics_line(done + len(part.terms.total), part))
         done += max((len(p.terms.total) for p in parts if p is not None), default=0)
         if any(one.keeper.due() for one in group):
             for one, last, state in zip(group, steps, states(), strict=True):
                 if (at := int(state.step)) < last:
-                    one.keeper.save(at, last, state)
+                    with contextlib.suppress(LeaseLost):
+                        one.keeper.save(at, last, state)
         interrupt.stop_if_wanted()
 
     name = first.name if len(group) == 1 else f"{len(group)} runs, samples={cfg.samples} seed={cfg.seed}"
@@ -137,9 +147,11 @@ def _finish(one: Ready, trained: Trained, shared: Mapping[str, float]) -> Outcom
     try:
         with run.attempt(), clock.phase("measuring"):
             columns = pipeline.measure(one.prepared, trained.params)
+        phases = {name: shared[name] + value for name, value in clock.stop().items()}
+        spent = sum(phases.values())
+        row = run.finish(columns, spent, phases)
+    except LeaseLost as lost:
+        return Outcome(run.folder.row() or {}, message=f"{run.name}: {lost}")
     except Exception as wrong:
         return Outcome(error=wrong)
-    phases = {name: shared[name] + value for name, value in clock.stop().items()}
-    spent = sum(phases.values())
-    row = run.finish(columns, spent, phases)
     return Outcome(row, message=f"{run.name}: {summary(columns)} ({duration(spent)} of a fused bundle)")

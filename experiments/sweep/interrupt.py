@@ -77,9 +77,10 @@ class FolderKeeper:
     def resume(self, like: TrainState) -> TrainState | None:
         if self.is_context:
             self.waits.enter_context(training())
-        if not checkpoint.saved_steps(self.folder.checkpoints_path):
+        found = checkpoint.restore(self.folder.checkpoints_path, like)
+        if found is None:
             return None
-        state, _ = checkpoint.restore(self.folder.checkpoints_path, like)
+        state, _ = found
         _cut_metrics(self.folder, int(state.step))
         return state
 
@@ -89,7 +90,8 @@ class FolderKeeper:
         return now - self.saved > EVERY or (_wanted.is_set() and now - self.started > WORTH)
 
     def save(self, step: int, steps: int, state: TrainState) -> None:
-        checkpoint.save(self.folder.checkpoints_path, step, state, {"steps": steps}, keep=1)
+        self.folder.check_ours()
+        checkpoint.save(self.folder.checkpoints_path, step, state, {"steps": steps})
         write_json(self.folder.paused_path, {"step": step, "steps": steps})
         self.saved = time.monotonic()
 
@@ -116,7 +118,7 @@ def _cut_metrics(folder: RunFolder, step: int) -> None:
         try:
             if json.loads(line)["step"] > step:
                 break
-        except json.JSONDecodeError:  # the line that a kill cut off
+        except (ValueError, TypeError, KeyError):  # a line that a kill cut off, or that is damaged
             break
         end += len(line)
     if path.is_file():

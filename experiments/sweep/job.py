@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from experiments.run_one.setup import Setup, load
 from experiments.run_one.version import code_version
 from experiments.sweep.store import RunFolder, Study
 from lrc_jax.errors import DivergedError, InputError
+from lrc_jax.owners import clear_parts
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,20 @@ class Job:
 
     def done_row(self) -> dict[str, Any] | None:
         """The run's row, if it is there and is not to be made again."""
-        return None if self.config.force else self.folder.row()
+        row = None if self.config.force else self.folder.row()
+        if row is not None:
+            self.folder.tidy()
+        return row
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
         """Work on the run within this: its configuration is written down first, and what goes wrong is kept."""
-        write_text(self.folder.path / "config.yaml", yaml.safe_dump(dataclasses.asdict(self.config)))
+        with self._recording():
+            write_text(self.folder.path / "config.yaml", yaml.safe_dump(dataclasses.asdict(self.config)))
+            yield
+
+    @contextlib.contextmanager
+    def _recording(self) -> Iterator[None]:
         try:
             yield
         except Exception as wrong:
@@ -64,6 +74,7 @@ class Job:
         with file, self._tensorboard() as show:
 
             def write(line: dict[str, Any]) -> None:
+                self.folder.check_ours()
                 with writing(path):
                     file.write(json.dumps(line) + "\n")
                     file.flush()
@@ -79,17 +90,27 @@ class Job:
         return tensorboard.scalars(self.folder.path.parent.parent / "tensorboard" / f"{name}-{self.run_id[:8]}")
 
     def finish(self, columns: dict[str, Any], seconds: float, phases: dict[str, float]) -> dict[str, Any]:
-        """Write the run's row, which makes it done; `phases` are the parts of its seconds (lrc_jax.clock)."""
+        """Write the run's row, which makes it done; `phases` are the parts of its seconds (lrc_jax.clock). What is
+        undefined, as a standard error of one sample, is null.
+
+        Raises:
+          LeaseLost: somebody else has taken the run over.
+          DivergedError: a loss of the trained student is not finite.
+        """
         times = {"": seconds} | {f"{name}_": value for name, value in phases.items()}
         row = {
             "run_id": self.run_id,
             "config": config.identity(self.config),
             "data_digest": self.setup.data_digest,
             "code_version": code_version(),
-            "columns": columns,
+            "columns": defined(columns),
             "machine": command.machine_note() | {f"{k}seconds": round(v, 3) for k, v in times.items()},
         }
-        self.folder.finish(row)
+        with self._recording():
+            for name in ("train_loss", "test_loss"):
+                if name in columns and row["columns"][name] is None:
+                    raise DivergedError(f"{name} is {columns[name]} after the training; lower optimizer.learning_rate")
+            self.folder.finish(row)
         return row
 
 
@@ -98,9 +119,21 @@ def identify(cfg: config.RunConfig, overrides: list[str]) -> Job:
     it. Needs JAX's environment set."""
     made_of = load(cfg)
     run_id = fingerprint(config.identity(cfg), made_of.data_digest, code_version())
-    folder = Study.of(cfg.results_dir, cfg.study).run(run_id)
+    study = Study.of(cfg.results_dir, cfg.study)
+    for place in (study.path, study.path / "sweeps"):
+        clear_parts(place)
+    folder = study.run(run_id)
     folder.note_job(overrides)
     return Job(cfg, made_of, run_id, folder)
+
+
+def defined(value: Any) -> Any:
+    """Columns as JSON has them: numbers that are not finite are null."""
+    if isinstance(value, dict):
+        return {key: defined(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [defined(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def summary(columns: dict[str, Any]) -> str:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from experiments.common.files import read_json
 from experiments.sweep.rows import load_rows
-from experiments.sweep.store import Study
+from experiments.sweep.store import Study, read_object
 
 ENVIRONMENT = "environment.json"
 
@@ -19,8 +18,7 @@ ENVIRONMENT = "environment.json"
 def environment(study: Study) -> dict[str, Any]:
     """Counts of data digests, code versions and machines over the study's runs, time spent, and the commands."""
     if not study.runs():
-        kept = study.path / ENVIRONMENT
-        return read_json(kept) if kept.is_file() else {}
+        return read_object(study.path / ENVIRONMENT, lambda note: True) or {}
     rows, _ = load_rows(study)
 
     def counts(values: list[str]) -> dict[str, int]:
@@ -29,11 +27,12 @@ def environment(study: Study) -> dict[str, Any]:
     machines = [row["machine"] for row in rows]
     found: dict[str, Any] = {
         "runs": len(rows),
-        "minutes": round(sum(m["seconds"] for m in machines) / 60, 1),
+        "minutes": round(sum(s for m in machines if isinstance(s := m.get("seconds"), int | float)) / 60, 1),
         "data_digest": counts([row["data_digest"] for row in rows]),
         "code_version": counts([row["code_version"] for row in rows]),
-        "machine": counts([f"{m['device']}, {m['platform']}" for m in machines]),
-        "software": counts([f"Python {m['python']}, jax {m['jax']}, jaxlib {m['jaxlib']}" for m in machines]),
+        "machine": counts([f"{m.get('device')}, {m.get('platform')}" for m in machines]),
+        "software": counts(
+            [f"Python {m.get('python')}, jax {m.get('jax')}, jaxlib {m.get('jaxlib')}" for m in machines]
+        ),
     }
-    note = study.path / "study.json"
-    return found | (read_json(note) if note.is_file() else {})
+    return found | (read_object(study.path / "study.json", lambda note: True) or {})

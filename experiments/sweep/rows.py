@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections import Counter
 from typing import Any
 
 import pandas as pd
@@ -28,11 +29,9 @@ def load_rows(study: Study) -> tuple[list[dict[str, Any]], int]:
     the study, so that a table never mixes two methods where it need not.
     """
     rows = [row for folder in study.runs() if (row := folder.row()) is not None]
-    versions = [row["code_version"] for row in rows]
+    versions = Counter(row["code_version"] for row in rows)
     chosen: dict[str, dict[str, Any]] = {}
-    for row in sorted(
-        rows, key=lambda r: (versions.count(r["code_version"]), str(r["code_version"]), str(r["run_id"]))
-    ):
+    for row in sorted(rows, key=lambda r: (versions[r["code_version"]], r["code_version"], r["run_id"])):
         chosen[json.dumps([row["config"], row["data_digest"]], sort_keys=True)] = row
     return list(chosen.values()), len(rows) - len(chosen)
 
@@ -49,8 +48,18 @@ def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     first = [c for c in ORDER if c in frame]
     rest = sorted(str(c) for c in frame if c not in first and c not in PROVENANCE)
     keys = [*first, *(c for c in ("site", "intrinsic_dimension") if c in frame), "run_id"]
-    frame = frame[first + rest + PROVENANCE].dropna(axis=1, how="all")
+    frame = frame[first + rest + PROVENANCE].dropna(axis=1, how="all").apply(_of_one_kind)
     return frame.sort_values([k for k in keys if k in frame], na_position="first", kind="stable", ignore_index=True)
+
+
+def _of_one_kind(values: pd.Series) -> pd.Series:
+    """A column as CSV and parquet both have it: one that mixes numbers with text, or holds neither, as text."""
+    if values.dtype != object:
+        return values
+    kinds = {type(value) for value in values if value is not None and value == value}
+    if kinds <= {str} or kinds == {bool}:
+        return values
+    return values.map(lambda v: v if v is None or v != v or isinstance(v, str) else json.dumps(v))
 
 
 def collect(study: Study) -> pd.DataFrame:
@@ -63,9 +72,9 @@ def collect(study: Study) -> pd.DataFrame:
     if not rows:
         raise InputError(f"study: {study.path} has no finished run; run its sweep first")
     frame = table(rows)
-    write_csv(study.path / "measurements.csv", frame)
     parquet = io.BytesIO()
-    frame.to_parquet(parquet, index=False)
+    frame.to_parquet(parquet, index=False)  # before anything is written: the two files agree
+    write_csv(study.path / "measurements.csv", frame)
     write_bytes(study.path / "measurements.parquet", parquet.getvalue())
     if left_out:
         print(f"{left_out} runs of other code versions are superseded and left out", file=sys.stderr)

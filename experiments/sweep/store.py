@@ -12,6 +12,12 @@ A claim is made by creating its file, which only one process can, and made, take
 study, so that nobody removes a claim that is not the one it looked at. Its modification time is the heartbeat; a claim
 that has not been refreshed for STALE_AFTER seconds, or whose process on this machine is gone, is taken over. Ages are
 taken by the file system's own clock, so that machines need not agree on the time and a clock may be set back.
+
+A claim's token fences its run: an owner that was suspended until somebody else took the run over finds another token
+in the claim, and writes nothing. The row and its failure are written under the lock; training looks at each chunk.
+
+What lies here may be damaged or somebody else's: a state file of any content is one line on standard error and counts
+as not being there.
 """
 
 from __future__ import annotations
@@ -21,23 +27,27 @@ import json
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from experiments.common.files import read_json, write_json, writing
+from experiments.common.files import write_json, writing
+from experiments.common.paths import study_name
+from lrc_jax import owners
 from lrc_jax.errors import InputError
 
 REFERENCE = "reference"  # the folder under results/ of studies that are kept in compact form
 ROW_SCHEMA = 1
 HEARTBEAT = 10.0
 STALE_AFTER = 120.0
+LOCK = ".claims.lock"
 
 
 @dataclass(frozen=True)
@@ -67,31 +77,26 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def row(self) -> dict[str, Any] | None:
-        """The run's row, or None where it is not done.
+        """The run's row, or None where it is not done; a damaged row is one line and counts as none.
 
         Raises:
-          InputError: the row is damaged, or written by a newer version of this program.
+          InputError: the row is written by a newer version of this program.
         """
-        try:
-            row = json.loads(self.row_path.read_text())
-        except FileNotFoundError:
-            return None
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise InputError(f"{self.row_path}: damaged; delete it and run the sweep again") from None
-        if row.get("schema", 0) > ROW_SCHEMA:
+        found = read_object(f"{self.path}/row.json", _is_row)
+        if found is not None and found["schema"] > ROW_SCHEMA:
             raise InputError(
-                f"{self.row_path}: written by a newer version (schema {row['schema']}, this one reads {ROW_SCHEMA}); "
+                f"{self.row_path}: written by a newer version (schema {found['schema']}, this one reads {ROW_SCHEMA}); "
                 "update this program"
             )
-        return row
+        return found
 
     def jobs(self) -> list[list[str]]:
         """The overrides that asked for this run, a list a sweep that differs from the others."""
-        path = self.path / "job.json"
-        if not path.is_file():
+        note = read_object(f"{self.path}/job.json", lambda note: is_jobs(note.get("jobs", [note.get("overrides")])))
+        if note is None:
             return []
-        note = read_json(path)
-        return note["jobs"] if "jobs" in note else [note["overrides"]]  # as older versions wrote it
+        found: list[list[str]] = note["jobs"] if "jobs" in note else [note["overrides"]]  # as older versions wrote it
+        return found
 
     def note_job(self, overrides: list[str]) -> None:
         """Write down that these overrides ask for this run: sweeps that spell it differently all find it."""
@@ -101,20 +106,71 @@ class RunFolder:
 
     def state(self) -> str:
         """done, running, failed or missing."""
-        if self.row_path.exists():
-            return "done"
+        return "done" if self.row() is not None else self.open_state()
+
+    def open_state(self) -> str:
+        """running, failed or missing: of a run that is not done."""
         if _alive(self.claim_path):
             return "running"
         return "failed" if self.failed_path.exists() else "missing"
 
+    def reason(self) -> str:
+        """Why the last attempt failed."""
+        note = read_object(self.failed_path, lambda note: isinstance(note.get("reason"), str))
+        return "" if note is None else str(note["reason"])
+
+    def paused_at(self) -> tuple[int, int] | None:
+        """The step that a stopped run goes on from, and its steps."""
+        note = read_object(self.paused_path, lambda n: all(type(n.get(key)) is int for key in ("step", "steps")))
+        return None if note is None else (note["step"], note["steps"])
+
     def finish(self, row: dict[str, Any]) -> None:
-        write_json(self.row_path, {"schema": ROW_SCHEMA, **row})
+        """Write the row, which makes the run done.
+
+        Raises:
+          LeaseLost: somebody else has taken the run over.
+        """
+        with self._fenced():
+            write_json(self.row_path, {"schema": ROW_SCHEMA, **row})
+            self._tidy()
+
+    def fail(self, reason: str) -> None:
+        """Write down why the run failed, unless somebody else has taken it over."""
+        with contextlib.suppress(LeaseLost), self._fenced():
+            write_json(self.failed_path, {"schema": ROW_SCHEMA, "reason": reason})
+
+    def check_ours(self) -> None:
+        """Raises LeaseLost where somebody else has taken the run over."""
+        if _token(self.claim_path) != HEART.token(self.claim_path):
+            raise LeaseLost(f"{self.path}: another process took the run over while this one slept; what it does stays")
+
+    @contextlib.contextmanager
+    def _fenced(self) -> Iterator[None]:
+        """Within it nobody takes the run over. Raises LeaseLost where somebody has."""
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = self._claim_lock()
+            lock.acquire()
+        try:
+            self.check_ours()
+            yield
+        finally:
+            lock.release()
+
+    def tidy(self) -> None:
+        """Remove what a kill left of a run that is done: its last owner wrote the row and no more."""
+        left = (self.claim_path, self.failed_path, self.paused_path, self.checkpoints_path)
+        if any(os.path.lexists(path) for path in left):
+            with contextlib.suppress(OSError), self._claim_lock():
+                if self.row_path.exists() and not _alive(self.claim_path):
+                    self.claim_path.unlink(missing_ok=True)
+                    self._tidy()
+        owners.clear_parts(self.path)
+
+    def _tidy(self) -> None:
         self.failed_path.unlink(missing_ok=True)
         self.paused_path.unlink(missing_ok=True)
         shutil.rmtree(self.checkpoints_path, ignore_errors=True)
-
-    def fail(self, reason: str) -> None:
-        write_json(self.failed_path, {"schema": ROW_SCHEMA, "reason": reason})
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[bool]:
@@ -131,31 +187,43 @@ class RunFolder:
             yield False
             return
         HEART.add(self.claim_path, token)
+        owners.clear_parts(self.path)
+        owners.clear_parts(self.checkpoints_path)
         try:
             yield True
         finally:
             HEART.remove(self.claim_path)
             with contextlib.suppress(OSError), self._claim_lock():
                 # Not ours any more if we slept for so long that it was taken over.
-                if _owner(self.claim_path).get("token") == token:
+                if _token(self.claim_path) == token:
                     self.claim_path.unlink(missing_ok=True)
 
     def _claim_lock(self) -> FileLock:
-        return FileLock(str(self.path.parent / ".claims.lock"))
+        return FileLock(str(self.path.parent / LOCK))
 
     def _create_claim(self) -> str | None:
         """Create the claim in place of a dead one; its token, or None where another process was faster."""
         self.claim_path.unlink(missing_ok=True)
-        token = uuid.uuid4().hex
-        pid = os.getpid()
-        owner = {"host": socket.gethostname(), "pid": pid, "process_start": _process_start(pid), "token": token}
+        token, pid = uuid.uuid4().hex, os.getpid()
+        owner = {
+            "host": socket.gethostname(), "machine": owners.machine(), "pid": pid, "process_start": owners.start(pid),
+            "token": token,
+        }  # fmt: skip
+        part = owners.part_of(self.claim_path)  # linked into place: a kill never leaves a claim without an owner
+        part.write_text(json.dumps(owner))
         try:
-            handle = os.open(self.claim_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            os.link(part, self.claim_path)
         except FileExistsError:
             return None
-        with os.fdopen(handle, "w") as file:
-            json.dump(owner, file)
+        except OSError:  # a file system without links; the lock has to do
+            os.replace(part, self.claim_path)
+        finally:
+            part.unlink(missing_ok=True)
         return token
+
+
+class LeaseLost(InputError):
+    """Somebody else took a run over while its owner was suspended."""
 
 
 class _Heart:
@@ -177,66 +245,126 @@ class _Heart:
         with self._lock:
             self._claims.pop(claim, None)
 
+    def token(self, claim: Path) -> str | None:
+        """Our token of a claim; None where we made none."""
+        with self._lock:
+            return self._claims.get(claim)
+
     def _beat(self) -> None:
         while True:
             time.sleep(HEARTBEAT)
             with self._lock:
                 for claim, token in self._claims.items():
                     with contextlib.suppress(OSError):
-                        if _owner(claim).get("token") == token:
+                        if _token(claim) == token:
                             os.utime(claim)
 
 
 HEART = _Heart()
 
 
-def _process_start(pid: int) -> str | None:
-    """When a process on this machine started, in clock ticks; tells a recycled pid from its first owner."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (OSError, IndexError):
-        return None
-
-
 def _age(path: Path) -> float:
     """Seconds since a file's last change by the file system's own clock; below 0 if that clock was set back."""
     changed = path.stat().st_mtime
-    probe = path.with_name(f".now-{os.getpid()}-{threading.get_ident()}")
+    probe = path.parent.parent / LOCK  # a file that is there anyway
     try:
-        probe.touch()
+        os.utime(probe)
         now = probe.stat().st_mtime
-        probe.unlink()
     except OSError:
         now = time.time()
     return now - changed
 
 
 def _owner(claim: Path) -> dict[str, Any]:
-    """What a claim says of its owner: nothing where it is just being written, or its writer was killed in between.
+    """What a claim says of its owner: nothing where it is damaged, or being written by an older version.
 
     Raises:
       FileNotFoundError: there is no claim.
     """
     try:
-        return json.loads(claim.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        owner = json.loads(claim.read_text())
+    except (ValueError, RecursionError):
         return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _token(claim: Path) -> str | None:
+    """The token of a claim; None where there is none."""
+    try:
+        token = _owner(claim).get("token")
+    except FileNotFoundError:
+        return None
+    return token if isinstance(token, str) else None
 
 
 def _alive(claim: Path) -> bool:
     """Whether a claim's owner still works on it."""
     try:
         owner = _owner(claim)
-    except FileNotFoundError:
-        return False
-    # Systems without /proc know no start of a process: there, as from other machines, the heartbeat decides.
-    if owner.get("host") == socket.gethostname() and owner.get("process_start") is not None:
-        return owner["process_start"] == _process_start(int(owner["pid"]))
-    try:
+        pid, start = owner.get("pid"), owner.get("process_start")
+        # Claims of older versions name no machine. Of another machine, of a process in another PID namespace, and where
+        # the system tells no start of a process, the heartbeat decides.
+        here = owner["machine"] == owners.machine() if "machine" in owner else owner.get("host") == socket.gethostname()
+        if here and type(pid) is int and isinstance(start, str):
+            with contextlib.suppress(LookupError):
+                found = owners.process(pid)
+                if found is None or found[0] in "ZX" or found[1] != start:
+                    return False
+                if found[0] not in "Tt":  # a suspended one has its heartbeat to show
+                    return True
         # A heartbeat far in the future is as dead as one far in the past: the clock was set back since.
         return abs(_age(claim)) < STALE_AFTER
     except FileNotFoundError:
         return False
+
+
+def read_object(path: Path | str, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+    """A state file's object, or None where none is there. What is damaged or somebody else's is one line on standard
+    error, once a process, and counts as not being there."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        with open(handle, "rb", buffering=0) as file:
+            found = json.loads(file.read().decode())
+        if isinstance(found, dict) and fits(found):
+            return found
+        wrong = f"a {type(found).__name__}" if not isinstance(found, dict) else "not what this program writes"
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        wrong = "no text" if isinstance(error, UnicodeDecodeError) else "no JSON"
+    except OSError as error:
+        wrong = f"{error.strerror}"
+    if path not in _told:
+        _told.add(path)
+        print(f"{path}: damaged ({wrong}); it counts as missing, the next sweep writes it anew", file=sys.stderr)
+    return None
+
+
+_told: set[Path | str] = set()
+
+
+_ROW_KEYS = (("code_version", str), ("columns", dict), ("config", dict), ("machine", dict))
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    if type(row.get("schema")) is not int:
+        return False
+    if row["schema"] > ROW_SCHEMA:
+        return True  # said by its reader
+    for key, kind in _ROW_KEYS:
+        if not isinstance(row.get(key), kind):
+            return False
+    if not (isinstance(row.setdefault("run_id", ""), str) and isinstance(row.setdefault("data_digest", ""), str)):
+        return False
+    lines = row["columns"].get("lines") or []
+    return isinstance(lines, list) and all(isinstance(line, dict) for line in lines)
+
+
+def is_jobs(value: Any) -> bool:
+    """Whether something is a list of jobs, each a list of overrides."""
+    return isinstance(value, list) and all(
+        isinstance(job, list) and all(isinstance(word, str) for word in job) for job in value
+    )
 
 
 @dataclass(frozen=True)
@@ -247,7 +375,8 @@ class Study:
 
     @classmethod
     def of(cls, results_dir: str, name: str) -> Study:
-        return cls(Path(results_dir) / name)
+        """Raises InputError where the name leads out of results_dir."""
+        return cls(Path(results_dir) / study_name(name))
 
     def run(self, run_id: str) -> RunFolder:
         return RunFolder(self.path / "runs" / run_id)
@@ -255,7 +384,10 @@ class Study:
     def runs(self) -> list[RunFolder]:
         """All run folders, by name."""
         folder = self.path / "runs"
-        return [RunFolder(p) for p in sorted(folder.iterdir()) if p.is_dir()] if folder.is_dir() else []
+        try:
+            return [RunFolder(folder / name) for name in sorted(e.name for e in os.scandir(folder) if e.is_dir())]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def require(self) -> Study:
         """Raises InputError where the study does not exist."""

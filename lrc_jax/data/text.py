@@ -14,7 +14,6 @@ import http.client
 import itertools
 import json
 import logging
-import os
 import re
 import threading
 import urllib.error
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from lrc_jax import sealed
 from lrc_jax.errors import InputError
 from lrc_jax.seeds import rng_for
 from lrc_jax.teachers.tokenizer import Tokenizer
@@ -178,10 +178,10 @@ def train_tokenizer(splits: TextSplits, vocab_size: int, cache: Path) -> Tokeniz
 
     if vocab_size < 257:
         raise InputError(f"data.tokenizer_size: {vocab_size} is too small; a byte-level BPE needs at least 257")
-    path = cache / "tokenizers" / f"{splits.digest[:16]}-{vocab_size}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.is_file():
+    folder = cache / "tokenizers" / f"{splits.digest[:16]}-{vocab_size}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if sealed.usable(folder, "the tokenizer") is None:
             backend = Backend(models.BPE())
             backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
             backend.decoder = decoders.ByteLevel()
@@ -192,10 +192,9 @@ def train_tokenizer(splits: TextSplits, vocab_size: int, cache: Path) -> Tokeniz
                 show_progress=False,
             )
             backend.train_from_iterator(splits.train, trainer)
-            part = path.with_suffix(".part")
-            backend.save(str(part))
-            part.replace(path)
-    backend = Backend.from_file(str(path))
+            with sealed.sealing(folder, {"vocabulary": vocab_size}) as part:
+                backend.save(str(part / "tokenizer.json"))
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
     return Tokenizer(backend, bos_id=backend.token_to_id(SEPARATOR))
 
 
@@ -250,17 +249,15 @@ class TextSource:
 
     @functools.cached_property
     def _regions(self) -> dict[str, _Region]:
-        stored = None if self._cache is None else self._cache / "tokens" / f"{self.digest}.npz"
-        if stored is not None and stored.is_file():
-            with np.load(stored) as file:
+        folder = None if self._cache is None else self._cache / "tokens" / self.digest
+        if folder is not None and sealed.usable(folder, "it") is not None:
+            with np.load(folder / "tokens.npz") as file:
                 return {p: _Region(file[f"{p}_windows"], file[f"{p}_documents"]) for p in PURPOSES}
         regions = self._tokenise()
-        if stored is not None:
-            stored.parent.mkdir(parents=True, exist_ok=True)
-            part = stored.with_name(f"{stored.stem}.{os.getpid()}.part.npz")
+        if folder is not None:
             arrays = {f"{p}_{f}": getattr(r, f) for p, r in regions.items() for f in ("windows", "documents")}
-            np.savez(part, **arrays)
-            part.replace(stored)
+            with sealed.sealing(folder, {"data": self.digest}) as part:
+                np.savez(part / "tokens.npz", **arrays)
         return regions
 
     def _tokenise(self) -> dict[str, _Region]:

@@ -1,7 +1,8 @@
 """One teacher pass for many students: logits and activations on disk, memory-mapped, in half precision.
 
 An entry is a folder named by the digest of teacher, tokens and sites, one `.npy` file a site of shape [N, T, width].
-It is written a batch at a time beside its final place and renamed, so that an interrupted pass leaves nothing.
+It is written a batch at a time beside its final place, sealed (lrc_jax.sealed) and renamed: an interrupted pass leaves
+nothing, and a damaged entry is computed again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Array
 
+from lrc_jax import sealed
 from lrc_jax.compute.fast import forward
 from lrc_jax.data.pools import Pool
 from lrc_jax.errors import InputError
 from lrc_jax.model import Activations, DecoderConfig, LayerActivations, Weights
 from lrc_jax.objective import Objective
+from lrc_jax.owners import clear_parts
 from lrc_jax.students.base import Frozen, Student
 from lrc_jax.training.train import reads_teacher
 
@@ -90,14 +92,34 @@ def cached_activations(
       Site -> read-only memory-mapped array [N, T, width]; only the rows that are read come into memory.
 
     Raises:
-      InputError: a site or dtype is unknown, a value does not fit float16, or an entry is damaged.
+      InputError: a site or dtype is unknown, or a value does not fit float16.
     """
     if dtype not in DTYPES:
         raise InputError(f"activation cache: dtype {dtype!r} is unknown; choose float16, bfloat16 or float32")
     folder = cache / entry_name(teacher_digest, tokens_NT, sites, dtype)
-    if not folder.is_dir():
-        _write(folder, config, weights, tokens_NT, sites, dtype, batch_size)
-    return {site: _open(folder / f"{site}.npy", DTYPES[dtype], tokens_NT.shape) for site in sites}
+    clear_parts(cache)
+    if not _is_verified(folder):
+        if sealed.usable(folder, "the teacher's pass") is None:
+            _write(folder, config, weights, tokens_NT, sites, dtype, batch_size)
+        _verified[folder] = _stamps(folder)
+    return {site: np.load(folder / f"{site}.npy", mmap_mode="r").view(DTYPES[dtype]) for site in sites}
+
+
+_verified: dict[Path, list[tuple[int, int]]] = {}
+
+
+def _is_verified(folder: Path) -> bool:
+    """Whether this process has verified the entry, and no file of it was written since: a verification reads all of
+    it."""
+    try:
+        return _verified.get(folder) == _stamps(folder)
+    except OSError:
+        return False
+
+
+def _stamps(folder: Path) -> list[tuple[int, int]]:
+    found = [path.stat() for path in sorted(folder.iterdir())]
+    return [(status.st_mtime_ns, status.st_size) for status in found]
 
 
 def _write(
@@ -121,10 +143,7 @@ def _write(
             f"activation cache: {len(sites)} sites of {n * length:,} tokens take {size_bytes / 1e9:.1f} GB, "
             f"{folder.parent} has {free / 1e9:.1f} GB; use fewer samples or no cache"
         )
-    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with sealed.sealing(folder, {"shape": [n, length], "dtype": dtype, "sites": list(sites)}) as part:
         files = {
             # .npy knows no bfloat16: its bits are stored as uint16.
             site: np.lib.format.open_memmap(
@@ -144,29 +163,10 @@ def _write(
         for file in files.values():
             file.flush()
         del files
-        try:
-            part.rename(folder)
-        except OSError:  # another process was faster; its entry is the same
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _stored(dtype: Any) -> Any:
     return np.uint16 if dtype is ml_dtypes.bfloat16 else dtype
-
-
-def _open(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        stored = np.load(path, mmap_mode="r")
-        if stored.shape[:2] != tuple(shape) or stored.dtype != _stored(dtype):
-            raise ValueError("another shape or type")
-    except (OSError, ValueError, EOFError) as wrong:
-        raise InputError(
-            f"{path}: damaged ({wrong}); remove the folder {path.parent.name} to compute it again"
-        ) from None
-    return stored.view(dtype)
 
 
 class _Noting:

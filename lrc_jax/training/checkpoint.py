@@ -1,10 +1,9 @@
-"""Checkpoints of a training run: written whole or not at all, and resumed bit for bit (on one thread)."""
+"""Checkpoints of a training run: written whole or not at all, verified when read, and resumed bit for bit (on one
+thread)."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
 import shutil
 from pathlib import Path
@@ -12,9 +11,11 @@ from typing import Any
 
 import jax
 
+from lrc_jax import sealed
 from lrc_jax.errors import InputError
 
-STEP = re.compile(r"step-(\d{8})")
+STEP = re.compile(r"step-(\d{8,})")
+log = logging.getLogger(__name__)
 
 
 def _checkpointer() -> Any:
@@ -32,49 +33,51 @@ def saved_steps(folder: Path) -> list[int]:
     """Steps with a complete checkpoint, ascending."""
     if not folder.is_dir():
         return []
-    found = [STEP.fullmatch(path.name) for path in folder.iterdir() if (path / "note.json").is_file()]
+    found = [STEP.fullmatch(path.name) for path in folder.iterdir() if (path / sealed.NOTE).is_file()]
     return sorted(int(match[1]) for match in found if match)
 
 
 def save(folder: Path, step: int, state: Any, note: dict[str, Any], keep: int = 2) -> None:
     """Write a pytree of arrays and a JSON note as the checkpoint of a step; older ones beyond `keep` are removed.
 
-    It is written beside and renamed, so that a kill at any moment leaves the checkpoints before it usable.
+    It is written beside and renamed, so that a kill at any moment leaves the checkpoints before it usable, and sealed
+    with a digest. Two are kept, so that a damaged one costs the steps since the one before.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"part-{os.getpid()}"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    with _checkpointer() as checkpointer:
+    with sealed.sealing(folder / f"step-{step:08d}", note) as part, _checkpointer() as checkpointer:
         checkpointer.save(part.absolute() / "state", state)
         checkpointer.wait_until_finished()
-    (part / "note.json").write_text(json.dumps(note, sort_keys=True) + "\n")
-    final = folder / f"step-{step:08d}"
-    shutil.rmtree(final, ignore_errors=True)
-    part.rename(final)
     for old in saved_steps(folder)[:-keep]:
         shutil.rmtree(folder / f"step-{old:08d}", ignore_errors=True)
 
 
-def restore(folder: Path, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-    """State and note of a step; None: the last.
+def restore(folder: Path, like: Any) -> tuple[Any, dict[str, Any]] | None:
+    """State and note of the last checkpoint that is whole; a damaged one is removed, with a line, for the one before.
 
     Args:
       like: a pytree of the state's structure, shapes and dtypes (`jax.eval_shape` gives one).
 
+    Returns:
+      None where there is no checkpoint to go on from.
+
     Raises:
-      InputError: no checkpoint is there, or it is damaged or of another structure.
+      InputError: a checkpoint is of another structure.
     """
-    steps = saved_steps(folder)
-    if not steps or (step is not None and step not in steps):
-        raise InputError(f"{folder}: no checkpoint of step {'any' if step is None else step} there")
-    path = folder / f"step-{steps[-1] if step is None else step:08d}"
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
-    try:
-        note = json.loads((path / "note.json").read_text())
-        with _checkpointer() as checkpointer:
-            return checkpointer.restore(path.absolute() / "state", abstract), note
-    except (ValueError, TypeError, KeyError, OSError) as wrong:
-        reason = str(wrong).splitlines()[0] if str(wrong) else type(wrong).__name__
-        raise InputError(f"{path}: cannot be resumed ({reason[:120]}); remove the folder to start again") from None
+    steps = saved_steps(folder)
+    while steps:
+        path = folder / f"step-{steps.pop():08d}"
+        try:
+            note = sealed.opened(path)
+        except sealed.DamagedError as wrong:
+            instead = f"step {steps[-1]}, the checkpoint before it" if steps else "the start"
+            log.warning("%s: damaged (%s); the training goes on from %s", path, wrong, instead)
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        try:
+            with _checkpointer() as checkpointer:
+                return checkpointer.restore(path.absolute() / "state", abstract), note
+        except (ValueError, TypeError, KeyError, OSError) as wrong:
+            reason = str(wrong).splitlines()[0] if str(wrong) else type(wrong).__name__
+            raise InputError(f"{path}: cannot be resumed ({reason[:120]}); remove the folder to start again") from None
+    return None

@@ -32,6 +32,7 @@ from lrc_jax.measure.cost import peak_process_bytes
 from lrc_jax.model import DecoderConfig, Weights, count_parameters
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.projections import LOSS_SWITCHES, read_flags, read_projections, reference_losses
+from lrc_jax.recipes import DEFAULT
 from lrc_jax.seeds import key_for
 from lrc_jax.students import Frozen, Student, StudentOptions, make_student
 from lrc_jax.students.base import Params
@@ -71,14 +72,14 @@ class DistillSettings:
     rank: int
     steps: int
     student: str = "lrc"
-    init: str = "pca"
+    init: str = DEFAULT.init
     matrices: str = "all"
     samples: int = 0
     batch_size: int = 4
     sequence_length: int = 256
     learning_rate: float = 2e-4
-    clone_weight: float = 0.01
-    clone_distance: str = "normalised"
+    clone_weight: float = DEFAULT.clone_weight
+    clone_distance: str = DEFAULT.clone_distance
     kl_weight: float = 1.0
     kl_temperature: float = 1.0
     ce_weight: float = 1.0
@@ -313,10 +314,11 @@ def prepare(
 
 
 def _resumed(work: Path, settings: dict[str, Any], like: TrainState) -> TrainState | None:
-    """The last checkpoint of an interrupted run under the same settings."""
-    if not checkpoint.saved_steps(work):
+    """The last whole checkpoint of an interrupted run under the same settings."""
+    found = checkpoint.restore(work, like)
+    if found is None:
         return None
-    state, note = checkpoint.restore(work, like)
+    state, note = found
     different = [key for key in settings if note["settings"].get(key) != settings[key]]
     if different:
         raise InputError(

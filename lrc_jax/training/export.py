@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from lrc_jax.errors import InputError
 from lrc_jax.model import DecoderConfig, Weights
+from lrc_jax.owners import clear_parts, part_of
 from lrc_jax.projections import PROJECTIONS_FILE, reference_flags
 from lrc_jax.students.base import Frozen, Params, Student
 from lrc_jax.students.projected import ProjectedStudent
@@ -51,7 +52,8 @@ def atomic_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     check_out(out, overwrite)
     # Resolved: "." and ".." have no name of their own to write beside.
     target = out.resolve()
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial = part_of(target)
+    clear_parts(target.parent)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -60,7 +62,7 @@ def atomic_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield partial
         if target.is_dir() and any(target.iterdir()):
-            old = target.with_name(f".{target.name}.old-{os.getpid()}")
+            old = part_of(target.with_name(f"{target.name}.old"))
             target.rename(old)
             partial.rename(target)
             shutil.rmtree(old)
