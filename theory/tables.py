@@ -29,8 +29,29 @@ from theory.names import Names, either, quoted, repeated
 POSITIVE = frozenset({"rank", "samples", "steps", "d_in", "d_out", "params"})
 
 #: Measured quantities that cannot be negative by definition. `gap` is signed and is not one of them.
-POSITIVE_MEASURED = frozenset({"step_size", "smoothness", "mi_ceiling", "dynamics_baseline"})
-NON_NEGATIVE = frozenset({"seed", "clone_weight", "grad_variance", "loss_decrease", "dynamics_divergence"})
+POSITIVE_MEASURED = frozenset(
+    {
+        "step_size",
+        "smoothness",
+        "mi_ceiling",
+        "dynamics_baseline",
+        "weight_bytes",
+        "flops_per_token",
+        "decode_ms_per_token",
+    }
+)
+NON_NEGATIVE = frozenset(
+    {
+        "seed",
+        "clone_weight",
+        "grad_variance",
+        "loss_decrease",
+        "dynamics_divergence",
+        "tokens",
+        "training_flops",
+        "training_seconds",
+    }
+)
 
 #: Every numeric column of the measurement table, and `teacher_loss`, the best loss that a student can reach.
 NUMERIC = (
@@ -40,6 +61,7 @@ NUMERIC = (
     | {
         "train_loss",
         "test_loss",
+        "valid_loss",
         "gap",
         "grad_norm_sq",
         "approx_loss",
@@ -50,7 +72,7 @@ NUMERIC = (
 )
 
 #: Columns of text that change what is judged: where rows belong.
-LABELS = ("arm", "claim", "site", "teacher", "labels", "student")
+LABELS = ("arm", "claim", "site", "teacher", "labels", "student", "method")
 
 KNOWN = NUMERIC | frozenset(LABELS)
 
@@ -381,6 +403,8 @@ def claim_rows(
         if name in required and column.isna().any():
             row, _ = _first(column.isna(), column)
             raise InputError(f"{table.path}: column {name}, row {row}: empty, but {claim} needs it; fill the cell in")
+        if name not in NUMERIC:  # a label
+            continue
         limit, word = (0.0, "positive") if name in POSITIVE | POSITIVE_MEASURED else (-np.inf, "")
         bad = column <= limit
         if name in NON_NEGATIVE:

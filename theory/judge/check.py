@@ -94,7 +94,7 @@ def _select(table: Table, names: Sequence[str]) -> tuple[list[Claim], list[str]]
 
 def _is_partly_there(table: Table, claim: Claim, missing: Sequence[str]) -> bool:
     """Is any column of a claim there, or one that is similar? `seed` is a column of every table."""
-    own = [c for c in claim.columns if c != SHARED]
+    own = claim.marks or [c for c in claim.columns if c != SHARED]
     return any(c not in missing for c in own) or any(table.names.similar(c) for c in own)
 
 

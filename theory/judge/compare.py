@@ -16,7 +16,7 @@ from theory.tables import NUMERIC, POSITIVE, Table, numeric_column
 #: Columns that make a cell of the design where they are in the table and not named otherwise.
 CELLS = ("rank", "samples", "steps", "clone_weight", "site")
 #: Measured columns that are compared where none is named.
-MEASURED = tuple(sorted(NUMERIC - POSITIVE - {"seed", "clone_weight", "teacher_loss", "step_size"}))
+MEASURED = tuple(sorted(NUMERIC - POSITIVE - {"seed", "clone_weight", "teacher_loss", "step_size", "tokens"}))
 UNPAIRED = "none"
 
 

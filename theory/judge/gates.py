@@ -46,7 +46,7 @@ class Gate:
     name: str
     tier: int = FIRST
     reason: str = ""
-    needed: tuple[Mapping[str, float], ...] = ()
+    needed: tuple[Mapping[str, Any], ...] = ()
 
 
 def tier_of(gates: Sequence[Gate]) -> int:

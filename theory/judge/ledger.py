@@ -31,6 +31,7 @@ class Claim:
         exponents: quantity -> claimed exponent; bound: the inequality with explicit constants, or why there is none.
         rule: how the verdict is reached; problems: what is wrong with the wording; sources: where statements come from.
         judge: (table, margin) -> ClaimReport.
+        marks: columns any of which says that a table is meant for this claim; empty for all of `columns` but the seed.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Claim:
     problems: tuple[str, ...]
     sources: tuple[str, ...]
     judge: Callable[[Table, float], ClaimReport]
+    marks: tuple[str, ...] = ()
 
 
 def all_claims() -> dict[str, Claim]:

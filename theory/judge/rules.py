@@ -44,10 +44,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Rule:
-    """If the condition (of the evidence and the limits) holds the word is said; rules are asked in order."""
+    """If the condition (of the evidence and what it is held to) holds the word is said; rules are asked in order."""
 
     word: str
-    condition: Callable[[Any, Limits], bool]
+    condition: Callable[[Any, Any], bool]
 
     @property
     def text(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,7 @@ from theory.planted.surfaces import (
     noise_gap_table,
     risk_table,
 )
+from theory.planted.worth import Curve, WorthDesign, budget_table, front_table, true_factor
 from theory.tables import InputError
 
 Draw = Callable[[np.random.Generator], pd.DataFrame]
@@ -60,6 +62,10 @@ LINEAR = "E4 regimes"
 NULLS = "nulls"
 RATIOS = "information and dynamics"
 OWN = "claims of one's own"
+EFFICIENCY = "budgets of two methods"
+EFFICIENCY_MARGINS = "budgets at the margins"
+COMPRESSION = "rivals at equal cost"
+COMPRESSION_MARGINS = "rivals at the margin"
 
 DESIGN = Design()
 #: Ranks and samples for r*: two decades of N with r* between 4 and d/8.
@@ -117,6 +123,8 @@ class Case:
         exponents: planted exponents by coordinate where the mean is a pure power; intervals must cover them.
         expected: the claim's verdicts that count as right; None where it must only not be CONSISTENT. The family counts
             them where no slopes are given.
+        misleading: verdicts that would mislead, where they are not those that follow from `expected`.
+        factor_at: the exact F of claim 6 at target losses: the intervals of F in tokens must cover it.
         regime: the regime of the gap that has to be named, if any.
         own: the claim of one's own that is judged; None for a claim of the ledger.
         log_rank_of: ln of the exact population r* at given N, for optima: the interval of the exponent in the window
@@ -130,6 +138,8 @@ class Case:
     slopes: Mapping[str, Slopes] = field(default_factory=dict)
     exponents: Mapping[str, float] = field(default_factory=dict)
     expected: tuple[str, ...] | None = None
+    misleading: tuple[str, ...] = ()
+    factor_at: Callable[[np.ndarray], np.ndarray] | None = None
     regime: str | None = None
     log_rank_of: Callable[[np.ndarray], np.ndarray] | None = None
     own: LawClaim | None = None
@@ -144,8 +154,8 @@ class Case:
         """The words that would mislead about a coordinate (None: about the claim)."""
         if coordinate is not None:
             return self.slopes[coordinate].harmful(claimed, margin)
-        if self.expected is None:
-            return frozenset({CONSISTENT})
+        if self.misleading or self.expected is None:
+            return frozenset(self.misleading or {CONSISTENT})
         return frozenset({LOOSE, HOLDS, CONSISTENT} if REFUTED in self.expected else {REFUTED})
 
 
@@ -154,7 +164,7 @@ def all_cases() -> tuple[Case, ...]:
     """Every case, in the order of the printed tables."""
     cases = (
         *_power_cases(), *_gap_cases(), *_gradient_cases(), *_surface_cases(), *_finite_cases(), *_linear_cases(),
-        *_null_cases(), *_ratio_cases(), *_own_cases(),
+        *_null_cases(), *_ratio_cases(), *_own_cases(), *_efficiency_cases(), *_compression_cases(),
     )  # fmt: skip
     assert len({case.name for case in cases}) == len(cases)
     return cases
@@ -483,3 +493,99 @@ def _ratio_cases() -> list[Case]:
         ("D/D_0 = 3", "dynamics", partial(dynamics_table, 3.0, quiet), REFUTED),
     ]
     return [Case(name, RATIOS, claim, draw, expected=(expected,)) for name, claim, draw, expected in draws]
+
+
+WORTH = WorthDesign()
+ONE_RATE = replace(WORTH, rates=(0.002,))
+SUPPORT = (CONSISTENT, HOLDS)
+EVERY_WORD = (CONSISTENT, HOLDS, REFUTED)
+
+
+def _efficiency_cases() -> list[Case]:
+    four, half = Curve(speed=4.0), Curve(speed=0.5)
+    quiet, few, fewer = replace(WORTH, noise=0.005), replace(WORTH, seeds=3), replace(WORTH, seeds=2)
+    ahead_then_behind = Curve(scale=1.4, decay=0.25)
+    # Name, clone, what else the table has, the words that are right, and those that mislead where they do not follow.
+    plain: list[tuple[str, Curve, dict[str, Any], str, tuple[str, ...]]] = [
+        ("F = 4", four, {}, CONSISTENT, ()),
+        ("F = 1.5", Curve(speed=1.5), {"design": quiet}, HOLDS, (CONSISTENT, REFUTED)),
+        ("F = 1/2", half, {}, REFUTED, ()),
+        ("F = 4 in tokens and 1/2 in FLOPs", four, {"flops": 8.0}, REFUTED, ()),
+        ("fast at first, then a plateau 0.2 nats higher", Curve(floor=2.2, scale=1.2), {}, REFUTED, ()),
+        ("ahead at first, behind at the end", ahead_then_behind, {"design": quiet}, REFUTED, ()),
+        ("F = 1", Curve(), {}, INCONCLUSIVE, EVERY_WORD),
+        ("F = 4, 3 seeds", four, {"design": few}, HOLDS, (CONSISTENT, REFUTED)),
+        ("F = 4, 2 seeds", four, {"design": fewer}, UNTESTABLE, EVERY_WORD),
+        ("F = 4, 2 budgets", four, {"design": replace(WORTH, tokens=(100_000, 1_000_000))}, UNTESTABLE, EVERY_WORD),
+        ("F = 4, points along one run", four, {"one_run": True}, UNTESTABLE, EVERY_WORD),
+        ("F = 4, one learning rate", four, {"design": ONE_RATE}, UNTESTABLE, EVERY_WORD),
+        ("F = 4, direct training at an edge of its rates", four, {"best": {"direct": 0.008}}, INCONCLUSIVE, SUPPORT),
+        ("F = 1/2, the clone at an edge of its rates", half, {"best": {"clone": 0.001}}, INCONCLUSIVE, EVERY_WORD),
+    ]
+    margins: list[tuple[str, Curve, dict[str, Any], tuple[str, ...], tuple[str, ...]]] = [
+        ("F = 1, to be refuted or not", Curve(), {"design": replace(WORTH, noise=0.02)}, (INCONCLUSIVE,), EVERY_WORD),
+        ("F = 2", Curve(speed=2.0), {}, (*SUPPORT, INCONCLUSIVE), (REFUTED,)),
+        ("F just below 2", Curve(speed=1.95), {}, (HOLDS, INCONCLUSIVE), (CONSISTENT, REFUTED)),
+        ("F = 2, in FLOPs just below", Curve(speed=2.5), {"flops": 1.3}, (HOLDS, INCONCLUSIVE), (CONSISTENT, REFUTED)),
+        ("0.05 nats behind at the largest budget", _behind(0.05), {}, (INCONCLUSIVE, REFUTED), SUPPORT),
+    ]
+    one_word = [(EFFICIENCY, n, c, o, (word,), wrong) for n, c, o, word, wrong in plain]
+    rows = [*one_word, *((EFFICIENCY_MARGINS, n, c, o, words, wrong) for n, c, o, words, wrong in margins)]
+    return [
+        Case(
+            f"budgets: {name}", family, "efficiency",
+            partial(_budgets, clone, **({"design": WORTH} | options)), expected=words, misleading=wrong,
+            factor_at=partial(true_factor, clone),
+        )
+        for family, name, clone, options, words, wrong in rows
+    ]  # fmt: skip
+
+
+def _behind(nats: float) -> Curve:
+    """As direct training at the smallest budget, and so much worse at the largest."""
+    direct = Curve()
+    span = (max(WORTH.tokens) / min(WORTH.tokens)) ** -direct.decay
+    return replace(direct, floor=direct.floor + nats / (1 - span), scale=direct.scale - nats / (1 - span))
+
+
+def _budgets(clone: Curve, rng: np.random.Generator, design: WorthDesign, **options: Any) -> pd.DataFrame:
+    return budget_table(clone, design, rng, **options)
+
+
+def _compression_cases() -> list[Case]:
+    few, fewer = replace(WORTH, seeds=3), replace(WORTH, seeds=2)
+    weak = {"rivals": ("pca",), "untrained": ("svd",)}
+    plain: list[tuple[str, float | tuple[float, ...], dict[str, Any], str, tuple[str, ...]]] = [
+        ("0.1 nats ahead", 0.1, {}, CONSISTENT, ()),
+        ("0.1 nats behind", -0.1, {}, REFUTED, ()),
+        ("0.1 nats behind at one size", (0.1, 0.1, -0.1, 0.1), {}, REFUTED, ()),
+        ("0.1 nats ahead, three times as slow", 0.1, {"latency": 3.0}, REFUTED, ()),
+        ("ahead of weak rivals alone", 0.1, weak, INCONCLUSIVE, (CONSISTENT, REFUTED)),
+        ("0.1 nats ahead, 3 seeds", 0.1, {"design": few}, INCONCLUSIVE, (CONSISTENT, REFUTED)),
+        ("0.1 nats ahead, 2 seeds", 0.1, {"design": fewer}, UNTESTABLE, (CONSISTENT, REFUTED)),
+        ("0.1 nats ahead, rates at an edge", 0.1, {"best": 0.008}, INCONCLUSIVE, (CONSISTENT, REFUTED)),
+    ]
+    noisy = replace(WORTH, noise=0.03)
+    margins: list[tuple[str, float | tuple[float, ...], dict[str, Any], tuple[str, ...], tuple[str, ...]]] = [
+        ("0.02 nats behind one rival", -0.02, {}, (CONSISTENT, INCONCLUSIVE), (REFUTED,)),
+        ("0.02 nats behind every rival", -0.02, {"distance": 0.0}, (CONSISTENT, INCONCLUSIVE), (REFUTED,)),
+        ("the same, noise .03", -0.02, {"distance": 0.0, "design": noisy}, (CONSISTENT, INCONCLUSIVE), (REFUTED,)),
+        ("just beyond .02 behind one rival at one size", (0.1, 0.1, -0.021, 0.1), {}, (REFUTED, INCONCLUSIVE),
+         (CONSISTENT,)),
+        ("just beyond .02 behind every rival", -0.021, {"distance": 0.0}, (REFUTED, INCONCLUSIVE), (CONSISTENT,)),
+    ]  # fmt: skip
+    one_word = [(COMPRESSION, n, a, o, (word,), wrong) for n, a, o, word, wrong in plain]
+    rows = [*one_word, *((COMPRESSION_MARGINS, n, a, o, words, wrong) for n, a, o, words, wrong in margins)]
+    return [
+        Case(
+            f"front: {name}", family, "compression",
+            partial(_front, lead, **({"design": WORTH} | options)), expected=words, misleading=wrong,
+        )
+        for family, name, lead, options, words, wrong in rows
+    ]  # fmt: skip
+
+
+def _front(
+    lead: float | tuple[float, ...], rng: np.random.Generator, design: WorthDesign, **options: Any
+) -> pd.DataFrame:
+    return front_table(lead, design, rng, **options)

@@ -20,14 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from theory.claims import convergence, dynamics, generalization, information, optimal_rank
+from theory.claims import compression, convergence, dynamics, efficiency, generalization, information, optimal_rank
 from theory.judge.intervals import generator
 from theory.judge.user_claim import judge_claim
 from theory.judge.verdicts import CONSISTENT, INCONCLUSIVE, MARGIN, REFUTED, UNTESTABLE
 from theory.planted.cases import (
     BENT,
     BEYOND,
+    COMPRESSION,
     CONCAVE,
+    EFFICIENCY,
+    EFFICIENCY_MARGINS,
     FINITE,
     HIDDEN,
     LINEAR,
@@ -59,6 +62,8 @@ JUDGES: dict[str, Callable[..., ClaimReport]] = {
     "optimal_rank": optimal_rank.judge,
     "information": information.judge,
     "dynamics": dynamics.judge,
+    "efficiency": efficiency.judge,
+    "compression": compression.judge,
 }
 
 RIGHT, HARMFUL, UNDECIDED, OFF = "right", "harmful", "undecided", "off"
@@ -72,7 +77,8 @@ class Outcome:
         verdict: of the claim. words: by coordinate.
         grades: RIGHT, HARMFUL, UNDECIDED, or OFF (wrong without harm, as LOOSE of a law at the claimed rate), one for
             every coordinate that counts in the case's family.
-        errors: estimate minus truth, by coordinate that could be tested and whose truth is one number. covered:
+        errors: estimate minus truth, by coordinate that could be tested and whose truth is one number (of F, by target
+            loss, the logarithm). covered:
             whether its 95 % interval holds the truth.
         regime_right: exactly the planted regime was named (None where there is none).
     """
@@ -145,14 +151,33 @@ def judge_draw(case: Case, stream: int, replication: int, margin: float = MARGIN
         window = np.array(exponents["samples"].details["window"], dtype=np.float64)
         known["samples"] = float(np.polyfit(np.log(window), case.log_rank_of(window), 1)[0])
     regimes = [name for name, word in report.fields.get("regimes", {}).items() if word == CONSISTENT]
+    errors = {name: exponents[name].estimate - truth for name, truth in known.items()}
+    covered = {
+        name: bool(exponents[name].ci95.low <= truth <= exponents[name].ci95.high) for name, truth in known.items()
+    }
+    if case.factor_at is not None:
+        measured = _factors(case.factor_at, report)
+        errors |= {name: error for name, (error, _) in measured.items()}
+        covered |= {name: hit for name, (_, hit) in measured.items()}
     return Outcome(
         report.verdict,
         words,
         tuple(grades) or (_grade(case, None, report.verdict, np.nan, margin),),
-        {name: exponents[name].estimate - truth for name, truth in known.items()},
-        {name: bool(exponents[name].ci95.low <= truth <= exponents[name].ci95.high) for name, truth in known.items()},
+        errors,
+        covered,
         None if case.regime is None else regimes == [case.regime],
     )
+
+
+def _factors(factor_at: Callable[[np.ndarray], np.ndarray], report: ClaimReport) -> dict[str, tuple[float, bool]]:
+    """F in tokens at each target loss: its error in ln F, and whether its interval holds the truth."""
+    tested = [c for c in report.fields["comparisons"] if c["budget"] == "tokens" and c["verdict"] != UNTESTABLE]
+    targets = [t for c in tested for t in c["targets"]]
+    truth = factor_at(np.array([t["loss"] for t in targets]))
+    return {
+        f"F at target {k + 1}": (float(np.log(t["estimate"] / f)), bool(t["ci95"][0] <= f <= t["ci95"][1]))
+        for k, (t, f) in enumerate(zip(targets, truth, strict=True))
+    }
 
 
 def _grade(case: Case, coordinate: str | None, word: str, claimed: float, margin: float) -> str:
@@ -370,6 +395,8 @@ def requirements(tallies: Sequence[Tally]) -> list[Requirement]:
         Requirement("E4 verdict as constructed, smallest share", min(t.as_expected for t in of(LINEAR)), 0.95, 1.0),
         Requirement("E4 regime named as constructed, smallest share", min(regimes), 0.95, 1.0),
         Requirement("null called CONSISTENT, largest share", 1 - min(t.as_expected for t in of(NULLS)), 0.0, 0.05),
+        *(Requirement(f"{name}: right words", by_family[name].right, 0.95, 1.0) for name in (EFFICIENCY, COMPRESSION)),
+        Requirement("coverage of 95 % intervals of F", _coverage(of(EFFICIENCY, EFFICIENCY_MARGINS)), 0.93, 0.98),
         Requirement(f"{OWN}: right words", by_family[OWN].right, 0.95, 1.0),
         Requirement(f"{OWN}: coverage of 95 % intervals", _coverage(of(OWN)), 0.93, 0.98),
         Requirement(f"{RATIOS} as planted, smallest share", min(t.as_expected for t in of(RATIOS)), 0.95, 1.0),
