@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -232,53 +231,90 @@ CHOICES = {
     "student.name": ("lrc", "direct", "scratch", "svd", "factorized", "bilinear"),
     "student.init": ("random", "fan_in", "pca", "channels"),
     "student.matrices": ("all", "head"),
+    "measure.certificate_levels": (3, 5, 7, 11, 17),
     "optimizer.name": ("adamw", "sgd"),
     "optimizer.schedule": ("cosine", "constant", "linear", "inverse_sqrt"),
     "loss.clone_target": ("teacher", "rotated", "shuffled"),
     "loss.clone_distance": ("mseloss", "l1loss", "mseloss_v2", "l1loss_v2", "normalised"),
-    "claim": (None, "convergence", "generalization", "optimal_rank", "information", "dynamics"),
+    "claim": (
+        None,
+        "convergence",
+        "generalization",
+        "optimal_rank",
+        "information",
+        "dynamics",
+        "efficiency",
+        "compression",
+    ),  # fmt: skip
 }
-AT_LEAST = {
-    "rank": 1,
-    "samples": 1,
-    "steps": 0,
-    "seed": 0,
-    "batch_size": 1,
-    "epochs": 0.0,
-    "sequence_length": 2,
-    "clone_weight": 0.0,
-    "loss.kl_weight": 0.0,
-    "loss.ce_weight": 0.0,
-    "optimizer.warmup": 0.0,
-    "optimizer.weight_decay": 0.0,
-    "optimizer.b1": 0.0,
-    "optimizer.b2": 0.0,
-    "measure.test_samples": 1,
-    "measure.reference_samples": 1,
-    "measure.pool": 1,
-    "measure.smoothness_batch": 1,
-    "measure.information_samples": 64,
-    "threads": 1,
-    "mesh.data": 0,
-    "mesh.model": 1,
-    "accumulate": 1,
-    # Of teachers trained here and of some data, where a run has them.
-    "teacher.hidden_size": 1,
-    "teacher.intermediate_size": 1,
-    "teacher.layers": 1,
-    "teacher.heads": 1,
-    "teacher.kv_heads": 1,
-    "teacher.pool": 1,
-    "teacher.batch_size": 1,
-    "teacher.check_every": 1,
-    "teacher.patience": 1,
-    "data.order": 1,
-    "data.states": 1,
-    "data.tokenizer_size": 1,
+COUNT = 10**8  # steps, sequences and the like: their products with small numbers stay below 2**31
+SEED = 2**63 - 1
+WIDTH = 2**17
+WEIGHT = 1e6  # of a loss, and other factors: their products stay within float32
+BELOW_1 = 1 - 1e-7
+TINY = 1e-30  # above what float32 rounds to 0
+# Every number's range, both ends included. What only some teachers and data have is looked at where it is there.
+RANGES: dict[str, tuple[float, float]] = {
+    "rank": (1, WIDTH),
+    "samples": (1, COUNT),
+    "steps": (0, COUNT),
+    "seed": (0, SEED),
+    "batch_size": (1, COUNT),
+    "epochs": (0.0, WEIGHT),
+    "sequence_length": (2, WIDTH),
+    "clone_weight": (0.0, WEIGHT),
+    "temperature": (1e-3, 1e3),
+    "threads": (1, 4096),
+    "accumulate": (1, COUNT),
+    "loss.kl_weight": (0.0, WEIGHT),
+    "loss.ce_weight": (0.0, WEIGHT),
+    "optimizer.learning_rate": (TINY, WEIGHT),
+    "optimizer.horizon_power": (-2.0, 2.0),
+    "optimizer.warmup": (0.0, 1.0),  # a share of the steps
+    "optimizer.clip": (TINY, 1 / TINY),
+    "optimizer.weight_decay": (0.0, WEIGHT),
+    "optimizer.b1": (0.0, BELOW_1),
+    "optimizer.b2": (0.0, BELOW_1),
+    "optimizer.eps": (TINY, WEIGHT),
+    "student.target_rms_norm_eps": (0.0, 1.0),
+    "measure.test_samples": (1, COUNT),
+    "measure.reference_samples": (1, COUNT),
+    "measure.reference_steps": (0, COUNT),
+    "measure.information_samples": (64, COUNT),
+    "measure.certificate_delta": (0.0, 1.0),
+    "measure.smoothness_batch": (1, COUNT),
+    "measure.pool": (1, COUNT),
+    "mesh.data": (0, 4096),
+    "mesh.model": (1, 4096),
+    "teacher.hidden_size": (1, WIDTH),
+    "teacher.intermediate_size": (1, WIDTH),
+    "teacher.layers": (1, 1024),
+    "teacher.heads": (1, WIDTH),
+    "teacher.kv_heads": (1, WIDTH),
+    "teacher.pool": (1, COUNT),
+    "teacher.steps": (1, COUNT),
+    "teacher.batch_size": (1, COUNT),
+    "teacher.learning_rate": (TINY, WEIGHT),
+    "teacher.weight_decay": (0.0, WEIGHT),
+    "teacher.check_every": (1, COUNT),
+    "teacher.patience": (1, COUNT),
+    "teacher.seed": (0, SEED),
+    "teacher.planted_spectrum": (0.0, 10.0),
+    "data.vocabulary": (2, 10**6),
+    "data.order": (1, 2),
+    "data.spectrum": (-10.0, 10.0),
+    "data.sharpness": (TINY, 20.0),  # beyond, the rarest of the conditionals round to 0
+    "data.unigram": (-20.0, 20.0),
+    "data.states": (1, 4096),
+    "data.seed": (0, SEED),
+    "data.tokenizer_size": (1, 10**7),
+    "data.teacher_share": (0.0, 1.0),
+    "data.reference_share": (0.0, 1.0),
 }
-ABOVE = {"temperature": 0.0, "optimizer.learning_rate": 0.0, "optimizer.eps": 0.0, "optimizer.clip": 0.0}
-AT_MOST = {"optimizer.warmup": 1.0}  # a share of the steps
-BELOW = {"optimizer.b1": 1.0, "optimizer.b2": 1.0}
+# Sequences that are drawn where the data are a language: their tokens lie in memory.
+DRAWN = ("samples", "batch_size", "measure.test_samples", "measure.reference_samples", "measure.information_samples",
+         "measure.pool", "measure.smoothness_batch", "teacher.pool", "teacher.batch_size")  # fmt: skip
+MOST_TOKENS = 2**30
 
 
 def register() -> None:
@@ -296,15 +332,16 @@ def register() -> None:
 
 
 def _numbers(prefix: str, node: Any) -> list[tuple[str, float]]:
-    """Every number in a dataclass with its dotted name."""
+    """Every number in a dataclass, and in its lists, with its dotted name."""
     found: list[tuple[str, float]] = []
     for f in dataclasses.fields(node):
         value = getattr(node, f.name)
         name = f"{prefix}{f.name}"
         if dataclasses.is_dataclass(value):
             found += _numbers(f"{name}.", value)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found.append((name, value))
+        else:
+            numbers = value if isinstance(value, list) else [value]
+            found += [(name, n) for n in numbers if isinstance(n, int | float) and not isinstance(n, bool)]
     return found
 
 
@@ -316,22 +353,29 @@ def _get(config: RunConfig, dotted: str) -> Any:
     return value
 
 
+def _out_of(low: float, high: float, value: float) -> str:
+    """What is wrong with a number outside its range."""
+    if value < low:
+        return "must be above 0" if value <= 0 < low < 1 else f"is too small; give at least {low:g}"
+    return "must be below 1" if high == BELOW_1 else f"is too large; give at most {high:g}"
+
+
 def check(config: RunConfig) -> None:
     """Ranges and combinations that need no data. Raises InputError naming the key."""
     study_name(config.study)
     for key, value in _numbers("", config):
         if not math.isfinite(value):
             raise InputError(f"{key}: {value} is not finite; give a number")
-    for limits, fits, otherwise in (
-        (AT_LEAST, operator.ge, "is too small; give at least"),
-        (ABOVE, operator.gt, "must be above"),
-        (AT_MOST, operator.le, "is too large; give at most"),
-        (BELOW, operator.lt, "must be below"),
-    ):
-        for key, limit in limits.items():
-            value = _get(config, key)
-            if value is not None and not fits(value, limit):
-                raise InputError(f"{key}: {value} {otherwise} {limit}")
+    for key, (low, high) in RANGES.items():
+        value = _get(config, key)
+        if value is not None and not low <= value <= high:
+            raise InputError(f"{key}: {value} {_out_of(low, high, value)}")
+    for key in DRAWN if isinstance(config.data, SyntheticData) else ():
+        count = _get(config, key)
+        if count is not None and count * (config.sequence_length + 1) > MOST_TOKENS:
+            most = MOST_TOKENS // (config.sequence_length + 1)
+            words = f"{count} sequences of {config.sequence_length} tokens do not fit in memory"
+            raise InputError(f"{key}: {words}; ask for at most {most}")
     for key, choices in CHOICES.items():
         if _get(config, key) not in choices:
             known = ", ".join(str(c) for c in choices if c is not None)
