@@ -16,7 +16,16 @@ from typing import Any, NoReturn
 
 from theory.errors import InputError, OptionError
 from theory.judge.verdicts import MARGIN
-from theory.settings import BOOTSTRAPS, FULL_REPLICATIONS, OWN_MARGIN, PLAN_REPLICATIONS, QUICK_REPLICATIONS
+from theory.settings import (
+    BOOTSTRAPS,
+    FULL_REPLICATIONS,
+    LOSS_NOISE,
+    NOISE,
+    OWN_MARGIN,
+    PLAN_REPLICATIONS,
+    QUICK_REPLICATIONS,
+    RATES,
+)
 
 DISTRIBUTION = "lrc-scaling-suite"
 INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
@@ -197,13 +206,24 @@ def _parser() -> argparse.ArgumentParser:
         "plan",
         help="gates and power of a design, before it is run",
         description="Check a design against the gates, and simulate what it would decide. Give --rank and --samples "
-        "(generalization, optimal_rank), or --steps (convergence), or all.",
+        "(generalization, optimal_rank), --steps (convergence), --tokens (efficiency), --bytes (compression), or more.",
     )
     planned.add_argument("--rank", type=_numbers, default=(), metavar="R,R,...", help="ranks")
     planned.add_argument("--samples", type=_numbers, default=(), metavar="N,N,...", help="numbers of samples")
     planned.add_argument("--steps", type=_numbers, default=(), metavar="T,T,...", help="horizons")
+    planned.add_argument("--tokens", type=_numbers, default=(), metavar="T,T,...", help="training budgets")
+    planned.add_argument(
+        "--bytes", type=_numbers, default=(), metavar="B,B,...", help="sizes of the clone: bytes of weights"
+    )
     planned.add_argument("--seeds", type=_positive, default=5, help="seeds per cell (default %(default)s)")
-    planned.add_argument("--noise", type=float, default=0.2, help="relative noise of one run (default %(default)s)")
+    planned.add_argument("--noise", type=float, default=NOISE, help="relative noise of one run (default %(default)s)")
+    planned.add_argument(
+        "--loss-noise", type=float, default=LOSS_NOISE,
+        help="noise of one run's loss where methods are compared, nats per token (default %(default)s)",
+    )  # fmt: skip
+    planned.add_argument(
+        "--rates", type=_positive, default=RATES, help="learning rates per method (default %(default)s)"
+    )
     planned.add_argument("--dimension", type=float, default=math.inf, metavar="D", help="smaller side of the matrix")
     planned.add_argument(
         "--replications", type=_positive, default=PLAN_REPLICATIONS, help="simulated studies (default %(default)s)"
@@ -421,15 +441,19 @@ def _plan(options: argparse.Namespace) -> int:
     from theory.design.plan import claims_of
     from theory.show import render
 
-    if not claims_of(options.rank, options.samples, options.steps):
-        raise InputError("plan: give --rank and --samples, or --steps")
+    if not claims_of(options.rank, options.samples, options.steps, options.tokens, options.bytes):
+        raise InputError("plan: give --rank and --samples, --steps, --tokens, or --bytes")
     with render.console().status("") as status:
         outcome = api.plan(
             rank=options.rank,
             samples=options.samples,
             steps=options.steps,
+            tokens=options.tokens,
+            weight_bytes=options.bytes,
             seeds=options.seeds,
             noise=options.noise,
+            loss_noise=options.loss_noise,
+            rates=options.rates,
             dimension=options.dimension,
             replications=options.replications,
             cost=options.cost,

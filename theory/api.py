@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from theory.judge.verdicts import MARGIN
-from theory.settings import BOOTSTRAPS, OWN_MARGIN, PLAN_REPLICATIONS
+from theory.settings import BOOTSTRAPS, LOSS_NOISE, NOISE, OWN_MARGIN, PLAN_REPLICATIONS, RATES
 from theory.tables import InputError, load_table, primary_rows
 
 if TYPE_CHECKING:
@@ -240,8 +240,12 @@ def plan(
     rank: Sequence[int] = (),
     samples: Sequence[int] = (),
     steps: Sequence[int] = (),
+    tokens: Sequence[int] = (),
+    weight_bytes: Sequence[int] = (),
     seeds: int,
-    noise: float,
+    noise: float = NOISE,
+    loss_noise: float = LOSS_NOISE,
+    rates: int = RATES,
     dimension: float = float("inf"),
     replications: int = PLAN_REPLICATIONS,
     cost: str | None = None,
@@ -250,27 +254,30 @@ def plan(
     """What a design would decide, before its runs: each claim judged on planted laws over the design's grid.
 
     Args:
-        rank, samples: the grid of claims 2 and 3. steps: the horizons of claim 1.
-        seeds: per cell. noise: standard deviation of one run's logarithm.
+        rank, samples: the grid of claims 2 and 3. steps: the horizons of claim 1. tokens: the budgets of claim 6.
+        weight_bytes: the sizes of claim 7.
+        seeds: per cell. noise: standard deviation of one run's logarithm (claims 1 to 3).
+        loss_noise: standard deviation of one run's loss in nats per token, rates: learning rates per method (6 and 7).
         dimension: of the matrix whose rank is in question.
         replications: simulated studies per planted law.
-        cost: seconds of one run as a formula in rank, samples and steps.
+        cost: seconds of one run as a formula in the coordinates of the claims.
         progress: told what is simulated.
 
     Raises:
         InputError: the design names no claim, or its numbers cannot be used.
     """
-    from theory.design.plan import claims_of, design_of
+    from theory.design.plan import claims_of, design_of, worth_of
     from theory.design.plan import plan as simulate
 
-    claims = claims_of(rank, samples, steps)
+    claims = claims_of(rank, samples, steps, tokens, weight_bytes)
     if not claims:
-        raise InputError("plan: give rank and samples, or steps")
+        raise InputError("plan: give rank and samples, steps, tokens, or weight_bytes")
     return simulate(
         design_of(rank, samples, steps, seeds, noise),
         claims=claims,
         dimension=dimension,
         replications=replications,
         cost=cost,
+        worth=worth_of(tokens, weight_bytes, seeds, loss_noise, rates),
         progress=progress,
     )

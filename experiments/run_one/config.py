@@ -245,7 +245,7 @@ CHOICES = {
         "dynamics",
         "efficiency",
         "compression",
-    ),  # fmt: skip
+    ),
 }
 COUNT = 10**8  # steps, sequences and the like: their products with small numbers stay below 2**31
 SEED = 2**63 - 1

@@ -27,6 +27,7 @@ from theory.judge.optimum import AT_LEAST, AT_MOST, OUTSIDE, UNRESOLVED, USED
 from theory.judge.verdicts import MARGIN
 from theory.judge.window import near_middle
 from theory.report import ClaimReport, Exponent
+from theory.show.figures import draw as draw_claim
 from theory.show.figures import draw_optima, level_colours, slope_triangle
 from theory.show.palette import LETTER
 
@@ -549,12 +550,34 @@ def certificate_against_bits(frame: pd.DataFrame) -> Drawn | None:
     return Drawn("certificate_against_bits", caption, figure, points)
 
 
+def efficiency_budgets(claim: ClaimReport, _: pd.DataFrame) -> Drawn:
+    """Loss against budget with the factor F, and F against the target loss."""
+    found = claim.fields["budget_factor"]
+    caption = (
+        "Loss against training budget, one run per budget, and F, the budget of direct training in units of that of "
+        f"{found['clone']}, at every target loss; 95 % intervals paired by seed. The arrow is F where its lower limit "
+        f"is smallest; dotted: the claimed {found['claimed']:g}."
+    )
+    return Drawn("efficiency_budgets", caption, draw_claim(claim), claim.points)
+
+
+def compression_front(claim: ClaimReport, _: pd.DataFrame) -> Drawn:
+    """Loss against each cost of inference, with the front."""
+    caption = (
+        "Held-out loss of the clone and of its rivals against the costs of inference, 95 % intervals over seeds. "
+        "Dashed: the front, the smallest loss at this cost or less."
+    )
+    return Drawn("compression_front", caption, draw_claim(claim), claim.points)
+
+
 CLAIM_FIGURES: dict[str, list[Callable[[ClaimReport, pd.DataFrame], Drawn | None]]] = {
     "generalization": [gap_against_samples, gap_against_rank, gap_local_slopes],
     "optimal_rank": [optimal_rank_against_samples, risk_against_rank],
     "convergence": [gradient_against_steps],
     "information": [information_against_clone_weight],
     "dynamics": [dynamics_divergence, dynamics_alignment],
+    "efficiency": [efficiency_budgets],
+    "compression": [compression_front],
 }
 #: Figures of a whole table; their names begin with the section of the page that they belong to.
 TABLE_FIGURES: list[Callable[[pd.DataFrame], Drawn | None]] = [

@@ -34,6 +34,8 @@ GROUPS = {
     ("information", "clone_weight"): "information, trend in the clone weight, claimed to rise",
     ("information", "ceiling_ratio"): "information, share of the best possible, claimed 1",
     ("dynamics", "divergence_ratio"): "dynamics, distance from direct training, claimed 1",
+    ("efficiency", "budget_factor"): "efficiency, budget of direct training / of the clone, claimed 2",
+    ("compression", "rival_difference"): "compression, loss of the clone - of the best rival, claimed 0",
 }
 #: Data sets whose folder's name does not say what they are.
 DATA = {"synthetic": "synthetic language", "wikitext2": "WikiText-2", "planted": "planted teacher"}
@@ -44,7 +46,10 @@ PANELS: dict[str, tuple[str, tuple[float, float], tuple[float, ...]]] = {
     "clone_weight": ("rank correlation with the clone weight", (-1.0, 1.0), (-1, -0.5, 0, 0.5, 1)),
     "ceiling_ratio": ("information / best possible", (0.0, 1.05), (0, 0.5, 1)),
     "divergence_ratio": ("distance / that of two direct runs", (0.7, 60.0), (1, 2, 5, 10, 20, 50)),
+    "budget_factor": ("budget of direct training / of the clone", (0.1, 30.0), (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)),
+    "rival_difference": ("loss of the clone - of the rival (nats/token)", (-0.5, 0.5), (-0.4, -0.2, 0, 0.2, 0.4)),
 }
+LOGARITHMIC = ("divergence_ratio", "budget_factor")
 MARKERS = (
     "● measured, 95 % interval   ○ undecided   ◆ upper half of a range that one exponent does not describe; for r*, "
     "corrected for the finite matrix"
@@ -149,7 +154,7 @@ def _panel(axes: Axes, name: str, points: pd.DataFrame) -> None:
     label, (low, high), ticks = PANELS[name]
     rows = list(_rows(points))
     beside = blended_transform_factory(axes.figure.transFigure, axes.transData)
-    axes.set(xscale="log" if name == "divergence_ratio" else "linear", xlim=(low, high), ylim=(len(rows) - 0.5, -0.5))
+    axes.set(xscale="log" if name in LOGARITHMIC else "linear", xlim=(low, high), ylim=(len(rows) - 0.5, -0.5))
     axes.set_xlabel(label, fontsize=7)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.show.claim_figures import interval_words
+from theory.claims.compression import ALLOWED
 from theory.claims.dynamics import PRESERVED
+from theory.claims.efficiency import DRASTIC
 from theory.claims.information import REACHES
 from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, MEANING, REFUTED, UNTESTABLE
 from theory.report import Report, to_json
-from theory.show.palette import LETTER, QUANTITY
+from theory.show.palette import LETTER, QUANTITY, RATIOS
 
 UNDECIDED = (INCONCLUSIVE, UNTESTABLE)
 #: A verdict within a sentence.
@@ -98,7 +100,7 @@ def _lines(name: str, claim: Mapping[str, Any], margin: float) -> list[Line]:
         largest = "" if ratio is None else f" (largest measured value: {100 * ratio:.0f} % of the bound)"
         shared.append(BOUND[bound] + largest)
     quantities = list(claim["exponents"].items())
-    quantities += [(key, claim[key]) for key in ("ceiling_ratio", "divergence_ratio") if claim.get(key) is not None]
+    quantities += [(key, claim[key]) for key in RATIOS if claim.get(key) is not None]
     lines = []
     for k, (quantity, found) in enumerate(quantities):
         target, band = _claimed(quantity, found["claimed"], margin)
@@ -124,6 +126,8 @@ def _claimed(quantity: str, claimed: float, margin: float) -> tuple[str, tuple[f
         "clone_weight": ("rising", (0.0, 1.0)),
         "ceiling_ratio": (f"at least {REACHES:g}", (REACHES, 1.0)),
         "divergence_ratio": (f"at most {PRESERVED:g}", (0.0, PRESERVED)),
+        "budget_factor": (f"at least {DRASTIC:g}", (DRASTIC, math.inf)),
+        "rival_difference": (f"at most {ALLOWED:g}", (-math.inf, ALLOWED)),
     }
     return known.get(quantity, (f"{claimed:g}", (claimed - margin, claimed + margin)))
 
@@ -153,6 +157,8 @@ def _remarks(found: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _missing(name: str, claim: Mapping[str, Any], quantity: str, found: Mapping[str, Any], margin: float) -> str:
     """What an undecided quantity lacks, in a few words: the missing runs, else the first clause of the reason."""
+    if quantity in ("budget_factor", "rival_difference"):
+        return str(found["lacks"]).partition(": ")[0] or MEANING[INCONCLUSIVE]
     if quantity == "divergence_ratio":  # its reason ends with what decided, or did not
         return str(claim["reasons"][0]).rpartition("; ")[2].partition(": ")[0]
     if found["verdict"] == UNTESTABLE:

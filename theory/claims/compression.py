@@ -274,7 +274,7 @@ def _judge_arm(
     results = []
     for cost, (duels, rivals) in measured.items():
         found = [*general, rivals]
-        found += [Gate("tuning", gates.SECOND, f"{m}: {why}", tuning[m].needed) for m, why in untuned.items()]
+        found += [Gate("tuning", gates.SECOND, f"{why} ({m})", tuning[m].needed) for m, why in untuned.items()]
         standard = Standard(level, gates.tier_of([*general, rivals]))
         results.append(_result(arm, cost, Evidence(tuple(duels)), standard, found))
     return results
@@ -339,6 +339,7 @@ def _result(
         "claimed": 0.0, "margin": ALLOWED, "estimate": float("nan"), "ci90": unknown, "ci95": unknown, "verdict": word,
         "arm": arm, "cost": cost, "tier": standard.tier, "refute_level": standard.refute_level,
         "needed": [dict(run) for g in found for run in g.needed],
+        "lacks": "; ".join(g.reason for g in found if g.reason),
     }  # fmt: skip
     label = ", ".join(filter(None, (describe(list(arm), arm.values()), COSTS[cost])))
     parts = [g.reason for g in found if g.reason]

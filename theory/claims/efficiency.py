@@ -467,6 +467,7 @@ def _result(
         "claimed": DRASTIC, "estimate": float("nan"), "ci90": unknown, "ci95": unknown, "verdict": word,
         "arm": c.arm, "clone": c.clone, "direct": c.direct, "budget": budget, "decides": BUDGETS[budget],
         "tier": tier, "targets": [], "performance": None, "needed": needed,
+        "lacks": "; ".join(_doubts(c, found)),
     }  # fmt: skip
     if factor is not None:
         ci90, ci95 = factor.intervals(0.90), factor.intervals(0.95)
@@ -521,10 +522,13 @@ def _reason(
             needs_more_at_the_top: "the clone needs more than direct training at the lowest target losses",
         }
         parts.insert(0, what[rule.condition])
-    doubts = [g.reason for g in found if g.reason]
-    doubts += [f"{method}: {why}" for method, why in c.untuned.items()]
     counts = "" if entry["decides"] else ", reported only"
-    return f"{c.label}, {entry['budget']}: {entry['verdict']}{counts}: {'; '.join([*parts, *doubts])}"
+    return f"{c.label}, {entry['budget']}: {entry['verdict']}{counts}: {'; '.join([*parts, *_doubts(c, found)])}"
+
+
+def _doubts(c: Comparison, found: Sequence[Gate]) -> list[str]:
+    """What the design lacks, in words."""
+    return [g.reason for g in found if g.reason] + [f"{why} ({method})" for method, why in c.untuned.items()]
 
 
 # --- for figures -----------------------------------------------------------------------------------------------------

@@ -13,20 +13,27 @@ from typing import Any
 
 import numpy as np
 
-from theory.claims import convergence, generalization, optimal_rank
+from theory.claims import compression, convergence, efficiency, generalization, optimal_rank
 from theory.errors import OptionError
 from theory.judge import gates
+from theory.judge.methods import MIN_RATES
 from theory.judge.optimum import LARGEST_SHARE, SMALLEST_RANK
-from theory.judge.verdicts import MARGIN
+from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, MARGIN, REFUTED
 from theory.laws.parser import LawError, parse_law
 from theory.planted.cases import Case, planted_surface
 from theory.planted.rates import Law, Slopes, broken, power, slopes, with_offset
 from theory.planted.surfaces import Design, gradient_table, law_table, risk_table
 from theory.planted.validate import run_case
+from theory.planted.worth import BYTES_EACH, Curve, WorthDesign, budget_table, front_table
 from theory.settings import PLAN_REPLICATIONS
 from theory.tables import InputError
 
-COORDINATES = {"generalization": ("rank", "samples"), "optimal_rank": ("rank", "samples"), "convergence": ("steps",)}
+COORDINATES = {
+    "generalization": ("rank", "samples"), "optimal_rank": ("rank", "samples"), "convergence": ("steps",),
+    "efficiency": ("tokens",), "compression": ("weight_bytes",),
+}  # fmt: skip
+#: Claims that compare methods, and how many methods a table needs at least.
+METHODS = {"efficiency": 2, "compression": 1 + len(compression.RIVALS)}
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,49 +77,66 @@ def plan(
     dimension: float = np.inf,
     replications: int = PLAN_REPLICATIONS,
     cost: str | None = None,
+    worth: WorthDesign | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """Check the gates of a design and simulate what it would decide.
 
     Args:
-        claims: of generalization, optimal_rank (ranks and samples) and convergence (steps).
+        claims: of generalization, optimal_rank (ranks and samples), convergence (steps), efficiency (budgets of tokens)
+            and compression (sizes).
         dimension: smaller side of the weight matrix, which limits r* to d/4.
         replications: simulated studies per planted law.
-        cost: seconds per run, a number or an expression in rank, samples and steps. progress: told what is simulated.
+        cost: seconds per run, a number or an expression in the claim's coordinates.
+        worth: budgets, sizes and noise of the claims that compare methods. progress: told what is simulated.
 
     Raises:
         InputError: the cost cannot be read.
     """
     outcome = Plan({}, {}, {}, [], {}, {})
+    worth = worth or WorthDesign()
     for claim in claims:
-        found = design_gates(claim, design, dimension)
+        found = worth_gates(claim, worth) if claim in METHODS else design_gates(claim, design, dimension)
         outcome.gates[claim] = [g.reason for g in found if g.tier == gates.FAILED]
         outcome.weak[claim] = [g.reason for g in found if g.tier == gates.SECOND]
         outcome.needed[claim] = [dict(run) for g in found for run in g.needed]
-        outcome.runs[claim], seconds = _price(claim, design, cost)
+        outcome.runs[claim], seconds = _price(claim, design, worth, cost)
         if seconds is not None:
             outcome.seconds[claim] = seconds
     simulated = [
-        (claim, case) for claim in claims if not outcome.gates[claim] for case in _cases(claim, design, dimension)
+        (claim, case)
+        for claim in claims
+        if not outcome.gates[claim]
+        for case in (_worth_cases(claim, worth) if claim in METHODS else _cases(claim, design, dimension))
     ]
     for k, (claim, case) in enumerate(simulated):
         progress(f"{k} of {len(simulated)} planted laws judged: {case.name}")
         tally = run_case(case, replications, 1000 + k)
-        (name, planted), *_ = case.slopes.items()
+        right = sorted(case.expected or ())
+        if case.slopes:
+            (name, planted), *_ = case.slopes.items()
+            right = sorted(planted.allowed(_claimed(claim, name), MARGIN))
         outcome.power.append(
             {
                 "claim": claim,
                 "planted": case.name,
-                "right": sorted(planted.allowed(_claimed(claim, name), MARGIN)),
+                "right": right,
                 "verdicts": dict(tally.verdicts),
             }
         )
     return outcome
 
 
-def claims_of(rank: Sequence[int], samples: Sequence[int], steps: Sequence[int]) -> list[str]:
+def claims_of(
+    rank: Sequence[int] = (),
+    samples: Sequence[int] = (),
+    steps: Sequence[int] = (),
+    tokens: Sequence[int] = (),
+    weight_bytes: Sequence[int] = (),
+) -> list[str]:
     """The claims that a grid can speak about."""
-    return ["generalization", "optimal_rank"] * bool(rank and samples) + ["convergence"] * bool(steps)
+    claims = ["generalization", "optimal_rank"] * bool(rank and samples) + ["convergence"] * bool(steps)
+    return claims + ["efficiency"] * bool(tokens) + ["compression"] * bool(weight_bytes)
 
 
 def _claimed(claim: str, coordinate: str) -> float:
@@ -138,13 +162,58 @@ def design_gates(claim: str, design: Design, dimension: float = np.inf) -> list[
     return [levels, *window, *common]
 
 
-def _price(claim: str, design: Design, cost: str | None) -> tuple[int, float | None]:
-    """Number of runs, and their seconds."""
-    grids = {"rank": design.ranks, "samples": design.samples, "steps": design.steps}
+def worth_gates(claim: str, worth: WorthDesign) -> list[gates.Gate]:
+    """The judge's gates on a design of methods, seeds and learning rates."""
+    rates = gates.Gate("rates")
+    if len(worth.rates) < MIN_RATES:
+        said = f"{len(worth.rates)} learning rates per method and {MIN_RATES} are needed"
+        rates = gates.Gate("rates", gates.FAILED, said)
+    if claim == "efficiency":
+        return [*efficiency.budget_gates(np.array(worth.tokens, dtype=np.float64), worth.seeds), rates]
+    sizes = BYTES_EACH * np.array(worth.sizes, dtype=np.float64)
+    return [compression.size_gate(sizes), gates.seeds_gate(np.array([float(worth.seeds)])), rates]
+
+
+def _worth_cases(claim: str, worth: WorthDesign) -> list[Case]:
+    """What a design of methods has to decide: clones that are plainly worth it, hardly, and not."""
+    if claim == "efficiency":
+        # Curves start at the smallest budget of the design, whatever its scale.
+        unit, decay = min(worth.tokens) / 1e5, 0.3
+        curves: list[tuple[str, Curve, tuple[str, ...]]] = [
+            (f"F = {f:g}", Curve(speed=f / unit, decay=decay), words)
+            for f, words in (
+                (4.0, (CONSISTENT, HOLDS)), (2.5, (CONSISTENT, HOLDS)), (1.5, (HOLDS,)), (1.0, (INCONCLUSIVE,)),
+                (0.67, (REFUTED,)),
+            )
+        ]  # fmt: skip
+        direct = Curve(speed=1 / unit, decay=decay)
+        return [
+            Case(name, "plan", claim, partial(budget_table, curve, worth, direct=direct), expected=words)
+            for name, curve, words in curves
+        ]
+    return [
+        Case(
+            f"{abs(lead):g} nats {'ahead of' if lead > 0 else 'behind'} the best rival", "plan", claim,
+            partial(front_table, lead, worth), expected=words,
+        )
+        for lead, words in (
+            (0.1, (CONSISTENT,)), (0.03, (CONSISTENT,)), (0.0, (CONSISTENT, INCONCLUSIVE)), (-0.05, (REFUTED,)),
+            (-0.1, (REFUTED,)),
+        )
+    ]  # fmt: skip
+
+
+def _price(claim: str, design: Design, worth: WorthDesign, cost: str | None) -> tuple[int, float | None]:
+    """Number of runs, and their seconds. Claims that compare methods add the scans of learning rates, with one seed."""
+    grids = {
+        "rank": design.ranks, "samples": design.samples, "steps": design.steps, "tokens": worth.tokens,
+        "weight_bytes": tuple(round(BYTES_EACH * size) for size in worth.sizes),
+    }  # fmt: skip
+    repeats = METHODS[claim] * (worth.seeds + len(worth.rates) - 1) if claim in METHODS else design.seeds
     names = COORDINATES[claim]
     mesh = np.meshgrid(*(np.array(grids[n], dtype=np.float64) for n in names), indexing="ij")
     points = {n: m.ravel() for n, m in zip(names, mesh, strict=True)}
-    runs = design.seeds * len(next(iter(points.values())))
+    runs = repeats * len(next(iter(points.values())))
     if cost is None:
         return runs, None
     try:
@@ -159,7 +228,7 @@ def _price(claim: str, design: Design, cost: str | None) -> tuple[int, float | N
         raise InputError(
             f"--cost {cost!r}: {wrong}; give seconds per run as a number or in {', '.join(names)}"
         ) from None
-    return runs, float(np.sum(law.value(np.ones(1), points)) * design.seeds)
+    return runs, float(np.sum(law.value(np.ones(1), points)) * repeats)
 
 
 def _cases(claim: str, design: Design, dimension: float) -> list[Case]:
@@ -232,3 +301,25 @@ def design_of(ranks: Sequence[int], samples: Sequence[int], steps: Sequence[int]
         raise OptionError("noise", f"{noise:g}: the relative noise of one run, between 0 and 5")
     given = {name: tuple(sorted(v)) for name, v in (("ranks", ranks), ("samples", samples), ("steps", steps)) if v}
     return Design(seeds=seeds, noise=noise, **given)  # type: ignore[arg-type]
+
+
+def worth_of(tokens: Sequence[int], weight_bytes: Sequence[int], seeds: int, noise: float, rates: int) -> WorthDesign:
+    """A design that compares methods; a grid that is not given keeps its default and is not used.
+
+    Args:
+        tokens: budgets. weight_bytes: sizes of the clone. noise: standard deviation of one run's loss, nats per token.
+        rates: learning rates that each method is given.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+    for name, values in (("--tokens", tokens), ("--bytes", weight_bytes)):
+        if len(set(values)) != len(values) or any(v <= 0 for v in values):
+            raise InputError(f"{name}: values must be positive and different")
+    if not 0 <= noise < 1:
+        raise OptionError("loss_noise", f"{noise:g}: nats per token of one run, between 0 and 1")
+    if rates < 1:
+        raise OptionError("rates", f"{rates}: must be at least 1")
+    given: dict[str, Any] = {"tokens": tuple(sorted(tokens))} if tokens else {}
+    given |= {"sizes": tuple(sorted(round(v / BYTES_EACH) for v in weight_bytes))} if weight_bytes else {}
+    return WorthDesign(seeds=seeds, noise=noise, rates=tuple(0.001 * 2**k for k in range(rates)), **given)

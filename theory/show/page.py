@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from theory.claims import convergence, dynamics, information
-from theory.judge import gates, intervals, model_selection, optimum, scrutiny, verdicts, window
+from theory.claims import compression, convergence, dynamics, efficiency, information
+from theory.judge import gates, intervals, methods, model_selection, optimum, scrutiny, verdicts, window
 from theory.judge.ledger import Claim
 from theory.judge.rules import BENT, GROWTH, STRAIGHT, Rule
 
@@ -25,7 +25,10 @@ def theory_markdown(claims: Iterable[Claim]) -> str:
 
 def rules_markdown() -> str:
     """How a table becomes a verdict; every number is read from the code."""
-    modules = (model_selection, convergence, dynamics, gates, information, intervals, optimum, verdicts, window)
+    modules = (
+        model_selection, compression, convergence, dynamics, efficiency, gates, information, intervals, methods,
+        optimum, verdicts, window,
+    )  # fmt: skip
     words = [f"| {word} | {text} |" for word, text in verdicts.MEANING.items()]
     return TEXT.read_text(encoding="utf-8").format(
         **{module.__name__.rpartition(".")[2]: module for module in modules},
@@ -33,6 +36,9 @@ def rules_markdown() -> str:
         straight=_rules(STRAIGHT),
         bent=_rules(BENT),
         growth=_rules(GROWTH),
+        budgets=_rules(efficiency.RULES),
+        rivals=_rules(compression.RULES),
+        kinds=_listed(compression.RIVALS),
         one_per_law=_listed(scrutiny.ONE_PER_LAW),
         population=_listed(scrutiny.POPULATION),
         protocol=_listed(scrutiny.PROTOCOL),

@@ -23,6 +23,10 @@ QUANTITY = {
     "clone_weight": "trend in λ",
     "ceiling_ratio": "I/I*",
     "divergence_ratio": "D/D₀",
+    "budget_factor": "F, budget of direct training / of the clone",
+    "rival_difference": "loss of the clone - of the rival",
 }
+#: Those that are no exponents: each is a field of its claim's JSON under this key.
+RATIOS = ("ceiling_ratio", "divergence_ratio", "budget_factor", "rival_difference")
 #: The letter of a coordinate, as the claims use it.
 LETTER = {"steps": "T", "samples": "N", "rank": "r", "clone_weight": "λ"}

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, MEANING, NOT_EVALUATED, REFUTED, UNTESTABLE
-from theory.show.palette import QUANTITY, TERMINAL
+from theory.show.palette import QUANTITY, RATIOS, TERMINAL
 
 if TYPE_CHECKING:  # they bring SciPy, and commands that only print a table start without it
     from theory.design.advise import Advice
@@ -73,7 +73,7 @@ def print_report(report: Report, out: Console) -> None:
         for quantity, exponent in claim.exponents.items():
             line = _exponent_line(quantity, exponent, claim.fields.get("bound_kind") == "equal")
             out.print("  " + escape(line), soft_wrap=True)
-        for key in ("ceiling_ratio", "divergence_ratio"):
+        for key in RATIOS:
             if key in claim.fields:
                 field = claim.fields[key]
                 low, high = field["ci95"]
