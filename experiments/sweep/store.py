@@ -275,32 +275,24 @@ def _age(path: Path) -> float:
     return now - changed
 
 
-def _owner(claim: Path) -> dict[str, Any]:
-    """What a claim says of its owner: nothing where it is damaged, or being written by an older version.
-
-    Raises:
-      FileNotFoundError: there is no claim.
-    """
-    try:
-        owner = json.loads(claim.read_text())
-    except (ValueError, RecursionError):
-        return {}
-    return owner if isinstance(owner, dict) else {}
+def _owner(claim: Path) -> dict[str, Any] | None:
+    """What a claim says of its owner; None where there is none. Claims are linked into place whole, so that a damaged
+    one has no owner: whoever made it finds no token of its own there."""
+    return read_object(claim, lambda owner: True)
 
 
 def _token(claim: Path) -> str | None:
     """The token of a claim; None where there is none."""
-    try:
-        token = _owner(claim).get("token")
-    except FileNotFoundError:
-        return None
+    token = (_owner(claim) or {}).get("token")
     return token if isinstance(token, str) else None
 
 
 def _alive(claim: Path) -> bool:
     """Whether a claim's owner still works on it."""
+    owner = _owner(claim)
+    if owner is None:
+        return False
     try:
-        owner = _owner(claim)
         pid, start = owner.get("pid"), owner.get("process_start")
         # Claims of older versions name no machine. Of another machine, of a process in another PID namespace, and where
         # the system tells no start of a process, the heartbeat decides.
