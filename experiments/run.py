@@ -13,82 +13,24 @@ after which the same command goes on with what is missing.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import sys
-import time
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from experiments.common import command
 from experiments.common.paths import CONF
 from experiments.run_one import config, keys
-from experiments.status import record_sweep
-from experiments.sweep.plan import jobs_of, plan
-from experiments.sweep.store import Study
-
-log = logging.getLogger(__name__)
-
-
-def execute(cfg: config.RunConfig) -> dict[str, Any]:
-    """Run a checked configuration unless it is done; returns its row."""
-    command.prepare_jax(cfg)
-    from experiments.common.progress import Progress, duration
-    from experiments.run_one import pipeline  # imports JAX: only after its environment is set
-    from experiments.sweep import interrupt, job
-    from lrc_jax import clock
-
-    clock.start()
-    interrupt.listen()
-    run = job.identify(cfg, _overrides())
-    if (row := run.done_row()) is not None:
-        log.info("%s: already done (%s)", run.name, run.run_id)
-        return row
-    with run.folder.claim() as ours:
-        if not ours:
-            log.info("%s: another process works on it (%s)", run.name, run.run_id)
-            return {}
-        if (row := run.done_row()) is not None:  # finished between the look and the claim
-            return row
-        started = time.monotonic()
-        with (
-            run.attempt(),
-            run.metrics() as write,
-            Progress(run.name, cfg.steps) as progress,
-            interrupt.FolderKeeper(run.folder) as keeper,
-        ):
-            columns = pipeline.run(cfg, run.setup, write, progress.update, keeper)
-        seconds = time.monotonic() - started
-        row = run.finish(columns, seconds, clock.stop())
-        log.info("%s: %s (%s)", run.name, job.summary(columns), duration(seconds))
-        return row
-
-
-def _overrides() -> list[str]:
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-
-
-class RecordSweep(Callback):
-    """Hydra callback: writes down a multirun's jobs before the first one starts, for experiments.status."""
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        overrides = list(config.hydra.overrides.task)
-        jobs = jobs_of(overrides, config.hydra.sweeper.get("params"))
-        name = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:8]
-        experiment = next((o.split("=", 1)[1] for o in overrides if o.startswith("+experiment=")), "sweep")
-        record_sweep(Study.of(config.results_dir, config.study), f"{experiment.replace('/', '-')}-{name}", jobs)
+from experiments.sweep import record
+from experiments.sweep.local import execute, outcome
+from experiments.sweep.plan import plan
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def task(raw: DictConfig) -> float | None:
     """Hydra's entry point: one job. Returns the test loss, for sweepers that minimise it."""
-    row = execute(config.typed(raw))
-    return row.get("columns", {}).get("test_loss")
+    return outcome(execute(config.typed(raw), HydraConfig.get().overrides.task))
 
 
 def main() -> int:
@@ -101,7 +43,10 @@ def main() -> int:
     if "--plan" in words:
         return command.hydra_main(lambda: print(plan([a for a in words if "=" in a], many=many)))
     config.register()
-    return command.hydra_main(task)
+    try:
+        return command.hydra_main(task)
+    finally:
+        record.close_all()
 
 
 if __name__ == "__main__":

@@ -13,17 +13,18 @@ import math
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from experiments.common.command import INTERRUPTED, fail, guarded, study_arguments
-from experiments.common.files import read_json
 from experiments.common.progress import duration
-from experiments.status import STATES, planned, summary
+from experiments.status import STATES, Look
+from experiments.sweep.planned import planned
 from experiments.sweep.store import Study
 from lrc_jax.errors import InputError
 from theory.show import render
@@ -68,13 +69,13 @@ class Watch:
     """
 
     def __init__(self, studies: list[Study], console: Console | None = None) -> None:
-        self.studies = studies
+        self.looks = {study: Look(study, self._note) for study in studies}
         self.console = console or render.console(120)
         self.live: Live | None = None
         self.last = time.monotonic()
         self.first: dict[str, tuple[int, float]] = {}  # runs done, and when, as a sweep was first seen at work
-        self.seen: set[Path] = set()
         self.best: Best | None = None
+        self.lines: list[Line] = []
 
     def __enter__(self) -> Watch:
         if self.console.is_terminal:
@@ -90,46 +91,48 @@ class Watch:
             self.live.update(self.table(self.look()), refresh=True)
             self.live.stop()
 
+    @property
+    def is_done(self) -> bool:
+        """Whether no job was running or missing at the last look."""
+        return not any(line.counts["running"] or line.counts["missing"] for line in self.lines)
+
     def look(self) -> list[Line]:
         """The sweeps as they are now."""
         now = time.monotonic()
         lines = []
-        for study in self.studies:
-            counts, _ = summary(study)
+        for study, look in self.looks.items():
+            counts, _ = look.summary()
             for name, counter in counts:
-                label = name if len(self.studies) == 1 else f"{study.path.name}/{name}"
+                label = name if len(self.looks) == 1 else f"{study.path.name}/{name}"
                 done = counter["done"]
                 if counter["running"]:
                     self.first.setdefault(label, (done, now))
                 before, since = self.first.get(label, (done, now))
                 fresh, spent = done - before, now - since
-                left = sum(counter.values()) - done - counter["failed"]
+                left = counter["running"] + counter["missing"]
                 lines.append(Line(label, counter, spent / fresh * left if fresh and left else math.nan))
-            self._find_best(study)
+        self.lines = lines
         return lines
 
-    def _find_best(self, study: Study) -> None:
-        """Looks at rows that were not there at the last look."""
-        for folder in study.runs():
-            if folder.path in self.seen or not folder.row_path.exists():
-                continue
-            self.seen.add(folder.path)
-            columns = read_json(folder.row_path)["columns"]
-            loss, teacher = columns.get("test_loss"), columns.get("teacher_loss")
-            if loss is None:
-                continue
-            risk = loss if teacher is None else loss - teacher
-            if self.best is None or risk < self.best.risk:
-                names = ("student", "rank", "samples", "steps", "seed")
-                where = " ".join(f"{n}={columns[n]}" for n in names if n in columns)
-                self.best = Best(risk, teacher is not None, where)
+    def _note(self, row: dict[str, Any]) -> None:
+        """Keep the best of the rows."""
+        columns = row["columns"]
+        loss, teacher = columns.get("test_loss"), columns.get("teacher_loss")
+        if not isinstance(loss, int | float):
+            return
+        known = isinstance(teacher, int | float)
+        risk = loss - teacher if known else loss
+        if self.best is None or risk < self.best.risk:
+            names = ("student", "rank", "samples", "steps", "seed")
+            where = " ".join(f"{n}={columns[n]}" for n in names if n in columns)
+            self.best = Best(risk, known, where)
 
     def table(self, lines: list[Line]) -> Table:
         """The live table."""
-        grid = Table("sweep", *STATES, "of", "left", caption=str(self.best or ""), caption_justify="left")
+        grid = Table("sweep", *STATES, "of", "left", caption=escape(str(self.best or "")), caption_justify="left")
         for line in lines:
             left = duration(line.eta) if math.isfinite(line.eta) else ""
-            grid.add_row(line.sweep, *(str(line.counts[s]) for s in STATES), str(line.total), left)
+            grid.add_row(escape(line.sweep), *(str(line.counts[s]) for s in STATES), str(line.total), left)
         return grid
 
     def plain(self, lines: list[Line]) -> str:
@@ -139,22 +142,26 @@ class Watch:
             total.update(line.counts)
         etas = [line.eta for line in lines if math.isfinite(line.eta)]
         words = [f"{total['done']}/{total.total()} runs done"]
-        words += [f"{total[s]} {s}" for s in ("running", "failed") if total[s]]
+        words += [f"{total[s]} {s}" for s in ("running", "failed", "refused") if total[s]]
         words += [f"{duration(max(etas))} left"] if etas else []
         words += [str(self.best)] if self.best else []
         return "  " + ", ".join(words)
 
-    def update(self, *, force: bool = False) -> None:
-        """Draw anew, if it is time to."""
+    def update(self) -> None:
+        """Look and draw, if it is time to."""
         now = time.monotonic()
-        if not force and now - self.last < (EVERY_LIVE if self.live else EVERY_LINE):
+        if now - self.last < (EVERY_LIVE if self.live else EVERY_LINE):
             return
         self.last = now
-        lines = self.look()
+        self.look()
+        self.draw()
+
+    def draw(self) -> None:
+        """Draw what the last look saw."""
         if self.live is not None:
-            self.live.update(self.table(lines), refresh=True)
-        elif lines:
-            print(self.plain(lines), flush=True)
+            self.live.update(self.table(self.lines), refresh=True)
+        elif self.lines:
+            print(self.plain(self.lines), flush=True)
 
     def say(self, text: str) -> None:
         """One line that stays."""
@@ -188,14 +195,16 @@ def main() -> int:
     try:
         wait_for(study)
         with Watch([study]) as watch:
-            watch.update(force=True)
-            while any(line.counts["running"] or line.counts["missing"] for line in watch.look()):
-                time.sleep(LOOK)
-                watch.update()
-            watch.update(force=True)
+            watch.draw()
+            if not watch.is_done:
+                while not watch.is_done:
+                    time.sleep(LOOK)
+                    watch.look()
+                    watch.update()
+                watch.draw()
     except KeyboardInterrupt:
         return fail("stopped watching; what runs goes on", INTERRUPTED)
-    return 0 if all(line.counts["done"] == line.total for line in watch.look()) else 1
+    return 0 if all(line.counts["done"] == line.total for line in watch.lines) else 1
 
 
 if __name__ == "__main__":

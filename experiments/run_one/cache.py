@@ -11,13 +11,15 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 from filelock import FileLock
 
 from experiments.run_one.version import code_version
 from lrc_jax import sealed
+
+if TYPE_CHECKING:  # whoever looks for a finished run does without
+    import jax
 
 
 def fingerprint(*parts: Any) -> str:
@@ -36,6 +38,7 @@ def cached_tree(
       like: a pytree of the result's structure (jax.ShapeDtypeStruct leaves).
       make: makes (tree, note) where the cache has none.
     """
+    import jax
     import orbax.checkpoint as ocp
 
     for name in ("absl", "orbax"):  # each save reports forty lines
@@ -56,6 +59,8 @@ def cached_tree(
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    import jax
+
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
 

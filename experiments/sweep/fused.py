@@ -1,42 +1,51 @@
 """A group of a sweep's runs in one process, those that see the same minibatches trained together.
 
-Called by the fused launcher (hydra_plugins/fused_launcher) with the composed configurations of a group; also fit for a
-script. Every run has its own claim, folder, metrics, checkpoint and row, as if it had been run alone.
+Called by the fused launcher (hydra_plugins/fused_launcher); also fit for a script. Every run has its own claim, folder,
+metrics, checkpoint and row, as if it had been run alone.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-
-from omegaconf import DictConfig
 
 from experiments.common import command
 from experiments.run_one import config
+from experiments.sweep import job
 from experiments.sweep.outcome import Outcome
 from lrc_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
 
-def run_group(raws: Sequence[DictConfig], overrides: Sequence[Sequence[str]]) -> Iterator[tuple[int, Outcome]]:
+def run_group(
+    jobs: Sequence[Sequence[str]], config_of: Callable[[int], config.RunConfig]
+) -> Iterator[tuple[int, Outcome]]:
     """Run a group; yields (index, outcome) as each run ends, each index once.
 
     Runs whose training is no single fit (bilinear, convergence, certificate, dynamics) are handed back to be run
     alone. Runs are claimed a bundle at a time, so that several launchers share a sweep.
+
+    Args:
+      jobs: each as its overrides.
+      config_of: index of a job -> its checked configuration; raises InputError.
     """
     typed: dict[int, config.RunConfig] = {}
-    for i, raw in enumerate(raws):
+    for i, words in enumerate(jobs):
         try:
-            typed[i] = config.typed(raw)
+            cfg = config_of(i)
+            if (row := job.find_done(cfg, list(words))) is None:
+                typed[i] = cfg
+            else:
+                yield i, Outcome(row, message=f"{job.name_of(cfg)}: already done ({row['run_id']})")
         except InputError as wrong:
             yield i, Outcome(error=wrong)
     if not typed:
         return
     command.prepare_jax(next(iter(typed.values())))
     from experiments.run_one import pipeline  # imports JAX: only after its environment is set
-    from experiments.sweep import interrupt, job
+    from experiments.sweep import interrupt
     from experiments.sweep.bundle import run_bundle
 
     interrupt.listen()
@@ -46,7 +55,7 @@ def run_group(raws: Sequence[DictConfig], overrides: Sequence[Sequence[str]]) ->
             yield i, Outcome(alone=True)
             continue
         try:
-            run = job.identify(cfg, list(overrides[i]))
+            run = job.identify(cfg, list(jobs[i]))
             if (row := run.done_row()) is not None:
                 yield i, Outcome(row, message=f"{run.name}: already done ({run.run_id})")
                 continue

@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-import copy
+import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
-from omegaconf import DictConfig, OmegaConf
 
 from experiments.common.paths import CONF
 from experiments.common.progress import duration
 from experiments.run_one import config
-from experiments.run_one.keys import groups
 from experiments.run_one.version import code_version
+from experiments.sweep.compose import Composer, parsed
 from experiments.sweep.store import Study
+from lrc_jax.errors import InputError
 
 SIZES = ("steps", "rank", "samples")  # what the time of a run depends on most
 
 
-def jobs_of(overrides: list[str], grid: Mapping[Any, Any] | None) -> list[list[str]]:
-    """The jobs of a multirun, each as its overrides.
+def jobs_of(overrides: Sequence[str], grid: Mapping[Any, Any] | None) -> list[list[str]]:
+    """The jobs of a grid, each as its overrides: every combination of values, the last key varies fastest.
 
     Args:
       grid: `hydra.sweeper.params` of the configuration: what the command line does not name is swept as it says.
+
+    Raises:
+      InputError: an override is no list of values.
     """
-    parser = OverridesParser.create()
-    named = {o.key_or_group for o in parser.parse_overrides(overrides)}
-    extra = [f"{key}={value}" for key, value in (grid or {}).items() if key not in named]
-    parsed = parser.parse_overrides(overrides + extra)
-    return [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
+    choices: dict[str, list[str]] = {}
+    for word in [*(f"{key}={value}" for key, value in (grid or {}).items()), *overrides]:
+        override = parsed(word)
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            choices[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise InputError(f"{word}: an interval has no list of values; give values, or take hydra/sweeper=optuna")
+    return [list(job) for job in itertools.product(*choices.values())]
 
 
 def plan(overrides: list[str], *, many: bool) -> str:
@@ -53,7 +59,8 @@ def plan(overrides: list[str], *, many: bool) -> str:
         if many:
             whole = compose("config", overrides=jobs_of(overrides, None)[0], return_hydra_config=True)
             jobs = jobs_of(overrides, whole.hydra.sweeper.get("params"))
-        runs = list(_configs(jobs))
+        composer = Composer(lambda job: compose("config", overrides=job))
+        runs = [composer.typed(job) for job in jobs]
     studies = {(c.results_dir, c.study) for c in runs}
     rows = [row for names in studies for folder in Study.of(*names).runs() if (row := folder.row()) is not None]
     done = {_text(row["config"]) for row in rows if row["code_version"] == code_version()}
@@ -70,29 +77,6 @@ def plan(overrides: list[str], *, many: bool) -> str:
 
 def _text(identity: dict[str, Any]) -> str:
     return json.dumps(identity, sort_keys=True)
-
-
-def _configs(jobs: list[list[str]]) -> Iterator[config.RunConfig]:
-    """Checked configurations of jobs. Hydra composes once for all jobs that differ in plain values alone: it needs a
-    tenth of a second each time."""
-    composed: dict[tuple[str, ...], DictConfig] = {}
-    known = set(groups())
-    for job in jobs:
-        parsed = OverridesParser.create().parse_overrides(job)
-        plain = [o for o in parsed if _is_plain(o, known)]
-        rest = tuple(word for word, o in zip(job, parsed, strict=True) if o not in plain)
-        if rest not in composed:
-            composed[rest] = compose("config", overrides=job)
-        raw = copy.deepcopy(composed[rest])
-        for o in plain:
-            OmegaConf.update(raw, o.key_or_group, o.value())
-        yield config.typed(raw)
-
-
-def _is_plain(override: Override, known: set[str]) -> bool:
-    """Whether it sets one value: no group's choice, no addition or deletion, no key of Hydra's own."""
-    key = override.key_or_group
-    return override.type is OverrideType.CHANGE and not (key in known or "/" in key or override.is_hydra_override())
 
 
 def _seconds(run: config.RunConfig, rows: list[dict[str, Any]]) -> float:

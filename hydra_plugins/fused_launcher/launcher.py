@@ -1,9 +1,8 @@
 """`hydra/launcher=fused`: jobs that differ only in `batchable` keys go as one group to one entry function.
 
-The entry (experiments.sweep.fused.run_group) is a generator of (index, outcome). Each outcome is replayed at once
-through Hydra's own run_job, so that output folders, .hydra, logs, statuses and callbacks are Hydra's; an outcome that
-asks to be run alone, and every job of a group whose entry fails, goes through the plain task function instead. An
-`inner` launcher carries each group, as one job, to Slurm, Ray or another process.
+The entry (experiments.sweep.fused.run_group) is a generator of (index, outcome). An outcome that asks to be run alone,
+and every job of a group whose entry fails, is run singly, as the local launcher does. An `inner` launcher carries each
+group, as one job, to Slurm, Ray or another process.
 
 Nothing heavy is imported here: Hydra imports every plugin at each start.
 """
@@ -13,9 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +20,11 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, configure_log, filter_overrides, run_job, setup_globals
+from hydra.core.utils import JobReturn, configure_log, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_method
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 log = logging.getLogger(__name__)
 Job = tuple[int, list[str]]  # (job.num, overrides)
@@ -38,7 +35,7 @@ class FusedLauncherConf:
     """hydra.launcher of hydra/launcher=fused.
 
     Attributes:
-      entry: "package.module.function": (configs, overrides) -> iterator of (index, outcome).
+      entry: "package.module.function": (jobs, index -> configuration) -> iterator of (index, outcome).
       batchable: config keys in which the jobs of a group may differ.
       together: keys by which a group is sorted before it is cut: jobs that are equal in them share most.
       max_group_size: most jobs in a group; None does not cut. With `inner`, this sets the grain of the work. Cuts
@@ -67,35 +64,6 @@ class FusedLauncherConf:
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="fused", node=FusedLauncherConf, provider="fused_launcher")
-
-
-def _compose(context: HydraContext, config: DictConfig, job: Job) -> DictConfig:
-    number, overrides = job
-    composed = context.config_loader.load_sweep_config(config, list(overrides))
-    with open_dict(composed):
-        composed.hydra.job.num = number
-        composed.hydra.job.id = os.environ.get("SLURM_JOB_ID") or number
-    return composed
-
-
-def _task_config(config: DictConfig) -> DictConfig:
-    """What the task function sees: everything but Hydra's own."""
-    out = config.copy()
-    with open_dict(out):
-        del out["hydra"]
-    return out
-
-
-@contextmanager
-def _as_hydra_config(config: DictConfig) -> Iterator[None]:
-    """Let ${hydra:...} resolve against this job, as run_job does."""
-    instance = HydraConfig.instance()
-    before = instance.cfg
-    try:
-        instance.set_config(config)
-        yield
-    finally:
-        instance.cfg = before
 
 
 def group_key(overrides: Sequence[str], batchable: Sequence[str], together: Sequence[str]) -> tuple[str, str]:
@@ -143,12 +111,11 @@ class GroupRunner:
         self,
         context: HydraContext,
         config: DictConfig,
-        task: TaskFunction,
         entry: str,
         groups: list[list[Job]],
         first: int,
     ) -> None:
-        self.context, self.config, self.task = context, config, task
+        self.context, self.config = context, config
         self.entry, self.groups, self.first = entry, groups, first
 
     def __call__(self, config: DictConfig) -> list[JobReturn]:
@@ -156,54 +123,30 @@ class GroupRunner:
         return self.run(self.groups[HydraConfig.get().job.num - self.first])
 
     def run(self, group: list[Job]) -> list[JobReturn]:
-        # Composed here: job.id and what is interpolated from the machine have to be this process's.
-        configs = [_compose(self.context, self.config, job) for job in group]
+        from experiments.sweep.compose import composer_of
+        from experiments.sweep.local import returned, run_job
+
+        # Made here: what is interpolated from the machine has to be this process's.
+        composer = composer_of(self.context, self.config)
+        configure_log(self.config.hydra.job_logging, self.config.hydra.verbose)
         results: dict[int, JobReturn] = {}
         try:
-            with _as_hydra_config(configs[0]):
-                outcomes = get_method(self.entry)([_task_config(c) for c in configs], [o for _, o in group])
-            for i, outcome in self._within(configs[0], outcomes):
-                results[i] = self._replay(configs[i], outcome)
+            entry = get_method(self.entry)
+            for i, outcome in entry([words for _, words in group], lambda i: composer.typed(group[i][1], group[i][0])):
+                if outcome.alone:
+                    continue
+                if outcome.message or outcome.error is not None:
+                    log.info(outcome.message or f"\t#{group[i][0]} : {outcome.error}")
+                results[i] = returned(group[i][1], outcome.value(), outcome.error)
         except Exception as wrong:
             log.warning("fused: a group failed (%s: %s); its jobs are run singly", type(wrong).__name__, wrong)
         single = [i for i in range(len(group)) if i not in results]
         if single:
             log.info("fused: %d of %d jobs are run singly", len(single), len(group))
         for i in single:
-            results[i] = self._run(self.task, configs[i])
-        return [results[i] for i in range(len(group))]
-
-    @staticmethod
-    def _within(config: DictConfig, outcomes: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-        """Advance the entry with a job's HydraConfig set; leave alone what it hands back."""
-        while True:
-            with _as_hydra_config(config):
-                found = next(outcomes, None)
-            if found is None:
-                return
-            if not found[1].alone:
-                yield found
-
-    def _replay(self, config: DictConfig, outcome: Any) -> JobReturn:
-        def replayed(_: DictConfig) -> Any:
-            if outcome.message:
-                log.info(outcome.message)
-            if outcome.error is not None:
-                raise outcome.error
-            return outcome.value()
-
-        return self._run(replayed, config)
-
-    def _run(self, task: TaskFunction, config: DictConfig) -> JobReturn:
-        done = run_job(
-            hydra_context=self.context,
-            task_function=task,
-            config=config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-        )
+            results[i] = run_job(composer, *group[i])
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        return done
+        return [results[i] for i in range(len(group))]
 
 
 class FusedLauncher(Launcher):
@@ -220,21 +163,21 @@ class FusedLauncher(Launcher):
         self.entry, self.batchable, self.together = entry, list(batchable), list(together)
         self.max_group_size, self.inner = max_group_size, inner
         self.config: DictConfig | None = None
-        self.task_function: TaskFunction | None = None
         self.hydra_context: HydraContext | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
+        del task_function  # ours is the only one
+        self.config, self.hydra_context = config, hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
-        context, config, task = self.hydra_context, self.config, self.task_function
-        assert context is not None and config is not None and task is not None
+        context, config = self.hydra_context, self.config
+        assert context is not None and config is not None
         configure_log(config.hydra.hydra_logging, config.hydra.verbose)
         Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
 
         jobs: list[Job] = [(initial_job_idx + i, list(o)) for i, o in enumerate(job_overrides)]
-        check_keys(_compose(context, config, jobs[0]), self.batchable)
+        check_keys(context.config_loader.load_sweep_config(config, jobs[0][1]), self.batchable)
         by_key: dict[str, list[tuple[str, Job]]] = {}
         for job in jobs:
             key, order = group_key(job[1], self.batchable, self.together)
@@ -246,16 +189,12 @@ class FusedLauncher(Launcher):
             for number, overrides in group:
                 log.info("\tgroup %d #%d : %s", k, number, " ".join(filter_overrides(overrides)))
 
-        runner = GroupRunner(context, config, task, self.entry, groups, initial_job_idx)
+        runner = GroupRunner(context, config, self.entry, groups, initial_job_idx)
         if self.inner is None:
             returned = [runner.run(group) for group in groups]
         else:
-            # A carrier job a group; its folder lies beside the jobs' own, under .fused.
             self.inner.setup(hydra_context=context, task_function=runner, config=config)
-            carriers = self.inner.launch(
-                [g[0][1] + [f"hydra.sweep.subdir=.fused/{initial_job_idx + k}"] for k, g in enumerate(groups)],
-                initial_job_idx,
-            )
+            carriers = self.inner.launch([group[0][1] for group in groups], initial_job_idx)  # a carrier job a group
             returned = [carrier.return_value for carrier in carriers]
         by_number = {
             number: result

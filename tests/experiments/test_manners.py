@@ -18,8 +18,8 @@ from experiments import cli, watch
 from experiments.common import progress
 from experiments.run_one import config, keys
 from experiments.run_one.version import code_version
-from experiments.status import record_sweep
 from experiments.sweep.plan import plan
+from experiments.sweep.planned import Sweep
 from experiments.sweep.store import Study
 from lrc_jax.data import text
 from lrc_jax.errors import InputError
@@ -182,7 +182,7 @@ def test_watching_waits_for_the_study(tmp_path, monkeypatch, capsys):
     def sleep(seconds):
         looks.append(seconds)
         if len(looks) == 3:
-            record_sweep(study, "sweep", [["rank=4"]])
+            Sweep({'["rank=4"]': ["rank=4"]}).write(study.path / "sweeps" / "sweep.json")
 
     monkeypatch.setattr(watch.time, "sleep", sleep)
     watch.wait_for(study)

@@ -131,7 +131,7 @@ IN_PROCESSES = ["+engine=fused", "hydra.launcher.inner.n_jobs=2", "hydra.launche
     ],
 )
 def test_fused_sweep_has_the_rows_of_the_basic_one(workplace, study, engine, logged, times):
-    """Same ids, same columns, losses within 1e-5; Hydra's folders are there; a second start computes nothing."""
+    """Same ids, same columns, losses within 1e-5; Hydra leaves no folder; a second start computes nothing."""
     if engine is IN_PROCESSES:
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra joblib")
     folder, sweep = workplace
@@ -147,9 +147,8 @@ def test_fused_sweep_has_the_rows_of_the_basic_one(workplace, study, engine, log
             if isinstance(value, float):
                 close = pytest.approx(value, rel=1e-5, abs=1e-5 * scale)
                 assert fused["columns"][name] == close, name
-    (multirun,) = (folder / "results" / study / "hydra").iterdir()
-    assert len(list(multirun.glob("*/.hydra/config.yaml"))) == 4
-    assert all("test_loss=" in p.read_text() for p in multirun.glob("*/run.log"))
+    assert out.count(" test_loss=") == 4
+    assert not (folder / "results" / study / "hydra").exists()
     code, out, _ = call(*again, cwd=folder)
     assert code == 0
     assert out.count("already done") == 4

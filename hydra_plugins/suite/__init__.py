@@ -1,0 +1,1 @@
+"""The suite's sweeper and launchers. Hydra finds plugins by their folder's name."""
