@@ -92,7 +92,7 @@ def test_the_other_functions_answer():
     assert fit.estimates["b"] == pytest.approx(0.34, abs=1e-6) and "b = 0.34" in repr(fit)
     outcome = theory.plan(steps=[256, 1024], seeds=3, noise=0.2)
     assert outcome.gates["convergence"] and "convergence" in repr(outcome)  # two horizons cannot decide
-    with pytest.raises(theory.InputError, match="give rank and samples, or steps"):
+    with pytest.raises(theory.InputError, match="give rank and samples, steps, tokens, or weight_bytes"):
         theory.plan(seeds=3, noise=0.2)
 
 

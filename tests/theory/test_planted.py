@@ -7,6 +7,7 @@ from dataclasses import astuple, replace
 import numpy as np
 import pytest
 
+from theory.judge.ledger import all_claims
 from theory.judge.verdicts import CONSISTENT, HOLDS, LOOSE, REFUTED
 from theory.planted import attacks
 from theory.planted.cases import CONCAVE, DESIGN, HIDDEN, MARGINS, PLATEAUS, all_cases
@@ -262,7 +263,7 @@ def test_e6_two_factors_are_smooth_only_where_they_are_bounded():
     assert all(value <= bound + 1e-9 for value, bound in local)
 
 
-@pytest.mark.parametrize("claim", ["convergence", "generalization", "optimal_rank", "information", "dynamics"])
+@pytest.mark.parametrize("claim", list(all_claims()))
 @pytest.mark.parametrize(("wrong", "verdict", "code"), [((), "CONSISTENT", 0), (("--wrong",), "REFUTED", 1)])
 def test_a_planted_table_is_judged_as_planted(theory, tmp_path, claim, wrong, verdict, code):
     path = tmp_path / "planted.csv"
