@@ -22,8 +22,9 @@ import pandas as pd
 
 from theory.conditions import satisfied
 from theory.errors import InputError as InputError
+from theory.errors import OptionError
 from theory.formats import frame_of, plain_frame
-from theory.names import Names, either, quoted, repeated
+from theory.names import Names, either, listed, quoted, repeated
 
 #: Columns that are counts of something: strictly positive wherever a claim uses them.
 POSITIVE = frozenset({"rank", "samples", "steps", "d_in", "d_out", "params"})
@@ -104,6 +105,14 @@ class Table:
     def missing(self, columns: Iterable[str]) -> list[str]:
         """Columns that are absent, or present without a single value."""
         return [c for c in columns if c not in self.frame or self.frame[c].isna().all()]
+
+    def require(self, name: str | None, option: str) -> None:
+        """Raise OptionError unless an option's column is there (None: it was not given)."""
+        if name is None or name in self.names.columns:
+            return
+        near = self.names.similar(name)
+        hint = f"did you mean {either(near)}?" if near else f"the columns are {listed(self.names.columns)}"
+        raise OptionError(option, f"{name}: no such column in {self.path}; {hint}")
 
     def lacking(self, columns: Iterable[str]) -> str:
         """Missing columns in words, each with the columns that were probably meant."""

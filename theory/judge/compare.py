@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from theory.errors import InputError, OptionError
+from theory.errors import InputError
 from theory.judge.intervals import Interval, difference_interval
 from theory.tables import NUMERIC, POSITIVE, Table, numeric_column
 
@@ -116,8 +116,7 @@ def compare(
     names = [str(c) for c in frame.columns]
     for option, given in (("by", [by]), ("quantity", list(quantities)), ("cell", list(cells or ()))):
         for name in given:
-            if name not in names:
-                raise OptionError(option, f"{name}: no such column in {path}; choose from {', '.join(names)}")
+            table.require(name, option)
     found = sorted(frame[by].dropna().unique().tolist(), key=lambda v: (isinstance(v, str), v))
     if len(found) != 2:
         raise InputError(

@@ -223,9 +223,8 @@ def judge_claim(table: Table, claim: LawClaim, *, bootstraps: int = BOOTSTRAPS) 
 
 def _law(table: Table, claim: LawClaim) -> Law:
     columns = [str(c) for c in table.frame.columns]
-    for name, option in ((claim.target, "target"), (claim.cluster, "cluster")):
-        if name is not None and name not in columns:
-            raise OptionError(option, f"{name}: no such column in {table.path}; choose from {', '.join(columns)}")
+    table.require(claim.target, "target")
+    table.require(claim.cluster, "cluster")
     constant = [c for c in columns if table.frame[c].nunique() <= 1]
     try:
         return parse_law(claim.law, columns, target=claim.target, constant=constant)

@@ -246,7 +246,9 @@ def fit_law(
         identified.directions * np.where(found_problem.signed, 1.0, natural), situation.sigma,
         _deviation_law(problem), holdout,
     )  # fmt: skip
-    notes = _notes(problem, len(found.agreeing), natural, drawn, identified, intervals, profiles, clusters)
+    notes = table.remarks + _notes(
+        problem, len(found.agreeing), natural, drawn, identified, intervals, profiles, clusters
+    )
     return FitResult(
         law, target, n, clusters, estimates, intervals, profiles, objective, agreeing, holdout, determined, drawn, r,
         labels, problem.log_scale, predictor, notes, law.value(natural, problem.data),
@@ -278,9 +280,8 @@ def _prepare(
     table: Table, text: str, target: str, cluster: str | None, signed: Collection[str]
 ) -> tuple[_Problem, np.ndarray]:
     columns = [str(c) for c in table.frame.columns]
-    for name, option in ((target, "--target"), (cluster, "--cluster")):
-        if name is not None and name not in columns:
-            raise InputError(f"{table.path}: {option} {name}: no such column; choose from {', '.join(columns)}")
+    table.require(target, "target")
+    table.require(cluster, "cluster")
     try:
         constant = [c for c in columns if table.frame[c].nunique() <= 1]
         law = parse_law(text, columns, target=target, constant=constant)
