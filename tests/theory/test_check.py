@@ -159,8 +159,8 @@ def test_another_claim_is_one_file(tmp_path, monkeypatch, mixed):
 
     monkeypatch.setattr(theory.claims, "__path__", [*theory.claims.__path__, str(tmp_path)])
     assert list(all_claims())[-1] == "eighth"
-    assert "sixth" in check_table(mixed.assign(claim=None).query("dynamics_divergence == dynamics_divergence")).claims
-    sys.modules.pop("theory.claims.sixth")
+    assert "eighth" in check_table(mixed.assign(claim=None).query("dynamics_divergence == dynamics_divergence")).claims
+    sys.modules.pop("theory.claims.eighth")
 
 
 def test_the_judge_needs_no_jax():

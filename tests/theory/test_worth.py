@@ -379,6 +379,19 @@ def test_every_clone_is_paired_with_the_direct_training_of_its_start():
     assert pairs == {("clone", "direct"), ("clone:pca", "direct")}
 
 
+def test_sizes_of_one_table_are_compared_each_by_itself():
+    small, large = budgets().assign(weight_bytes=1e6), budgets(Curve(speed=0.5), seed=1).assign(weight_bytes=4e6)
+    other = large[large["method"] == "scratch"].assign(weight_bytes=9e6)
+    report = judged(pd.concat([small, large, other], ignore_index=True), "efficiency")
+    words = {c["arm"]["weight_bytes"]: c["verdict"] for c in report.fields["comparisons"]}
+    assert words == {1e6: CONSISTENT, 4e6: REFUTED}
+    # Rivals of other sizes are no reason to split the table.
+    report = judged(pd.concat([small, other], ignore_index=True), "efficiency")
+    assert [c["arm"] for c in report.fields["comparisons"]] == [{}, {}]
+    assert report.verdict == CONSISTENT
+    assert draw(report).axes
+
+
 def test_without_direct_training_or_a_clone():
     frame = budgets()
     report = judged(frame[frame["method"] != "direct"], "efficiency")

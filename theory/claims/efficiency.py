@@ -40,7 +40,7 @@ MIN_COMMON = 0.3  # decades of the direct method's budget that the targets have 
 #: Budgets in which F is measured, and whether its word counts. Wall-clock depends on the machine and is only reported.
 BUDGETS = {"tokens": True, "training_flops": True, "samples": True, "training_seconds": False}
 #: What tells apart several comparisons in one table; each is judged by itself.
-ARMS = ("rank", "data", "sequence_length")
+ARMS = ("rank", "weight_bytes", "data", "sequence_length")
 
 
 # --- evidence --------------------------------------------------------------------------------------------------------
@@ -308,7 +308,8 @@ def judge(table: Table, margin: float) -> ClaimReport:
             f"{table.path}: column method: none of {found} is a clone; name it {CLONE}, or {CLONE}:START, and the "
             f"student of the same shape {DIRECT}"
         )
-    arms = [c for c in ARMS if c in frame and frame[c].nunique(dropna=False) > 1]
+    judged = frame[frame["method"].map(kind_of).isin([CLONE, DIRECT])]
+    arms = [c for c in ARMS if c in frame and judged[c].nunique(dropna=False) > 1]
     cell = [*arms, "method", "tokens"]
     extra = ["learning_rate"] if "learning_rate" in frame else []
     frame, _ = resolve_duplicates(frame, table.path, CLAIM.name, [*cell, "seed", *extra], ["test_loss"], [])
@@ -357,6 +358,7 @@ def _comparisons(
 ) -> list[Comparison]:
     """Every clone with the direct training of its start, or of the only one there is."""
     found = []
+    # Groups without a clone or direct training are rivals of other sizes: shown, and not compared.
     groups = list(frame.groupby(list(arms), dropna=False)) if arms else [((), frame)]
     for key, rows in groups:
         arm = dict(zip(arms, key, strict=True))
