@@ -309,7 +309,10 @@ def judge(table: Table, margin: float) -> ClaimReport:
             f"student of the same shape {DIRECT}"
         )
     judged = frame[frame["method"].map(kind_of).isin([CLONE, DIRECT])]
-    arms = [c for c in ARMS if c in frame and judged[c].nunique(dropna=False) > 1]
+    present = [c for c in ARMS if c in frame]
+    arms = [c for c in present if judged[c].nunique(dropna=False) > 1]
+    for name in present:  # rivals of other sizes belong to the claim on compression
+        frame = frame[frame[name].isin(judged[name])]
     cell = [*arms, "method", "tokens"]
     extra = ["learning_rate"] if "learning_rate" in frame else []
     frame, _ = resolve_duplicates(frame, table.path, CLAIM.name, [*cell, "seed", *extra], ["test_loss"], [])
@@ -358,7 +361,6 @@ def _comparisons(
 ) -> list[Comparison]:
     """Every clone with the direct training of its start, or of the only one there is."""
     found = []
-    # Groups without a clone or direct training are rivals of other sizes: shown, and not compared.
     groups = list(frame.groupby(list(arms), dropna=False)) if arms else [((), frame)]
     for key, rows in groups:
         arm = dict(zip(arms, key, strict=True))
