@@ -266,18 +266,18 @@ def test_one_stratum_with_a_fixed_step_is_enough():
     paced = pd.DataFrame({"rank": 4.0, "steps": steps, "step_size": 1 / np.sqrt(steps)})
     fixed = pd.DataFrame({"rank": 8.0, "steps": steps, "step_size": 0.1})
     both = pd.concat([paced, fixed])
-    assert convergence._fixed_step(both, ["rank"])
-    assert not convergence._fixed_step(paced, ["rank"])
-    assert not convergence._fixed_step(both, [])
-    assert convergence._fixed_step(fixed, [])
-    assert not convergence._fixed_step(fixed.iloc[:1], [])  # one horizon is no fixed step
-    assert not convergence._fixed_step(fixed.assign(step_size=[0.1, np.nan, 0.1]), [])
-    assert convergence._fixed_step(fixed.assign(step_size=[0.1, 0.1 * (1 + 5e-7), 0.1]), [])
-    assert not convergence._fixed_step(fixed.assign(step_size=[0.1, 0.1 * (1 + 2e-6), 0.1]), [])
-    assert not convergence._fixed_step(fixed.drop(columns="step_size"), [])
-    assert convergence._fixed_step(fixed.iloc[:2], [])
+    assert convergence.fixed_step(both, ["rank"])
+    assert not convergence.fixed_step(paced, ["rank"])
+    assert not convergence.fixed_step(both, [])
+    assert convergence.fixed_step(fixed, [])
+    assert not convergence.fixed_step(fixed.iloc[:1], [])  # one horizon is no fixed step
+    assert not convergence.fixed_step(fixed.assign(step_size=[0.1, np.nan, 0.1]), [])
+    assert convergence.fixed_step(fixed.assign(step_size=[0.1, 0.1 * (1 + 5e-7), 0.1]), [])
+    assert not convergence.fixed_step(fixed.assign(step_size=[0.1, 0.1 * (1 + 2e-6), 0.1]), [])
+    assert not convergence.fixed_step(fixed.drop(columns="step_size"), [])
+    assert convergence.fixed_step(fixed.iloc[:2], [])
     unnamed = pd.concat([paced.assign(site="q"), fixed.assign(site=None)])
-    assert convergence._fixed_step(unnamed, ["site"])
+    assert convergence.fixed_step(unnamed, ["site"])
 
 
 def tuned_rows(horizons, factor=1.0):

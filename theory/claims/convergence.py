@@ -186,8 +186,11 @@ def _origin(frame: pd.DataFrame) -> str:
     return said
 
 
-def judge(table: Table, margin: float) -> ClaimReport:
-    """Judge the exponent of the mean squared gradient norm across horizons, and the bound where constants exist.
+COORDINATES = (Coordinate("steps", CLAIMED, leading=True),)
+
+
+def horizon_rows(table: Table) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """The rows of the gradient norm, the columns whose combinations have constants of their own, and remarks.
 
     Raises:
         InputError: unusable rows (see `theory.tables` and `theory.judge.scrutiny`).
@@ -198,23 +201,48 @@ def judge(table: Table, margin: float) -> ClaimReport:
     frame, needed = resolve_duplicates(
         frame, table.path, CLAIM.name, run, ["grad_norm_sq", *CONSTANTS], ["site", "clone_weight"]
     )
-    strata = [c for c in ("rank", "samples") if c in frame and frame[c].nunique() > 1] + needed
+    return frame, [c for c in ("rank", "samples") if c in frame and frame[c].nunique() > 1] + needed, remarks
+
+
+def _constants_of(frame: pd.DataFrame) -> list[str]:
+    """The constants of the bound that the table has."""
+    return [c for c in CONSTANTS if c in frame and frame[c].notna().any()]
+
+
+def complete_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have every constant of the bound; none where the table lacks one."""
+    if len(_constants_of(frame)) < len(CONSTANTS):
+        return frame.iloc[:0]
+    return frame[frame[list(CONSTANTS)].notna().all(axis=1)]
+
+
+def usable_rows(frame: pd.DataFrame, strata: list[str]) -> pd.DataFrame:
+    """The rows that test the 1/sqrt(T) term: those beyond the crossover, as far as it is known."""
+    complete = complete_rows(frame)
+    return frame.drop(index=complete.index[_before_crossover(complete, strata)]) if len(complete) else frame
+
+
+def judge(table: Table, margin: float) -> ClaimReport:
+    """Judge the exponent of the mean squared gradient norm across horizons, and the bound where constants exist.
+
+    Raises:
+        InputError: unusable rows (see `theory.tables` and `theory.judge.scrutiny`).
+    """
+    frame, strata, remarks = horizon_rows(table)
     group = [*strata, "steps"]
     reasons: list[str] = []
 
-    constants = [c for c in CONSTANTS if c in frame and frame[c].notna().any()]
-    bound, usable, complete = Bound(NOT_EVALUATED), frame, frame.iloc[:0]
+    constants = _constants_of(frame)
+    bound, usable, complete = Bound(NOT_EVALUATED), usable_rows(frame, strata), complete_rows(frame)
     if len(constants) == len(CONSTANTS):
-        complete = frame[frame[list(CONSTANTS)].notna().all(axis=1)]
         bound, reasons = check_bound(complete, group)
         if len(complete) < len(frame):
             remarks.append(
                 f"{len(frame) - len(complete)} of {len(frame)} rows lack a constant of the bound and do not enter it"
             )
-        early = _before_crossover(complete, strata)
-        if early.any():
-            usable = frame.drop(index=early.index[early])
-            horizons = sorted(complete.loc[early, "steps"].unique())
+        early = frame.drop(index=usable.index)
+        if len(early):
+            horizons = sorted(early["steps"].unique())
             reasons.append(
                 f"T = {_listed(horizons)} lie below 10 T_x = 5 L Delta / sigma^2 at a tuned step and do not test the "
                 "1/sqrt(T) term; they do not enter the exponent"
@@ -230,11 +258,10 @@ def judge(table: Table, margin: float) -> ClaimReport:
             {"steps": undefined_exponent(CLAIMED)}, bound, frame.groupby(group).ngroups, int(frame["seed"].nunique()),
         )  # fmt: skip
     result = judge_rates(
-        usable, "grad_norm_sq", [Coordinate("steps", CLAIMED, leading=True)], margin, strata=strata, path=table.path,
-        ignore=("learning_rate", "lr"),
+        usable, "grad_norm_sq", COORDINATES, margin, strata=strata, path=table.path, ignore=("learning_rate", "lr"),
     )  # fmt: skip
     exponent = result.exponents["steps"]
-    if _fixed_step(usable, strata):
+    if fixed_step(usable, strata):
         exponent = replace(exponent, verdict=UNTESTABLE, rate=UNTESTABLE)
         reasons.insert(
             0,
@@ -303,7 +330,7 @@ def _before_crossover(complete: pd.DataFrame, strata: list[str]) -> pd.Series:
     return ~constant.astype(bool) & at_tuned & ~at_least(steps, limit)
 
 
-def _fixed_step(frame: pd.DataFrame, strata: list[str]) -> bool:
+def fixed_step(frame: pd.DataFrame, strata: list[str]) -> bool:
     """True if in some stratum several horizons were all run with one and the same step size."""
     parts = [part for _, part in frame.groupby(strata, dropna=False)] if strata else [frame]
     return "step_size" in frame and any(

@@ -28,8 +28,14 @@ def regime_verdicts(result: RateResult) -> dict[str, str]:
     }
 
 
-def judge(table: Table, margin: float) -> ClaimReport:
-    """Judge the exponents of the signed gap in rank and samples.
+COORDINATES = (
+    Coordinate("rank", CLAIMED["rank"], leading=False),
+    Coordinate("samples", CLAIMED["samples"], leading=True),
+)
+
+
+def gap_rows(table: Table) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """The rows of the gap, the columns whose combinations have constants of their own, and remarks.
 
     Raises:
         InputError: unusable rows (see `theory.tables` and `theory.judge.scrutiny`).
@@ -41,12 +47,17 @@ def judge(table: Table, margin: float) -> ClaimReport:
     shape = [c for c in ("d_in", "d_out") if c in frame]
     frame, needed = resolve_duplicates(frame, table.path, CLAIM.name, [*run, *shape], ["gap"], ["site", "clone_weight"])
     frame, shortened = longest_training(frame, ["rank", "samples", "seed", *shape, *needed])
-    remarks += shortened
-    result = judge_rates(
-        frame, "gap",
-        [Coordinate("rank", CLAIMED["rank"], leading=False), Coordinate("samples", CLAIMED["samples"], leading=True)],
-        margin, strata=_shape_strata(frame, shape) + needed, path=table.path,
-    )  # fmt: skip
+    return frame, _shape_strata(frame, shape) + needed, remarks + shortened
+
+
+def judge(table: Table, margin: float) -> ClaimReport:
+    """Judge the exponents of the signed gap in rank and samples.
+
+    Raises:
+        InputError: unusable rows (see `theory.tables` and `theory.judge.scrutiny`).
+    """
+    frame, strata, remarks = gap_rows(table)
+    result = judge_rates(frame, "gap", COORDINATES, margin, strata=strata, path=table.path)
     regimes = regime_verdicts(result)
     reasons = list(result.reasons)
     reasons += [

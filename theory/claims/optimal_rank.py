@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 
 from theory.judge import gates, model_selection, scrutiny
 from theory.judge.cells import Cells, build_cells
-from theory.judge.intervals import at_least, bootstrap_standard_error, t_interval
+from theory.judge.intervals import DRAWS, at_least, bootstrap_standard_error, t_interval
 from theory.judge.ledger import Claim
 from theory.judge.optimum import (
     AT_LEAST,
@@ -28,6 +29,7 @@ from theory.judge.optimum import (
 )
 from theory.judge.rules import Limits, decide_growth
 from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, NOT_EVALUATED, REFUTED, as_equality, combine
+from theory.judge.window import BRIEF_DRAWS
 from theory.laws.least_squares import log_linear, smooth_deviation
 from theory.report import FREE_CONSTANT, Bound, ClaimReport, Exponent, interval_list, undefined_exponent
 from theory.tables import InputError, Table, claim_rows, longest_training, resolve_duplicates
@@ -88,23 +90,14 @@ def judge(table: Table, margin: float) -> ClaimReport:
     cost = rank_cost(frame)
     cells, few = gates.cells_that_count(every)
     remarks = [*([few] if few else []), *scrutiny.far_runs(frame, ["rank", "samples"], "test_loss"), *remarks]
-    optima = find_optima(cells, cost.dimension)
-    growth = None if optima is None else fit_growth(optima, cost)
-    ranks = cells.levels["rank"].to_numpy(dtype=np.float64)
-    checks = [
-        gates.levels_gate("rank", ranks, gates.MIN_RANKS),
-        *gates.replication_gates("test_loss", cells),
-        optima_gate(optima),
-    ]
+    optima, growth, checks = evidence(cells, cost)
     tier = gates.tier_of(checks)
-    limit = Limits(CLAIMED, margin, 0.95, leading=True, tier=tier)
-    samples = every.levels["samples"].to_numpy(dtype=np.float64)
     doubts = [
         *scrutiny.confounded(frame, "samples"),
         *scrutiny.confounded(frame, "rank"),
-        *scrutiny.survivors(samples, every.replicates, "samples"),
+        *_survivors(every),
     ]
-    word = scrutiny.apply(decide_growth(growth, limit), doubts)
+    word = scrutiny.apply(decide_growth(growth, _limit(checks, margin)), doubts)
     reasons = gates.reasons({"samples": checks})
     reasons += _explain(optima, growth, cost, word)
     reasons += [d.remark for d in doubts]
@@ -119,6 +112,34 @@ def judge(table: Table, margin: float) -> ClaimReport:
         CLAIM.name, combine([word]), (*reasons, *remarks, FREE_CONSTANT), {"samples": exponent}, Bound(NOT_EVALUATED),
         cells.size, cells.seeds, fields, points, _curves(cells),
     )  # fmt: skip
+
+
+def evidence(cells: Cells, cost: RankCost, draws: int = DRAWS) -> tuple[Optima | None, Growth | None, list[gates.Gate]]:
+    """The optima, their growth, and the gates that they have to pass."""
+    optima = find_optima(cells, cost.dimension, draws)
+    growth = None if optima is None else fit_growth(optima, cost)
+    ranks = cells.levels["rank"].to_numpy(dtype=np.float64)
+    levels = gates.levels_gate("rank", ranks, gates.MIN_RANKS)
+    return optima, growth, [levels, *gates.replication_gates("test_loss", cells), optima_gate(optima)]
+
+
+def word_of(every: Cells, cost: RankCost, margin: float) -> str:
+    """The word for the growth of r* and nothing else, from fewer draws: for simulated tables.
+
+    Args:
+        every: risk by (rank, samples).
+    """
+    cells, _ = gates.cells_that_count(every)
+    _, growth, checks = evidence(cells, cost, BRIEF_DRAWS)
+    return scrutiny.apply(decide_growth(growth, _limit(checks, margin)), _survivors(every))
+
+
+def _limit(checks: Sequence[gates.Gate], margin: float) -> Limits:
+    return Limits(CLAIMED, margin, 0.95, leading=True, tier=gates.tier_of(checks))
+
+
+def _survivors(every: Cells) -> list[scrutiny.Doubt]:
+    return scrutiny.survivors(every.levels["samples"].to_numpy(dtype=np.float64), every.replicates, "samples")
 
 
 def optima_gate(optima: Optima | None) -> gates.Gate:

@@ -17,7 +17,7 @@ from theory.judge import gates, scrutiny
 from theory.judge.cells import Cells, build_cells
 from theory.judge.rules import Limits, decide
 from theory.judge.scrutiny import Doubt
-from theory.judge.verdicts import LOOSE, REFUTED, UNTESTABLE, as_equality
+from theory.judge.verdicts import INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE, as_equality
 from theory.judge.window import Window, look
 from theory.report import Exponent, interval_list, undefined_exponent
 
@@ -77,24 +77,21 @@ def judge_rates(
     reasons += scrutiny.far_runs(frame, design, quantity)
 
     checks = {c.name: design_gates(c, cells, quantity, names) for c in coordinates}
-    tiers = {name: gates.tier_of(found) for name, found in checks.items()}
-    tested = sum(tier != gates.FAILED for tier in tiers.values())
+    limits = _limits(coordinates, checks, margin)
     exponents: dict[str, Exponent] = {}
     windows: dict[str, Window | None] = {}
-    limits: dict[str, Limits] = {}
     doubts: dict[str, list[Doubt]] = {}
     for c in coordinates:
         others = [*strata, *(n for n in names if n != c.name)]
         window = look(cells, c.name, others, leading=c.leading)
-        limit = Limits(c.claimed, margin, 1 - 0.05 / max(tested, 1), c.leading, tiers[c.name])
         levels = every.levels[c.name].to_numpy(dtype=np.float64)
         doubts[c.name] = [
             *scrutiny.confounded(frame, c.name, ignore),
             *scrutiny.survivors(levels, every.replicates, c.name),
         ]
-        windows[c.name], limits[c.name] = window, limit
-        exponents[c.name] = exponent_of(window, limit, doubts[c.name])
-        reasons += explain(c.name, window, limit, exponents[c.name])
+        windows[c.name] = window
+        exponents[c.name] = exponent_of(window, limits[c.name], doubts[c.name])
+        reasons += explain(c.name, window, limits[c.name], exponents[c.name])
     reasons = [*gates.reasons(checks), *reasons]
     reasons += dict.fromkeys(d.remark for found in doubts.values() for d in found)
     needed = [dict(run) for found in checks.values() for gate in found for run in gate.needed]
@@ -103,6 +100,42 @@ def judge_rates(
         exponents, windows, limits, tuple(reasons), tuple(unique), _rivals(windows), _points(cells, windows, exponents),
         cells, doubts,
     )  # fmt: skip
+
+
+def _limits(
+    coordinates: Sequence[Coordinate], checks: Mapping[str, Sequence[gates.Gate]], margin: float
+) -> dict[str, Limits]:
+    """What each coordinate is held to."""
+    tiers = {name: gates.tier_of(found) for name, found in checks.items()}
+    tested = sum(tier != gates.FAILED for tier in tiers.values())
+    return {c.name: Limits(c.claimed, margin, 1 - 0.05 / max(tested, 1), c.leading, tiers[c.name]) for c in coordinates}
+
+
+def words_of(
+    every: Cells, quantity: str, coordinates: Sequence[Coordinate], margin: float, strata: Sequence[str] = ()
+) -> dict[str, str]:
+    """The word of each coordinate and nothing else, ten times as fast: for simulated tables.
+
+    The words are those of `judge_rates`, with draws to first order and without doubts about rows. HOLDS stands for
+    CONSISTENT too where both are possible: telling them apart takes the rival laws, and both are decided.
+
+    Args:
+        every: cells of the design [*strata, *coordinates]. The rest is as in `judge_rates`.
+    """
+    names = [c.name for c in coordinates]
+    cells, _ = gates.cells_that_count(every)
+    limits = _limits(coordinates, {c.name: design_gates(c, cells, quantity, names) for c in coordinates}, margin)
+    found = {}
+    for c in coordinates:
+        others, limit = [*strata, *(n for n in names if n != c.name)], limits[c.name]
+        window = None if limit.tier == gates.FAILED else look(cells, c.name, others, leading=c.leading, brief=True)
+        word = decide(window, limit)
+        near = window is not None and window.whole.interval(0.90).inside(limit.better, limit.worse)
+        if near and word == INCONCLUSIVE and c.leading:  # rival laws may still say CONSISTENT
+            word = decide(look(cells, c.name, others, leading=True), limit)
+        doubts = scrutiny.survivors(every.levels[c.name].to_numpy(dtype=np.float64), every.replicates, c.name)
+        found[c.name] = scrutiny.apply(word, doubts)
+    return found
 
 
 def design_gates(coordinate: Coordinate, cells: Cells, quantity: str, names: Sequence[str]) -> list[gates.Gate]:

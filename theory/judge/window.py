@@ -26,6 +26,7 @@ from theory.judge import model_selection
 from theory.judge.cells import Cells
 from theory.judge.intervals import (
     DRAWS,
+    UNDEFINED,
     Interval,
     bootstrap_standard_error,
     generator,
@@ -37,6 +38,7 @@ from theory.judge.slopes import PowerLaw
 from theory.laws.least_squares import smooth_deviation
 
 MAX_BEND = 0.15
+BRIEF_DRAWS = 400
 LARGEST_REFIT = 4_000_000  # draws x cells up to which every draw is fitted again
 EPSILON = 1e-9
 
@@ -203,6 +205,7 @@ class _Measured:
     group: np.ndarray
     sd: np.ndarray
     weights: np.ndarray
+    refit: bool
 
     @cached_property
     def distinct(self) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +214,7 @@ class _Measured:
 
     def fits(self, law: PowerLaw, value: float, influence: np.ndarray) -> np.ndarray:
         """[B] the slope in every draw: fitted again, or to first order where the table is too large for that."""
-        if self.weights.shape[0] * self.cells.size <= LARGEST_REFIT:
+        if self.refit:
             draws, which = self.distinct
             return law.fit(draws, value)[which]
         cells = self.cells
@@ -239,6 +242,7 @@ def look(
     others: Sequence[str],
     *,
     leading: bool,
+    brief: bool = False,
 ) -> Window | None:
     """Measure the window of one coordinate.
 
@@ -247,6 +251,8 @@ def look(
         others: the other design columns; each combination of their levels gets its own constant.
         leading: laws extrapolate along this coordinate (N and T): held-out prediction and offsets are tested, and 95 %
             decides about a bend. Otherwise (r) the window is too short for that, and 99 % decides.
+        brief: for simulations, where hundreds are looked at: draws to first order, no rival laws, no held-out
+            prediction (so that no rule says CONSISTENT), no second interval, no local slopes.
 
     Returns:
         None if no combination of the others has two levels of the coordinate.
@@ -257,7 +263,9 @@ def look(
     columns = [np.ones(cells.size), log_x, *(np.log(v) for v in _positive_columns(cells, others))]
     sd = smooth_deviation(np.column_stack(columns), cells.mean, cells.sd)
     sd = sd / np.sqrt(cells.replicates / np.mean(cells.replicates))
-    measured = _Measured(cells, log_x, group, sd, cells.draw_seeds(DRAWS, generator(1)))
+    weights = cells.draw_seeds(BRIEF_DRAWS if brief else DRAWS, generator(1))
+    refit = not brief and weights.shape[0] * cells.size <= LARGEST_REFIT
+    measured = _Measured(cells, log_x, group, sd, weights, refit)
 
     whole, _, law = measured.slope(np.ones(cells.size, dtype=bool))
     if not law.determined:
@@ -292,13 +300,13 @@ def look(
         )
     extrapolation = None
     compared: tuple[model_selection.LawFit, ...] = ()
-    if leading and len(levels) >= 3 and np.isfinite(whole.value):
+    if leading and not brief and len(levels) >= 3 and np.isfinite(whole.value):
         extrapolation = model_selection.extrapolation_error(x, group, cells.mean, sd)
         compared = tuple(model_selection.compare(x, group, cells.mean, sd))
     return Window(
         whole, low, top, early, late, reach, bend, float(np.exp(middle)), float(np.exp(levels[-1])), gap, to_end,
-        0.95 if leading else 0.99, extrapolation, compared, _wild(measured, law, whole),
-        _local(measured, levels), fitted,
+        0.95 if leading else 0.99, extrapolation, compared, UNDEFINED if brief else _wild(measured, law, whole),
+        () if brief else _local(measured, levels), fitted,
     )  # fmt: skip
 
 
