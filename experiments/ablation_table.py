@@ -10,7 +10,7 @@ reported with two intervals: over test documents (bootstrap, mean over seeds of 
 
 from __future__ import annotations
 
-from rich.table import Table
+from typing import Any
 
 from experiments.common.command import guarded, study_arguments
 from experiments.common.files import write_csv
@@ -19,7 +19,7 @@ from experiments.show.figures import save
 from experiments.show.theme import theme
 from experiments.sweep.rows import collect
 from experiments.sweep.store import REFERENCE, Study
-from theory.show.render import console
+from theory.show.render import console, grid
 
 
 def main() -> int:
@@ -34,15 +34,16 @@ def main() -> int:
         reference = Study.of(arguments["results_dir"], REFERENCE)
         write_csv(reference.path / KEPT / f"{arguments['keep']}.csv", table)
         draw_kept(reference)
-    grid = Table(*SHOWN)
-    for _, row in table.iterrows():
-        cells = (row[k] for k in SHOWN)
-        grid.add_row(
-            *(f"{x:.5g}" if isinstance(x, float) else f"{x:,}" if isinstance(x, int) else str(x) for x in cells)
-        )
-    console().print(grid)
+    cells = [[_shown(row[key]) for key in SHOWN] for _, row in table.iterrows()]
+    console().print(grid(None, SHOWN, cells))
     print(f"{study.path / 'ablation.csv'}; {study.path / 'figures' / 'ablation'}.pdf .png .csv")
     return 0
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 if __name__ == "__main__":

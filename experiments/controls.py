@@ -16,6 +16,7 @@ from experiments.show.controls import FILE, arm_table
 from experiments.show.tables import measurements
 from experiments.sweep.store import Study
 from lrc_jax.errors import InputError
+from theory.show.plain import visible
 
 
 def main() -> int:
@@ -25,7 +26,7 @@ def main() -> int:
     if table.empty:
         raise InputError(f"{study.path}: no row has an arm; nothing to compare with the primary design")
     write_csv(study.path / FILE, table, digits=6)
-    print(table.drop(columns="reason").to_string(index=False))
+    print(visible(table.drop(columns="reason").to_string(index=False)))
     return 0
 
 

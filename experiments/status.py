@@ -13,13 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from experiments.common.command import guarded, study_arguments
 from experiments.common.progress import duration
 from experiments.sweep.planned import key_of, planned
 from experiments.sweep.store import RunFolder, Study
+from theory.show.plain import escape, visible
 from theory.show.render import console
 
 STATES = ("done", "running", "failed", "refused", "missing")
@@ -127,9 +127,9 @@ def main() -> int:
     screen.print(grid)
     everything = sum(by_claim.values(), Counter())
     for name, part in (sorted(by_claim.items()) if len(by_claim) > 1 else []) + [("all", everything)]:
-        screen.print(f"{name}: {phase_line(part)}", markup=False, highlight=False)
+        screen.print(visible(f"{name}: {phase_line(part)}"), markup=False, highlight=False)
     for job in open_jobs if arguments["verbose"] else [j for j in open_jobs if j["state"] in ("failed", "refused")]:
-        screen.print(f"{job['state']}: {job['job']} {job['reason']}", markup=False, highlight=False)
+        screen.print(visible(f"{job['state']}: {job['job']} {job['reason']}"), markup=False, highlight=False)
     return 1 if any(j["state"] != "running" for j in open_jobs) else 0
 
 

@@ -11,34 +11,27 @@ from __future__ import annotations
 import math
 
 import pandas as pd
-from rich.table import Table
 
 from experiments.common.command import guarded, study_arguments
 from experiments.show.students import KEYS, side_by_side
 from experiments.sweep.rows import collect
 from experiments.sweep.store import Study
-from theory.show.render import console
+from theory.show.render import console, grid
 
 
 def main() -> int:
     arguments = study_arguments(__doc__)
     frame = side_by_side(collect(Study.of(arguments["results_dir"], arguments["study"])))
     varying = [k for k in KEYS if k in frame and (k in ("student", "rank") or frame[k].nunique(dropna=False) > 1)]
-    grid = Table(*varying, "seeds", "start", "test loss", "perplexity", "params", "tokens")
     first = frame.iloc[0]
-    grid.add_row(
-        "teacher",
-        *[""] * (len(varying) - 1),
-        "",
-        "",
-        f"{first['teacher_loss']:.4f}",
-        f"{math.exp(first['teacher_loss']):.2f}",
-    )
+    teacher = ["teacher", *[""] * (len(varying) - 1), "", ""]
+    rows = [[*teacher, f"{first['teacher_loss']:.4f}", f"{math.exp(first['teacher_loss']):.2f}", "", ""]]
     for _, line in frame.iterrows():
         names = ["" if pd.isna(line[k]) else f"{line[k]}" for k in varying]
         numbers = [f"{line['start']:.4f}", f"{line['test_loss']:.4f} ± {line['se']:.4f}", f"{line['perplexity']:.2f}"]
-        grid.add_row(*names, str(line["seeds"]), *numbers, f"{line['params']:,}", f"{line['tokens']:,}")
-    console().print(grid)
+        rows.append([*names, str(line["seeds"]), *numbers, f"{line['params']:,}", f"{line['tokens']:,}"])
+    header = [*varying, "seeds", "start", "test loss", "perplexity", "params", "tokens"]
+    console().print(grid(None, header, rows))
     return 0
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 
 from experiments.common.command import INTERRUPTED, fail, guarded, study_arguments
@@ -28,6 +27,7 @@ from experiments.sweep.planned import planned
 from experiments.sweep.store import Study
 from lrc_jax.errors import InputError
 from theory.show import render
+from theory.show.plain import escape, visible
 
 LOOK = 1.0  # seconds between looks at whether all is done
 EVERY_LIVE = 2.0  # seconds between looks on a terminal
@@ -161,7 +161,7 @@ class Watch:
         if self.live is not None:
             self.live.update(self.table(self.lines), refresh=True)
         elif self.lines:
-            print(self.plain(self.lines), flush=True)
+            print(visible(self.plain(self.lines)), flush=True)
 
     def say(self, text: str) -> None:
         """One line that stays."""

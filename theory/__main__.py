@@ -26,6 +26,7 @@ from theory.settings import (
     QUICK_REPLICATIONS,
     RATES,
 )
+from theory.show.plain import visible
 
 DISTRIBUTION = "lrc-scaling-suite"
 INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except InputError as error:
         said = error.on_the_command_line if isinstance(error, OptionError) else str(error)
-        print(" ".join(said.split()), file=sys.stderr)
+        print(visible(" ".join(said.split())), file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader (`| head`) has gone; nothing may be written at interpreter exit either.

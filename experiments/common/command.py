@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lrc_jax.errors import DivergedError, InputError, file_error
+from theory.show.plain import visible
 
 if TYPE_CHECKING:  # importing it starts Hydra, which most commands do without
     from experiments.run_one.config import RunConfig
@@ -106,7 +107,8 @@ def machine_note() -> dict[str, Any]:
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    """For a terminal: in one line, with nothing that steers it."""
+    return visible(" ".join(text.split()))
 
 
 def fail(message: str, code: int = 2) -> int:
@@ -198,7 +200,8 @@ def study_arguments(doc: str | None, **extra: Any) -> dict[str, Any]:
     Raises:
       InputError: an unknown key, or no study.
     """
-    known: dict[str, Any] = {"study": None, "results_dir": "results"} | extra
+    # cache_dir is a key of the runs: who adds it to a command line as it stands is not refused.
+    known: dict[str, Any] = {"study": None, "results_dir": "results", "cache_dir": ".cache"} | extra
     if any(a in ("-h", "--help") for a in sys.argv[1:]):
         print(help_of(doc))
         raise SystemExit(0)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments.show.claim_figures import Drawn, plain_decades
 from experiments.show.figures import save
-from experiments.show.theme import COLUMN, series_style, theme
+from experiments.show.theme import COLUMN, series_style, theme, words
 from experiments.sweep.store import Study
 from lrc_jax.errors import InputError
 
@@ -89,7 +89,7 @@ def arms_figure(table: pd.DataFrame) -> Drawn:
     axes.axvline(teacher, color="#444444", linewidth=0.8, linestyle=":", label=f"teacher ({teacher:.1f})")
     axes.set(xscale="log", xlabel="test perplexity (95 % over documents)")
     plain_decades(axes.xaxis)
-    axes.set_yticks(list(place.values()), [str(arm).replace("_", " ") for arm in place])
+    axes.set_yticks(list(place.values()), [words(arm) for arm in place])
     figure.legend(*axes.get_legend_handles_labels(), ncols=3, loc="outside upper center", fontsize=6)
     caption = (
         f"Test perplexity of {len(place)} arms of the ablation, each at the learning rate with the best validation "

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.show.tables import rows_of
-from experiments.show.theme import CLAIMED, COLUMN, FITTED, series_style
+from experiments.show.theme import CLAIMED, COLUMN, FITTED, series_style, words
 from theory.claims.convergence import CONSTANTS, right_hand_side
 from theory.claims.dynamics import NOT_PRESERVED, PRESERVED, ratio_interval
 from theory.judge.intervals import mean_interval
@@ -340,7 +340,7 @@ def information_against_clone_weight(claim: ClaimReport, frame: pd.DataFrame) ->
     for i, (site, part) in enumerate(sites):
         x = part["clone_weight"].map(place).to_numpy() + 0.06 * (i - 1.5)
         axes.plot(x, part["mean"], color=series_style(i)["color"], linewidth=0.8)
-        _errorbars(axes, x, part, str(site).replace("_", " "), i)
+        _errorbars(axes, x, part, words(site), i)
     axes.axhline(1, label="best possible, I*", **CLAIMED)
     axes.set_xticks(list(place.values()), [f"{w:g}" for w in weights])
     axes.set(xlabel="weight of the clone losses", ylabel="information / best possible", ylim=(0, 1.1))
@@ -376,7 +376,7 @@ def dynamics_divergence(claim: ClaimReport, frame: pd.DataFrame) -> Drawn:
     for value, word, side in ((PRESERVED, "same", "right"), (NOT_PRESERVED, "different", "left")):
         axes.axvline(value, **CLAIMED)
         axes.text(value, 1.01, f" {word}: {value:g} ", transform=axes.get_xaxis_transform(), ha=side, fontsize=6)
-    axes.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
+    axes.set_yticks(range(len(names)), [words(n) for n in names])
     axes.set(xscale="log", xlabel="divergence / that of two data orders", ylim=(len(names) - 0.5, -0.5))
     caption = (
         f"Divergence of the clone from a student trained directly, in units of that of two direct students with other "
@@ -405,7 +405,7 @@ def dynamics_alignment(claim: ClaimReport, frame: pd.DataFrame) -> Drawn | None:
     _errorbars(axes, x, points, "measured (95 %)", 1)
     axes.plot(x, points["floor"], "_", color="#D55E00", markersize=9, label="least possible")
     axes.axhline(1, label="same direction", **CLAIMED)
-    axes.set_xticks(x, points["matrices"])
+    axes.set_xticks(x, points["matrices"].map(words))
     axes.set(ylabel="cosine with direct training", ylim=(0, 1.12))
     _legend_above(figure, axes, 3)
     caption = (
@@ -431,7 +431,7 @@ def convergence_arms(frame: pd.DataFrame) -> Drawn | None:
         part = points[points["arm"] == name]
         style = series_style(i)
         axes.plot(part["steps"], part["mean"], color=style["color"], linewidth=0.8)
-        _errorbars(axes, part["steps"].to_numpy() * (1 + 0.02 * i), part, name.replace("_", " "), i)
+        _errorbars(axes, part["steps"].to_numpy() * (1 + 0.02 * i), part, words(name), i)
     first = points[points["arm"] == names[0]].sort_values("steps")
     claimed = first["mean"].iloc[0] * (first["steps"] / first["steps"].iloc[0]) ** -0.5
     axes.plot(first["steps"], claimed, label=f"claimed: {power_text('steps', -0.5)}", **CLAIMED)
@@ -449,8 +449,9 @@ def convergence_arms(frame: pd.DataFrame) -> Drawn | None:
 def generalization_arms(frame: pd.DataFrame) -> Drawn | None:
     """Gap times tokens over parameters against N, for claim 2's primary design and its other protocols."""
     rows = rows_of("generalization", frame, arms=True)
-    if rows.empty or "arm" not in rows:
+    if rows.empty or not {"arm", "sequence_length", "params"} <= set(rows):
         return None
+    rows = rows[rows[["sequence_length", "params"]].notna().all(axis=1)]
     others = rows[rows["arm"].notna()]
     if others.empty:
         return None
@@ -466,7 +467,7 @@ def generalization_arms(frame: pd.DataFrame) -> Drawn | None:
     for i, name in enumerate(names):
         part = points[points["arm"] == name]
         axes.plot(part["samples"], part["mean"], color=series_style(i)["color"], linewidth=0.8)
-        _errorbars(axes, part["samples"].to_numpy() * (1 + 0.02 * i), part, name.replace("_", " "), i)
+        _errorbars(axes, part["samples"].to_numpy() * (1 + 0.02 * i), part, words(name), i)
     axes.axhline(1, label="gap = parameters / tokens", **CLAIMED)
     axes.set(xscale="log", xlabel="training sequences N", ylabel="gap x tokens / parameters")
     axes.set_yscale("symlog", linthresh=0.1)
@@ -500,7 +501,7 @@ def cost_against_quality(frame: pd.DataFrame) -> Drawn | None:
     for axes, cost, label in zip(panels, ("size", "speed"), labels, strict=True):
         for i, (student, part) in enumerate(points.groupby("student")):
             part = part.sort_values("rank")
-            axes.plot(part[cost], part["loss"], linewidth=0.8, label=str(student), **series_style(i))
+            axes.plot(part[cost], part["loss"], linewidth=0.8, label=words(student), **series_style(i))
             if i == 0:
                 for rank, x, y in part[["rank", cost, "loss"]].to_numpy():
                     axes.annotate(f"{rank:g}", (x, y), fontsize=5.5, xytext=(2, 3), textcoords="offset points")

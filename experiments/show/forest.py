@@ -19,6 +19,7 @@ from matplotlib.transforms import blended_transform_factory
 
 from experiments.show.claim_figures import Drawn
 from experiments.show.lines import CAUSE, UNDECIDED, Line, lines_of
+from experiments.show.theme import words
 from theory.judge.verdicts import MARGIN, MEANING, REFUTED
 from theory.show.palette import INK
 
@@ -171,7 +172,7 @@ def _panel(axes: Axes, name: str, points: pd.DataFrame) -> None:
             axes.text(0.01, y, row, transform=beside, va="center", fontsize=7.5, fontweight="bold")
             continue
         colour = INK[row.verdict]
-        axes.text(0.025, y, row.label.partition(": ")[2], transform=beside, va="center", fontsize=7.5)
+        axes.text(0.025, y, words(row.label.partition(": ")[2]), transform=beside, va="center", fontsize=7.5)
         axes.text(RIGHT + 0.015, y, row.verdict, transform=beside, va="center", fontsize=6.5, color=colour,
                   fontweight="bold")  # fmt: skip
         if row.reason:

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import io
 import math
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +25,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from experiments.common.files import read_json
 from experiments.common.paths import TEMPLATES
@@ -47,6 +50,7 @@ from theory.show.palette import INK, LETTER, QUANTITY
 SENTENCE = 40  # characters from which a column is text to read
 FIRST_ROWS = 15  # of a table, before "show more"
 MOST_ROWS = 4000  # of a table that the page carries; more are in measurements.csv
+POLICY = "POLICY"  # where the page's content security policy goes, which depends on the rest of it
 HEAVY_FIGURE = 400_000  # bytes of SVG beyond which a figure is embedded as PNG
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -85,6 +89,15 @@ class Part:
     def name(self) -> str:
         """The data set in plain words."""
         return data_set(Path(self.label)) if self.label else ""
+
+    @property
+    def anchor(self) -> str:
+        """Before the ids of the part's elements: the label, or, where that has other than letters and digits, what is
+        left of it with a digest."""
+        if re.fullmatch(r"[A-Za-z0-9_-]*", self.label):
+            return self.label
+        left = re.sub(r"[^A-Za-z0-9_-]+", "-", self.label).strip("-")
+        return f"{left}-{hashlib.sha256(os.fsencode(self.label)).hexdigest()[:8]}".strip("-")
 
     @functools.cached_property
     def lines(self) -> list[Line]:
@@ -165,7 +178,9 @@ def strip(
     label = (
         f"{name}: estimate {estimate:.2f}, 95 % interval {low:.2f} to {high:.2f}, accepted {band[0]:g} to {band[1]:g}"
     )
-    return Markup(f'<svg class="strip" role="img" aria-label="{label}" viewBox="0 0 140 18">{"".join(parts)}</svg>')
+    return Markup(
+        f'<svg class="strip" role="img" aria-label="{escape(label)}" viewBox="0 0 140 18">{"".join(parts)}</svg>'
+    )
 
 
 # --- claims ----------------------------------------------------------------------------------------------------------
@@ -239,7 +254,7 @@ def _claim(claim: ClaimReport, part: Part, figures: list[dict[str, Any]]) -> dic
     lines = [line for line in part.lines if line.claim == claim.name]
     return {
         "name": claim.name,
-        "id": f"{part.label}-{claim.name}".strip("-"),
+        "id": f"{part.anchor}-{claim.name}".strip("-"),
         "part": part.name,
         "title": ledger.title,
         "statement": ledger.statement,
@@ -518,7 +533,7 @@ def render(study: Study, parts: list[Part], validation: Path | None = None) -> s
     makers = _Figures()
     claims, extras = [], []
     for part in parts:
-        prefix = f"{part.label}-" if part.label else ""
+        prefix = f"{part.anchor}-" if part.label else ""
         of_part = f" ({part.name})" if part.label else ""
         placed: dict[str, list[dict[str, Any]]] = {}
         for drawn in part.figures:
@@ -536,7 +551,8 @@ def render(study: Study, parts: list[Part], validation: Path | None = None) -> s
             found = {"id": f"{prefix}more", "title": "More figures", "link": f"more figures{of_part}"}
             extras.append(found | {"figures": leftover, "table": None})
     information = next((t for p in parts if (t := _information_calibration(p.frame)) is not None), None)
-    return _templates().get_template("report.html.j2").render(
+    page = _templates().get_template("report.html.j2").render(
+        policy=POLICY,
         study=study.path.name,
         lead=_lead(parts),
         outcomes=_outcomes(parts),
@@ -554,6 +570,23 @@ def render(study: Study, parts: list[Part], validation: Path | None = None) -> s
         ground=DARK_GROUND,
         dark=Markup(dark_variables(makers.colours)),
     )  # fmt: skip
+    return _guarded(page)
+
+
+def _guarded(page: str) -> str:
+    """The page with its content security policy in place: it loads nothing, and only its own style and script count.
+
+    Text of a study is escaped wherever it is shown; should one place have been forgotten, the browser still runs
+    nothing of it. Style attributes are allowed, which figures have on every element.
+    """
+    style = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)[0]
+    script = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)[-1]
+    kept = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    policy = (
+        f"default-src 'none'; style-src-elem 'sha256-{kept[0]}'; style-src-attr 'unsafe-inline'; "
+        f"script-src 'sha256-{kept[1]}'; script-src-attr 'none'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    return page.replace(POLICY, escape(policy), 1)  # the first stands in the head, before anything of the study
 
 
 def validation_of(study: Study, given: str | None) -> Path | None:

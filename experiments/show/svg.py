@@ -60,9 +60,10 @@ def inline_svg(figure: Figure, name: str, label: str) -> tuple[str, set[str]]:
     """The figure as an `<svg role="img">` element, and the colours that it uses.
 
     Args:
-      name: makes the element's ids unique on the page.
+      name: makes the element's ids unique on the page; letters, digits, _ and -.
       label: the alternative text.
     """
+    assert re.fullmatch(r"[\w-]+", name), name
     buffer = io.StringIO()
     with theme(), mpl.rc_context({"svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -70,9 +71,10 @@ def inline_svg(figure: Figure, name: str, label: str) -> tuple[str, set[str]]:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
-    text = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{name}-\1"', text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    text = re.sub(r"<style[^>]*>.*?</style>\s*", "", text, flags=re.DOTALL)  # of all elements; the page has it
+    text = re.sub(r'\bid="([^"]+)"', lambda m: f'id="{name}-{m[1]}"', text)
+    text = re.sub(r'xlink:href="#([^"]+)"', lambda m: f'href="#{name}-{m[1]}"', text)
+    text = re.sub(r"url\(#([^)]+)\)", lambda m: f"url(#{name}-{m[1]})", text)
     found = {m.group(2).lower() for m in _COLOUR.finditer(text)}
     text = _COLOUR.sub(lambda m: f"{m.group(1)}: var(--k{m.group(2)[1:].lower()}, {m.group(2)})", text)
     # Text without a fill of its own, and paths that rely on SVG's default, are black.

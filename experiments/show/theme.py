@@ -8,6 +8,8 @@ from typing import Any
 
 import matplotlib as mpl
 
+from theory.show.plain import visible
+
 COLUMN = 3.4  # inches: one column of a two-column paper
 # Okabe & Ito's palette without its yellow, from dark to light: series also differ in marker and in grey.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -40,6 +42,11 @@ SETTINGS: dict[Any, Any] = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "lrc",
 }
+
+
+def words(name: object) -> str:
+    """A name out of somebody's table as text of a figure: no formula, no control characters, spaces for underscores."""
+    return visible(str(name).replace("_", " ")).replace("$", r"\$")
 
 
 @contextmanager

@@ -7,10 +7,12 @@ from typing import Any, Protocol
 import flax.struct
 import numpy as np
 
+from lrc_jax.data.windows import Windows
+
 
 @flax.struct.dataclass
 class Pool:
-    """Training or test sequences (NumPy arrays on the host; batches of them are traced).
+    """Training or test sequences (NumPy arrays on the host, or `Windows` of a text; batches of them are traced).
 
     Attributes:
       tokens_NT: inputs, int32 [N, T].
@@ -30,9 +32,9 @@ class Pool:
         return self.tokens_NT.shape[0]
 
 
-def pool_from_sequences(sequences_NT1: np.ndarray) -> Pool:
+def pool_from_sequences(sequences_NT1: np.ndarray | Windows) -> Pool:
     """Sequences of T+1 tokens -> T inputs with their next tokens as labels."""
-    sequences = np.asarray(sequences_NT1, np.int32)
+    sequences = sequences_NT1 if isinstance(sequences_NT1, Windows) else np.asarray(sequences_NT1, np.int32)
     return Pool(sequences[:, :-1], sequences[:, 1:])
 
 

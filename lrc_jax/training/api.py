@@ -342,13 +342,14 @@ def train(
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress = True,
+    text_field: str | None = None,
 ) -> Run:
     """Train a student of a teacher on text.
 
     Args:
       student: what `LowRankClone.of` or `student_of` chose.
-      text: a UTF-8 file, of which a part is held out; a folder with train.txt, test.txt and perhaps valid.txt; or
-        tokens (`Pools.of`).
+      text: a file, of which a part is held out; a folder with train.txt, test.txt and perhaps valid.txt, or of shards
+        of one text; or tokens (`Pools.of`). Files are plain text, JSON lines or parquet, perhaps .gz.
       steps: optimiser steps (AdamW, warm-up over a twentieth of them, then cosine decay to 0).
       samples: training sequences; 0 takes all.
       batch_size: sequences per step.
@@ -367,6 +368,7 @@ def train(
         same call goes on from the last one. None writes nothing.
       overwrite: replace `out` where it exists.
       progress: True tells standard error, False nobody; a function is called with each line.
+      text_field: of JSON lines and parquet, the one with the text; None is "text".
 
     Returns:
       Losses, history and the trained student.
@@ -391,6 +393,7 @@ def train(
         ce_weight=ce_weight,
         bf16=bf16,
         seed=seed,
+        text_field=text_field,
     )
     if out is not None:
         check_out(Path(out), overwrite)
@@ -418,7 +421,11 @@ def _warn(message: str) -> None:
 
 @_as_library()
 def evaluate(
-    model: Teacher | Run, text: str | Path | Pools, *, sequence_length: int = DistillSettings.sequence_length
+    model: Teacher | Run,
+    text: str | Path | Pools,
+    *,
+    sequence_length: int = DistillSettings.sequence_length,
+    text_field: str | None = None,
 ) -> float:
     """Loss of a teacher or student on held-out text.
 
@@ -427,6 +434,7 @@ def evaluate(
       text: as `train` reads it. Measured are at most 32 sequences of what `train` holds out for its test, the same
         ones for every model of one tokenizer; of `Pools`, all of the test.
       sequence_length: tokens per sequence, at most what the model reads. `Pools` have their own.
+      text_field: as of `train`.
 
     Returns:
       Nats per token.
@@ -441,7 +449,7 @@ def evaluate(
         test = text.test
     else:
         model.check_length(sequence_length)
-        source = text_source(text, model, sequence_length)
+        source = text_source(text, model, sequence_length, text_field)
         check_parts(source, text, {"test": "to test on"})
         test = held_out(source, "test")
     return distill.held_out_loss(model.config, model.weights, test)

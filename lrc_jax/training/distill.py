@@ -57,7 +57,8 @@ class DistillSettings:
     """Everything that decides the result; a run is resumed only under equal settings.
 
     Attributes:
-      text: a file, or a folder with train.txt and test.txt.
+      text: a file, or a folder of train and test files or of shards.
+      text_field: of JSON lines and parquet, the one with the text; None is "text".
       samples: training sequences; 0 takes all.
       kl_weight, kl_temperature: of the distillation loss, which is averaged per token.
       clone_distance: "normalised", which no teacher's scale upsets, or another of losses.CLONE_DISTANCES; the
@@ -87,6 +88,7 @@ class DistillSettings:
     seed: int = 0
     projections: str | None = None
     flags: str | None = None
+    text_field: str | None = None
 
     def check(self) -> None:
         """Raise InputError where a number is out of range."""
@@ -290,7 +292,7 @@ def prepare(
     teacher = teacher or load_teacher(settings.teacher)
     teacher.check_length(settings.sequence_length)
     if pools is None:
-        pools = read_pools(settings.text, teacher, settings.sequence_length, settings.samples)
+        pools = read_pools(settings.text, teacher, settings.sequence_length, settings.samples, settings.text_field)
     else:
         pools.check(teacher.config, settings.samples)
     mesh = mesh_for(MeshSpec(machine.data, machine.model), settings.batch_size)

@@ -79,10 +79,10 @@ class Pools:
             raise InputError(f"--text: token {wrong} is outside 0..{config.vocab_size - 1}, the teacher's vocabulary")
 
 
-def text_source(text: str | Path, model: Teacher, sequence_length: int) -> TextSource:
+def text_source(text: str | Path, model: Teacher, sequence_length: int, field: str | None = None) -> TextSource:
     """A text as a source of sequences for a model: nothing of it is set aside for training a teacher."""
     return TextSource(
-        read_splits(Path(text)),
+        read_splits(Path(text), field),
         model.require_tokenizer(),
         sequence_length,
         vocab_size=model.config.vocab_size,
@@ -106,17 +106,18 @@ def held_out(source: TextSource, part: str) -> Pool:
     return pool_from_sequences(source.sequences(part, min(EVALUATED, source.available(part) or 0)))
 
 
-def read_pools(text: str, teacher: Teacher, sequence_length: int, samples: int = 0) -> Pools:
-    """The pools of a text file or folder.
+def read_pools(text: str, teacher: Teacher, sequence_length: int, samples: int = 0, field: str | None = None) -> Pools:
+    """The pools of a text file or folder. Training sequences are read from the file of tokens as they are used.
 
     Args:
       samples: training sequences; 0 takes all.
+      field: of JSON lines and parquet, the one with the text; None is "text".
 
     Raises:
       InputError: the text cannot be read or is too short, or the teacher has no tokenizer.
     """
-    source = text_source(text, teacher, sequence_length)
+    source = text_source(text, teacher, sequence_length, field)
     samples = samples or source.available("student") or 0
     check_parts(source, text, {"student": "to train on", "test": "to test on", "probe": "for validation"})
-    train = pool_from_sequences(source.sequences("student", samples))
+    train = pool_from_sequences(source.windows("student", samples))
     return Pools(train, held_out(source, "test"), held_out(source, "probe"), source.digest)

@@ -15,17 +15,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import report
+from experiments import controls, report
 from experiments.archive import verdicts_markdown
 from experiments.show import figures, power
 from experiments.show import page as shown
 from experiments.show.lines import OUTCOME
 from experiments.show.svg import contrast, on_dark
 from experiments.sweep.store import Study
+from theory.__main__ import main as judge
 from theory.judge.verdicts import MEANING
 from theory.planted.surfaces import Design, dynamics_table, gap_table, gradient_table, information_table
 from theory.report import to_json
 from theory.show.palette import INK, TERMINAL
+from theory.show.plain import visible
 
 SMALL = Design(ranks=(4, 8, 12, 24, 40), samples=(64, 256, 1024, 4096, 16384), steps=(256, 1024, 4096, 16384, 65536))
 
@@ -229,6 +231,135 @@ def test_download_has_every_row_of_the_claim(study, window):
     rows = frame[frame["claim"] == "generalization"].reset_index(drop=True)
     for column in ("rank", "samples", "seed", "gap"):
         np.testing.assert_allclose(found[column], rows[column], rtol=1e-9)
+
+
+HOSTILE = (
+    'x"><img src=x onerror=alert(7)>',
+    r"\1\g<9>",
+    "</script><script>alert(1)</script>",
+    "<style>*{display:none}</style>",
+    "'-alert(1)-'",
+    "javascript:alert(1)",
+    "{{ 7 * 7 }}{% raw %}",
+    "<svg onload=alert(1)>",
+    '" onfocus="alert(1)" autofocus x="',
+    "&lt;b&gt;&#60;b>",
+    "POLICY",
+    "$\\frac{1$ $$ ^_{",
+    "]]>--><!--",
+    "\u202egnp.exe\x07",
+)
+
+
+@pytest.fixture(scope="module")
+def hostile(study, tmp_path_factory):
+    """A study whose names and text are all hostile: its own, its parts', its columns', its arms', its students'."""
+    made = Study(tmp_path_factory.mktemp("hostile") / HOSTILE[4])
+    frame = pd.read_csv(study.path / "measurements.csv")
+    for i, name in ((0, HOSTILE[0]), (1, HOSTILE[1]), (10, HOSTILE[10])):
+        folder = made.path / name.replace("/", "∕")
+        folder.mkdir(parents=True)
+        claims = ["generalization", "information", "cost"] if i == 0 else ["dynamics", "cost"]
+        part = frame[frame["claim"].isin(claims)].copy()
+        part["student"] = [HOSTILE[i + n % 2] if c == "cost" else HOSTILE[i] for n, c in enumerate(part["claim"])]
+        part["site"] = part["site"].map({"q": HOSTILE[i], "o": HOSTILE[i + 1]})
+        again = part[part["claim"].isin(["generalization", "dynamics"])]
+        part = pd.concat([part, *(again.assign(arm=HOSTILE[i + k]) for k in (1, 2))], ignore_index=True)
+        part["text"] = [HOSTILE[(i + n) % len(HOSTILE)] for n in range(len(part))]
+        part[HOSTILE[i]] = range(len(part))
+        part["formula"] = "=cmd|' /C calc'!A0"
+        part.to_csv(folder / "measurements.csv", index=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(power, "REPLICATIONS", 1)
+        (made.path / "report.html").write_text(shown.render(made, shown.load_parts(made)))
+    return made
+
+
+def test_hostile_text_is_text(hostile):
+    page = (hostile.path / "report.html").read_text()
+    for wrong in ("<img src=x", "<svg onload", "</script><script>alert", "<style>*", "<b>", "{{"):
+        assert wrong not in page.replace("{{ 7 * 7 }}", ""), wrong  # this is no template's second pass
+    assert page.count("<script>") == 1 and page.count("<style>") == 1
+    assert page.count("Content-Security-Policy") == 1
+    assert page.count("&lt;img src=x onerror=alert(7)&gt;") > 3
+    for tag in re.findall(r"<[a-z][^>]*>", page):
+        assert not re.search(r"\son\w+=", re.sub(r'"[^"]*"', "", tag)), tag
+
+
+def test_nothing_hostile_runs_and_the_policy_is_in_force(hostile, window):
+    window.requests.clear()
+    window.open(hostile.path / "report.html")
+    assert window.errors == []
+    assert window.evaluate("document.querySelectorAll('img[src=x], [onerror], [onload], [onfocus]').length") == 0
+    assert window.evaluate("document.querySelectorAll('iframe, object, embed, base, form').length") == 0
+    assert [u for u in window.requests if not u.startswith(("file:", "data:"))] == []
+    # What the page itself could be made to add does not run: the policy, not the escaping, is tried here.
+    blocked = """new Promise(done => {
+        const seen = [];
+        window.hit = [];
+        document.addEventListener('securitypolicyviolation', e => seen.push(e.effectiveDirective));
+        document.body.insertAdjacentHTML('beforeend',
+            '<img src=y onerror="window.hit.push(1)"><b id=bold onclick="window.hit.push(2)">');
+        document.getElementById('bold').click();
+        const script = document.createElement('script');
+        script.textContent = 'window.hit.push(3)';
+        document.body.append(script);
+        const style = document.createElement('style');
+        style.textContent = '*{display:none}';
+        document.head.append(style);
+        const look = () => [window.hit.length, getComputedStyle(document.body).display, [...new Set(seen)]];
+        setTimeout(() => done(look()), 300);
+    })"""
+    hits, display, directives = window.evaluate(blocked)
+    assert (hits, display) == (0, "block")
+    assert {"img-src", "script-src-attr", "style-src-elem"} <= set(directives)
+    assert {"script-src", "script-src-elem"} & set(directives)
+    window.errors.clear()
+
+
+def test_a_download_holds_no_formula(hostile, window):
+    window.open(hostile.path / "report.html")
+    script = """new Promise(done => {
+        URL.createObjectURL = blob => { blob.text().then(done); return "blob:x"; };
+        HTMLAnchorElement.prototype.click = () => {};
+        document.querySelector('[aria-label="rows of generalization"]').parentElement.querySelector('.save').click();
+    })"""
+    text = window.evaluate(script)
+    found = pd.read_csv(io.StringIO(text))
+    assert set(found["text"]) <= {f"'{t}" if t[0] in "=+-@" else t for t in HOSTILE}
+    assert not re.search(r'(^|,)"?[=@]', text, re.MULTILINE)
+    values = window.evaluate(
+        """["=1+1", "+x", "-x", "@x", "-5", "+1e3", "a=b", -5, null, "\\tx", "-", 0.5].map(quote)"""
+    )
+    assert values == ["'=1+1", "'+x", "'-x", "'@x", "-5", "+1e3", "a=b", "-5", "", "'\tx", "'-", "0.5"]
+
+
+def test_nothing_steers_the_terminal(tmp_path, monkeypatch, capsys):
+    steering = "\x1b[31mred\x1b]0;title\x07 [bold]x[/] \x9b2J \u202e"
+    study = Study(tmp_path / "s")
+    study.path.mkdir()
+    frame = gap_table(1, 1, SMALL, np.random.default_rng(0)).assign(claim="generalization")
+    frame = pd.concat([frame, frame.assign(arm=steering)])
+    frame.to_csv(study.path / "measurements.csv", index=False)
+    for main, words in ((controls.main, ["study=s", f"results_dir={tmp_path}"]), (judge, ["check", str(study.path)])):
+        monkeypatch.setattr(sys, "argv", ["x", *words])
+        if main is judge:
+            judge(["check", str(study.path), "--where", f"arm={steering}"])
+            judge(["compare", str(study.path), "--by", "arm", "--quantity", "gap"])
+        else:
+            main()
+        out, err = capsys.readouterr()
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", out + err)
+        assert "red" in out + err
+    assert visible(steering) == "\\x1b[31mred\\x1b]0;title\\x07 [bold]x[/] \\x9b2J \\u202e"
+
+
+def test_ids_of_parts_are_plain_and_differ():
+    part = dataclasses.make_dataclass("P", ["label"])
+    anchors = [shown.Part.anchor.fget(part(name)) for name in (*HOSTILE, "synthetic", "a b", "a-b", "")]
+    assert len(set(anchors)) == len(anchors)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]*", a) for a in anchors)
+    assert "synthetic" in anchors
 
 
 def test_colours_stand_out_on_the_dark_ground():

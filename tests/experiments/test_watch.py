@@ -11,7 +11,7 @@ from experiments.sweep.store import Study
 def test_a_sweep_that_waited_its_turn_is_not_slow(tmp_path, monkeypatch):
     now, counts = [0.0], Counter(done=0, running=0, missing=10)
     monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(watch, "summary", lambda study: ([("sweep", counts.copy())], []))
+    monkeypatch.setattr(watch.Look, "summary", lambda look: ([("sweep", counts.copy())], []))
     looking = watch.Watch([Study(tmp_path)])
     looking.look()
     now[0] = 1000.0  # another sweep has had the cores; this one starts

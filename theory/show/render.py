@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as Grid
 
 from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, MEANING, NOT_EVALUATED, REFUTED, UNTESTABLE
 from theory.show.palette import QUANTITY, RATIOS, TERMINAL
+from theory.show.plain import escape
 
 if TYPE_CHECKING:  # they bring SciPy, and commands that only print a table start without it
     from theory.design.advise import Advice

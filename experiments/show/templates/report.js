@@ -2,7 +2,9 @@
 // Every table carries its rows as JSON beside it: sorting, paging and the download read them from there.
 const PAGE = 200;
 const show = v => v === null ? "" : typeof v === "number" && !Number.isInteger(v) ? String(Number(v.toPrecision(4))) : String(v);
-const quote = v => v === null ? "" : /[",\n]/.test(String(v)) ? `"${String(v).replaceAll('"', '""')}"` : String(v);
+// A spreadsheet computes what begins with = + - @ (or a tab, or a line end): text gets an apostrophe before it.
+const plain = v => typeof v === "string" && /^[=+\-@\t\r\n]/.test(v) && Number.isNaN(Number(v.trim() || "x")) ? `'${v}` : String(v);
+const quote = v => v === null ? "" : /[",\n\r]/.test(plain(v)) ? `"${plain(v).replaceAll('"', '""')}"` : plain(v);
 const compare = (a, b) => a === b ? 0 : a === null ? 1 : b === null ? -1
   : typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", {numeric: true});
 
