@@ -509,11 +509,11 @@ def test_rivals_are_met_at_equal_cost_between_their_sizes_or_below():
     assert [(at, how) for at, how, _ in larger] == [(s, "interpolated") for s in sizes[1:]]
     smaller = met(moved(frame, "factorized", 1 / 1.021), "factorized")
     assert [(at, how) for at, how, _ in smaller] == [*((s, "interpolated") for s in sizes[:3]), (sizes[3], "cheaper")]
-    # At half the cost a rival's loss is that of its next size: in ln cost the middle of two.
-    half_way = met(moved(frame, "factorized", 2**0.5), "factorized")
+    # Three quarters of the way, in ln cost, from one size of the rival to the next.
+    between = met(moved(frame, "factorized", 2**0.25), "factorized")
     law = 2.0 + 0.5 * (np.array(quiet.sizes) / 1e6) ** -0.3
-    for (_, _, estimate), own, low in zip(half_way, law[1:], (law[:-1] + law[1:]) / 2 + 0.2, strict=True):
-        assert estimate == pytest.approx(own - low, abs=1e-3)
+    rival = 0.25 * law[:-1] + 0.75 * law[1:] + 0.2
+    assert [estimate for *_, estimate in between] == pytest.approx(list(law[1:] - rival), abs=1e-3)
     assert met(moved(frame, "factorized", 100.0), "factorized") == []
 
 
