@@ -127,7 +127,7 @@ def gaussian_information(
     noise_block = np.zeros((width, width))
     noise_block[d_x:, d_x:] = noise**2 * np.eye(width - d_x)
 
-    def covariance(count: np.ndarray, total: np.ndarray, square: np.ndarray) -> np.ndarray:
+    def covariance(count: np.ndarray | np.float64, total: np.ndarray, square: np.ndarray) -> np.ndarray:
         mean = total / count[..., None]
         return square / count[..., None, None] - mean[..., :, None] * mean[..., None, :] + noise_block
 

@@ -54,7 +54,9 @@ class Spectrum:
         return self.rank == self.free
 
 
-def matrix_spectrum(matrix: Float[Array, "in out"], name: str, layer: int | None, projects_input: bool) -> Spectrum:
+def matrix_spectrum(
+    matrix: Float[Array | np.ndarray, "in out"], name: str, layer: int | None, projects_input: bool
+) -> Spectrum:
     """Spectrum of a frozen [in, out] matrix whose input (or output) axis is replaced by a projection."""
     values = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
     # The matrix is known to float32, so that smaller singular values are rounding.

@@ -450,7 +450,7 @@ def train(
             np.int32(count),
             options,
         )
-        part = jax.tree.map(lambda x, n=count: np.asarray(x)[:n], History(terms, grad_norm))
+        part = History(*jax.tree.map(lambda x, n=count: np.asarray(x)[:n], (terms, grad_norm)))
         parts.append(part)
         if (wrong := diverged(part, done, steps)) is not None:
             raise wrong

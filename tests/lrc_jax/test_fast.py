@@ -181,8 +181,8 @@ def test_output_losses_agree(temperature):
             @jax.jit
             def both(s, t, f=function, dtype=dtype):
                 sums, pull = jax.vjp(lambda s: f(s, t, labels, temperature), s)
-                kl, ce = dtype(0.3), dtype(1.7)
-                return sums, pull((kl, ce)), pull((kl, dtype(0)))
+                kl, ce, none = (jnp.asarray(x, dtype) for x in (0.3, 1.7, 0))
+                return sums, pull((kl, ce)), pull((kl, none))
 
             values.append(jax.device_get(both(s, t)))
     agree(values[1], values[0], rounding=1e-13)

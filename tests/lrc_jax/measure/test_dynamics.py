@@ -39,6 +39,7 @@ merged_jit = jax.jit(merged)
 
 def kl_loss(frozen, weights, tokens_BT):
     student, _, _ = setting()
+    tokens_BT = jnp.asarray(tokens_BT)
     teacher = forward(TEACHER, frozen.teacher, tokens_BT).logits_NV
     return jnp.mean(kl_per_token(teacher, forward(student.config, weights, tokens_BT).logits_NV, 1.0))
 

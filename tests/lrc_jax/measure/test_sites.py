@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,7 +29,7 @@ def rows(rank, init="random", key=0, **kwargs):
     frozen, pool = probes()
     if init == "pca":
         embed = np.asarray(frozen.teacher.embed_VD, np.float64)
-        frozen = Frozen(frozen.teacher, residual_basis("pca", embed.T @ embed, rank))
+        frozen = Frozen(frozen.teacher, jnp.asarray(residual_basis("pca", embed.T @ embed, rank)))
     student = make_student("lrc", TEACHER, CloneFlags(rank=rank), StudentOptions(init=init))
     params = jax.jit(student.init)(jax.random.key(1), frozen)
     return information_rows(
