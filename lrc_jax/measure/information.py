@@ -127,11 +127,11 @@ def gaussian_information(
     noise_block = np.zeros((width, width))
     noise_block[d_x:, d_x:] = noise**2 * np.eye(width - d_x)
 
-    def covariance(count: np.ndarray | np.float64, total: np.ndarray, square: np.ndarray) -> np.ndarray:
+    def covariance(count: np.ndarray, total: np.ndarray, square: np.ndarray) -> np.ndarray:
         mean = total / count[..., None]
         return square / count[..., None, None] - mean[..., :, None] * mean[..., None, :] + noise_block
 
-    whole = covariance(counts.sum(), sums.sum(axis=0), squares.sum(axis=0))
+    whole = covariance(np.asarray(counts.sum()), sums.sum(axis=0), squares.sum(axis=0))
     without = covariance(counts.sum() - counts, sums.sum(axis=0) - sums, squares.sum(axis=0) - squares)
     plug_in, replicates = float(_gaussian_value(whole, d_x)), _gaussian_value(without, d_x)
     value = n_groups * plug_in - (n_groups - 1) * float(replicates.mean())
