@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from tokenizers import Tokenizer as _Tokenizer
@@ -92,7 +92,7 @@ class Tokenizer:
         encodings = self.backend.encode_batch(texts, add_special_tokens=False)
         return [self._checked(start + encoding.ids) for encoding in encodings]
 
-    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+    def decode(self, ids: Iterable[SupportsIndex], skip_special: bool = True) -> str:
         """Text of token ids."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
