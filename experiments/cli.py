@@ -94,10 +94,16 @@ def _answer(given: list[str]) -> int:
     try:
         return _run(name, rest)
     except ModuleNotFoundError as missing:
-        if missing.name is None or missing.name.partition(".")[0] in OURS:
+        if (words := what_brings(missing, COMMANDS[name][1])) is None:
             raise
-        brings = f"pip install '{DISTRIBUTION}[{COMMANDS[name][1]}]' brings it"
-        return fail(f"lrc {name}: {missing.name} is not installed; {brings}")
+        return fail(f"lrc {name}: {words}")
+
+
+def what_brings(missing: ModuleNotFoundError, extra: str) -> str | None:
+    """Which extra of the distribution has a module that is not installed; None for a module of ours, or of nobody."""
+    if missing.name is None or missing.name.partition(".")[0] in OURS:
+        return None
+    return f"{missing.name} is not installed; pip install '{DISTRIBUTION}[{extra}]' brings it"
 
 
 def _run(name: str, rest: list[str]) -> int:

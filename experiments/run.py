@@ -25,6 +25,9 @@ from experiments.run_one import config, keys
 from experiments.sweep import record
 from experiments.sweep.local import execute, outcome
 from experiments.sweep.plan import plan
+from lrc_jax.errors import InputError
+
+SHOW = ("-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")  # Hydra's options that run nothing
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -40,6 +43,9 @@ def main() -> int:
         return 0
     many = any(a in ("-m", "--multirun", "hydra.mode=MULTIRUN") for a in words)
     keys.check_words(words, many=many)
+    shown = next((word for word in words if word.partition("=")[0] in SHOW), None)
+    if many and shown:
+        raise InputError(f"{shown}: shows one run's configuration, -m starts a sweep; leave one of them out")
     if "--plan" in words:
         return command.hydra_main(lambda: print(plan([a for a in words if "=" in a], many=many)))
     config.register()

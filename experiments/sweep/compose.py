@@ -140,7 +140,11 @@ class Composer:
 
     def _base(self, job: Sequence[str]) -> tuple[Base | None, list[str]]:
         """What a job shares with others, and its plain overrides; None where a value is taken from another."""
-        plain = {word: override.key_or_group for word in job if self._is_plain(override := parsed(word))}
+        words = {word: parsed(word) for word in job}
+        plain = {word: override.key_or_group for word, override in words.items() if self._is_plain(override)}
+        # What comes later counts: a value that something else sets too keeps its place among the others.
+        rivals = [o.key_or_group for word, o in words.items() if word not in plain and not self._is_choice(o)]
+        plain = {word: key for word, key in plain.items() if not any(_overlap(key, rival) for rival in rivals)}
         shared = tuple(plain.get(word, word) for word in job)
         if shared not in self._bases:
             raw = _without_hydra(self._compose(list(job)))
@@ -157,6 +161,15 @@ class Composer:
         if key in self._groups or override.is_hydra_override() or not PLAIN_KEY.fullmatch(key):
             return False
         return "${" not in line and not isinstance(override.value(), dict)
+
+    def _is_choice(self, override: Override) -> bool:
+        """Whether it chooses among a group's files, which come before all values."""
+        return override.key_or_group in self._groups and isinstance(override.value(), str)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two keys are the same or one is within the other."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _without_hydra(raw: DictConfig) -> DictConfig:

@@ -43,7 +43,7 @@ class Recorder:
         self.results_dir, self.study = str(whole.results_dir), str(whole.study)
         self.expected = int(hydra.sweeper.get("n_trials") or 0)
         # Of a sweeper that thinks of its jobs as it goes, what it was asked is all there is to tell it by.
-        self.asked = [overrides, OmegaConf.to_container(hydra.sweeper)] if self.expected else None
+        self.asked = [overrides, OmegaConf.to_yaml(hydra.sweeper)] if self.expected else None
         self.sweeps: dict[Path, Sweep] = {}
         _open.append(self)
 
