@@ -151,17 +151,14 @@ def compose(overrides: list[str]) -> list[object]:
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
 
     from experiments.run_one import config
+    from experiments.sweep.plan import jobs_of
 
     for override in overrides:
         if override.startswith("+engine="):
             assert (ROOT / "conf" / "engine" / f"{override.partition('=')[2]}.yaml").is_file(), override
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    ours = [o for o in parsed if not o.key_or_group.startswith(("hydra", "engine"))]
-    (jobs,) = BasicSweeper.split_arguments(ours, max_batch_size=None)
+    jobs = jobs_of([o for o in overrides if not o.lstrip("+").startswith(("hydra", "engine"))], None)
     config.register()
     found = []
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
