@@ -18,7 +18,7 @@ from rich.table import Table
 from experiments.common.command import guarded, study_arguments
 from experiments.common.progress import duration
 from experiments.sweep.planned import key_of, planned
-from experiments.sweep.store import RunFolder, Study
+from experiments.sweep.store import RunFolder, Study, without_collection
 from theory.show.plain import escape, visible
 from theory.show.render import console
 
@@ -57,7 +57,8 @@ class Look:
     def summary(self) -> tuple[list[tuple[str, Counter[str]]], list[dict[str, Any]]]:
         """Per sweep the number of runs in each state, and the jobs that are not done. Jobs that ask for the same run
         count once."""
-        states = self.runs()
+        with without_collection():
+            states = self.runs()
         counts, open_jobs = [], []
         for name, sweep in planned(self.study).items():
             counter: Counter[str] = Counter()

@@ -105,6 +105,8 @@ def clear_parts(folder: Path) -> None:
     """
     if (key := (os.getpid(), str(folder))) in _cleared:
         return
+    if len(_cleared) >= 256:  # runs come and go in a process; looking once more costs little
+        _cleared.clear()
     _cleared.add(key)
     try:
         found = [(entry, match[1]) for entry in os.scandir(folder) if (match := PART.fullmatch(entry.name))]

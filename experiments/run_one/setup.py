@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 HELD_OUT = 1024  # sequences on which a teacher trained here is stopped
 POOL_BYTES = 2**29  # of pools kept for a sweep
+MOST_KEPT = 128  # pools, and other things that runs share: a process of thousands of runs keeps no more of each
 FEATURES_IN_MEMORY = 2**28  # bytes of a pool's precomputed teacher features; beyond this they lie on disk
 FEATURES_ON_DISK = 2**33  # beyond this the teacher is run again wherever it is needed
 # Of the reference pool, for second moments of the teacher's activations. 2**17 tokens are a hundred or more times a
@@ -87,6 +88,8 @@ class Setup:
         """What runs of a sweep share: made at the first call with this name, kept for the others."""
         if name not in self._shared:
             self._shared[name] = make()
+            if len(self._shared) > MOST_KEPT:
+                del self._shared[next(iter(self._shared))]
         return self._shared[name]
 
     @functools.cached_property
@@ -106,7 +109,9 @@ class Setup:
         key = (purpose, n, labels, replicate, features)
         pool = self._pools.pop(key, None) or self._make_pool(*key)
         self._pools[key] = pool
-        while len(self._pools) > 1 and sum(map(_bytes, self._pools.values())) > POOL_BYTES:
+        while len(self._pools) > MOST_KEPT or (
+            len(self._pools) > 1 and sum(map(_bytes, self._pools.values())) > POOL_BYTES
+        ):
             del self._pools[next(iter(self._pools))]
         return pool
 

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.common.files import write_bytes, write_csv
-from experiments.sweep.store import Study
+from experiments.sweep.store import Study, without_collection
 from lrc_jax.errors import InputError
 
 ORDER = ["claim", "arm", "student", "matrices", "init", "teacher", "data", "labels", "rank", "samples", "steps", "seed"]
@@ -28,7 +28,8 @@ def load_rows(study: Study) -> tuple[list[dict[str, Any]], int]:
     A configuration computed by several versions of the code counts once: with the version that has the most rows of
     the study, so that a table never mixes two methods where it need not.
     """
-    rows = [row for folder in study.runs() if (row := folder.row()) is not None]
+    with without_collection():
+        rows = [row for folder in study.runs() if (row := folder.row()) is not None]
     versions = Counter(row["code_version"] for row in rows)
     chosen: dict[str, dict[str, Any]] = {}
     for row in sorted(rows, key=lambda r: (versions[r["code_version"]], r["code_version"], r["run_id"])):

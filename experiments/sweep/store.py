@@ -23,6 +23,7 @@ as not being there.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -308,6 +309,19 @@ def _alive(claim: Path) -> bool:
         return abs(_age(claim)) < STALE_AFTER
     except FileNotFoundError:
         return False
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Within it Python looks for no reference cycles: rows have none, and with thousands of them each look takes as
+    long as reading some more."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def read_object(path: Path | str, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from lrc_jax.seeds import derive_seed, rng_for
 CHUNK = 4096  # sequences are drawn in chunks with a key each, so that a longer stream starts with the shorter one
 MAX_TABLE = 2**24  # entries of the conditional table, V^(order+1)
 KEPT_BYTES = 2**28  # of streams that a sweep reads again
+KEPT_STREAMS = 64  # a sweep over thousands of seeds keeps no more of them
 BAYES_SAMPLES = 4096  # sequences for the hidden Markov model's best loss
 
 
@@ -205,7 +206,9 @@ class SyntheticSource:
             more = range(len(have) // CHUNK, -(-n // CHUNK))
             have = np.concatenate([have, *(self._chunk(purpose, replicate, i) for i in more)])
         self._drawn[purpose, replicate] = have  # last in, so that the oldest stream is the first to be forgotten
-        while len(self._drawn) > 1 and sum(x.nbytes for x in self._drawn.values()) > KEPT_BYTES:
+        while len(self._drawn) > KEPT_STREAMS or (
+            len(self._drawn) > 1 and sum(x.nbytes for x in self._drawn.values()) > KEPT_BYTES
+        ):
             del self._drawn[next(iter(self._drawn))]
         return have[:n]
 
