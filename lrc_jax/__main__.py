@@ -119,7 +119,9 @@ def _parser(prog: str = PROG) -> argparse.ArgumentParser:
     )
     add = distill.add_argument
     add("--teacher", required=True, help=teacher_help)
-    add("--text", required=True, help="text file, or folder with train.txt and test.txt")
+    layouts = "file (plain text, JSON lines, parquet, .gz), or folder of shards or of train and test files"
+    add("--text", required=True, help=layouts)
+    add("--text-field", metavar="NAME", help="of JSON lines and parquet, the field with the text (default: text)")
     add("--rank", required=True, type=int, help="width of the student (factorized: rank of its matrices)")
     add("--steps", required=True, type=int, help="optimiser steps")
     add("--out", required=True, type=Path, help="folder to write; interrupted runs go on from OUT.training")

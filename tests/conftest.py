@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +20,16 @@ os.environ.setdefault(
 # Workers, and the commands that they start, compile the same small programs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Tokens of texts are kept for the tests of one run, not among the user's.
+if "LRC_CACHE" not in os.environ:
+    os.environ["LRC_CACHE"] = tempfile.mkdtemp(prefix="lrc-tests-")
+    atexit.register(shutil.rmtree, os.environ["LRC_CACHE"], ignore_errors=True)
 
 import pytest
+from jaxtyping import install_import_hook
+
+# Annotations are checked, shapes too, in what a test runs in its own process (tests/lrc_jax/test_annotations.py).
+install_import_hook("lrc_jax", "typecheck.checked")
 
 HERE = Path(__file__).parent
 

@@ -39,7 +39,8 @@ class TextData:
     """Text in disjoint pools (lrc_jax.data.text); name wikitext2 without a path asks the hub."""
 
     name: str = "text"
-    path: str | None = None  # a file, or a folder with train.txt, test.txt and perhaps valid.txt
+    path: str | None = None  # a file, or a folder of shards or of train, test and perhaps valid files
+    field: str | None = None  # of JSON lines and parquet, the one with the text; null is "text"
     tokenizer_size: int = 512  # of the byte-level BPE trained here; ignored where the teacher has a tokenizer
     teacher_share: float = 0.5  # of the training documents, for a teacher trained here
     reference_share: float = 0.15  # of the training documents, for reference students
@@ -471,4 +472,5 @@ def identity(config: RunConfig) -> dict[str, Any]:
         plain["accumulate"] = config.accumulate  # these losses are of each part: a whole batch has another
     for group in ("data", "teacher"):
         plain[group].pop("path", None)
+    plain["data"].pop("field", None)
     return plain

@@ -245,7 +245,7 @@ def _made(config: RunConfig) -> Setup:
         return Setup(source, _tiny(config.teacher, source, cache), cache)
 
     data = config.data
-    splits = read_splits(Path(data.path)) if data.path else wikitext2_splits()
+    splits = read_splits(Path(data.path), data.field, cache) if data.path else wikitext2_splits(cache)
     if isinstance(config.teacher, PretrainedTeacher):
         loaded = load_teacher(config.teacher.path)
         loaded.check_length(config.sequence_length)
@@ -256,7 +256,6 @@ def _made(config: RunConfig) -> Setup:
             vocab_size=loaded.config.vocab_size,
             teacher_share=0.0,
             reference_share=data.reference_share,
-            cache=cache,
         )
         return Setup(source, Teacher(loaded.config, loaded.weights, loaded.digest[:16], loaded.tokenizer), cache)
     tokenizer = train_tokenizer(splits, data.tokenizer_size, cache)
@@ -266,7 +265,6 @@ def _made(config: RunConfig) -> Setup:
         config.sequence_length,
         teacher_share=data.teacher_share,
         reference_share=data.reference_share,
-        cache=cache,
     )
     source.sequences("student", config.samples)  # too many? say so before a teacher is trained
     return Setup(source, dataclasses.replace(_tiny(config.teacher, source, cache), tokenizer=tokenizer), cache)

@@ -11,10 +11,10 @@ import json
 import os
 import re
 import tempfile
+import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
@@ -39,7 +39,8 @@ class Corpus:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  it lives as long as the object
+        self._file = file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  it lives as long as the object
+        weakref.finalize(self, file.close)
         self._ends, self._chars = array("q", [0]), array("q")
         self._open = [0, 0]  # bytes and characters of the document that is being written
         self._held = ""  # white space that belongs to it only if more follows
@@ -108,6 +109,9 @@ class Corpus:
     def __getitem__(self, i: int) -> str:
         return self._bytes(i).decode()
 
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))
+
     def parts(self, i: int) -> Iterator[str]:
         """A document in parts of at most LONG bytes."""
         decoder = codecs.getincrementaldecoder("utf-8")()
@@ -155,7 +159,7 @@ class Corpus:
         return digest.hexdigest()
 
 
-class Documents(Sequence[str]):
+class Documents:
     """Some documents of a corpus, in an order of their own. The corpus is made when the first one is read."""
 
     def __init__(self, corpus: Callable[[], Corpus], numbers: np.ndarray) -> None:
@@ -164,14 +168,11 @@ class Documents(Sequence[str]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> Documents: ...
-    def __getitem__(self, i: int | slice) -> str | Documents:
-        if isinstance(i, slice):
-            return Documents(self.corpus, self.numbers[i])
+    def __getitem__(self, i: int) -> str:
         return self.corpus()[int(self.numbers[i])]
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))
 
     def words(self) -> Iterator[str]:
         """All text in order, to count words in: long documents are cut between two words, before a space."""

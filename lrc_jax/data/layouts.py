@@ -141,7 +141,8 @@ def _opened(path: Path, count: Count = lambda n: None) -> Iterator[IO[bytes]]:
         counted: Any = _Counted(raw, count)
         zipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-        yield gzip.GzipFile(fileobj=counted) if zipped else counted
+        file: Any = gzip.GzipFile(fileobj=counted) if zipped else counted
+        yield file
 
 
 class _Counted(io.RawIOBase):
@@ -158,7 +159,7 @@ class _Counted(io.RawIOBase):
         self.count(len(data))
         return data
 
-    def readline(self, size: int | None = -1) -> bytes:  # type: ignore[override]
+    def readline(self, size: int | None = -1) -> bytes:
         data = self.file.readline(-1 if size is None else size)
         self.count(len(data))
         return data
@@ -281,7 +282,7 @@ def _parquet(path: Path, field: str, count: Count) -> Iterator[list[str]]:
         if raw.read(2) == b"\x1f\x8b":  # parquet is read from its end
             with _opened(path) as file:
                 shutil.copyfileobj(file, unzipped)
-            source = unzipped  # type: ignore[assignment]
+            source = unzipped
         source.seek(0)
         try:
             table = pq.ParquetFile(source, buffer_size=CHUNK, pre_buffer=False)

@@ -89,7 +89,7 @@ class Tokenizer:
     def encode_batch(self, texts: list[str], add_bos: bool = True) -> list[np.ndarray]:
         """`encode` of many texts, in parallel."""
         start = [self.bos_id] if add_bos and self.bos_id is not None else []
-        encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [self._checked(start + encoding.ids) for encoding in encodings]
 
     def decode(self, ids: Iterable[SupportsIndex], skip_special: bool = True) -> str:

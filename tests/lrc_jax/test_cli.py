@@ -191,9 +191,11 @@ def test_text_without_validation_is_refused_before_training(
     teacher_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "train.txt").write_text(text_file.read_text())
-    (tmp_path / "test.txt").write_text(" ".join(["w1"] * 40))  # one document: nothing is left for validation
+    (tmp_path / "test.txt").write_text(" ".join(["w1"] * 9))  # one sequence: nothing is left for validation
     with pytest.raises(InputError, match="no sequence of 8 tokens for validation"):
         distill(settings(teacher_folder, tmp_path), tmp_path / "out")
+    (tmp_path / "test.txt").write_text(" ".join(["w1"] * 40))  # one document is enough: its halves serve
+    assert prepare(settings(teacher_folder, tmp_path)).pools.test.size == 2
 
 
 def test_teacher_without_tokenizer(teacher_folder: Path, text_file: Path, tmp_path: Path) -> None:

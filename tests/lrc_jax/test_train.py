@@ -13,8 +13,7 @@ import pytest
 from lrc_jax.clone import CloneFlags
 from lrc_jax.data.pools import pool_from_sequences
 from lrc_jax.data.synthetic import LanguageSpec, SyntheticSource, hmm_tables, markov_tables
-from lrc_jax.data.text import TextSource, read_splits, split_documents, train_tokenizer
-from lrc_jax.errors import DivergedError, InputError
+from lrc_jax.errors import DivergedError
 from lrc_jax.inference.evaluate import model_losses, sequence_losses
 from lrc_jax.measure.gap import control_variate_gap, raw_gap
 from lrc_jax.model import init_weights
@@ -190,49 +189,6 @@ def test_streams_are_nested_disjoint_and_reproducible():
 def test_seed_path():
     assert derive_seed(0, "a", 1) == derive_seed(0, "a", 1)
     assert len({derive_seed(s, *p) for s in (0, 1) for p in (("a",), ("b",), ("a", 1), ("a1",))}) == 8
-
-
-TEXT = "".join(
-    f" = Title {i} = \n\n word{i} " + "the cat sat on mat . " * (20 + i) + "\n = = Section = = \n more\n"
-    for i in range(60)
-)
-
-
-def test_documents():
-    assert len(split_documents(TEXT)) == 60
-    assert split_documents("a<|endoftext|>b\n<|endoftext|>\n") == ["a", "b"]
-    assert split_documents("one\n\ntwo\n \nthree") == ["one", "two", "three"]
-
-
-def test_text_pools_are_disjoint_by_document(tmp_path):
-    (tmp_path / "t.txt").write_text(TEXT)
-    splits = read_splits(tmp_path / "t.txt")
-    assert len(splits.train) + len(splits.valid) + len(splits.test) == 60
-    tokenizer = train_tokenizer(splits, 300, tmp_path / "cache")
-    assert tokenizer.decode(tokenizer.encode("the cat sat on mat .")) == "the cat sat on mat ."
-    source = TextSource(splits, tokenizer, 16, cache=tmp_path / "cache")
-    owners = {}
-    for purpose in ("teacher", "reference", "student", "probe", "test"):
-        n = source.available(purpose)
-        owners[purpose] = set(source.documents(purpose, n))
-        assert source.sequences(purpose, n).shape == (n, 17)
-    assert sum(map(len, owners.values())) == len(set().union(*owners.values()))
-    again = TextSource(splits, tokenizer, 16, cache=tmp_path / "cache")  # from the cache this time
-    n = source.available("student")
-    np.testing.assert_array_equal(source.sequences("student", n, 1)[:5], again.sequences("student", 5, 1))
-    with pytest.raises(InputError, match=rf"samples: {n + 1} asked, the student pool has {n}"):
-        source.sequences("student", n + 1)
-
-
-def test_bad_text(tmp_path):
-    (tmp_path / "empty.txt").write_text(" \n")
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    for name, what in (("empty.txt", "empty"), ("binary.txt", "not UTF-8"), ("none.txt", "does not exist")):
-        with pytest.raises(InputError, match=what):
-            read_splits(tmp_path / name)
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match=r"train\.txt and test\.txt missing"):
-        read_splits(tmp_path / "folder")
 
 
 # --------------------------------------------------------------------------------------------------- gap and models
