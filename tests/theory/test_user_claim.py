@@ -334,8 +334,9 @@ def test_a_claim_of_the_file_that_fails_is_named(tmp_path, rng, theory):
     table, path = tmp_path / "t.csv", tmp_path / "mine.yaml"
     scaling_table(power(0.5), rng).to_csv(table, index=False)
     path.write_text(CLAIMS)
-    assert theory("check", table, "--claims", path).error.startswith("claim fast: ")
-    assert "claim half: target gap: no such column" in theory("check", table, "--claims", path, "--claim", "half").error
+    assert "fast is not judged: the table lacks its target gap" in theory("check", table, "--claims", path).error
+    path.write_text(CLAIMS.replace("cluster: seed", "cluster: run"))
+    assert theory("check", REGRESSION, "--claims", path).error.startswith("claim fast: cluster run: no such column")
     assert "cannot be read" in theory("check", table, "--claims", tmp_path / "none.yaml").error
 
 
@@ -348,3 +349,19 @@ def test_points_carry_the_target_and_the_law(rng):
     assert points["fitted"].to_numpy() == pytest.approx(truth, rel=0.02)
     assert ((points["low"] < points["mean"]) & (points["mean"] < points["high"])).all()
     assert isinstance(points, pd.DataFrame) and report.cells == 10 and report.seeds == 5
+
+
+def test_a_claim_with_the_wrong_sign_is_hinted_at(rng):
+    frame = scaling_table(power(0.5), rng)
+    said = "did you mean b=0.5?"
+    assert any(said in r for r in asked(frame, POWER, {"b": -0.5}).reasons)
+    assert not any(said in r for r in asked(frame, POWER, {"b": 0.5}).reasons)
+
+
+def test_claims_without_their_target_are_left_out(tmp_path, rng, theory):
+    path = tmp_path / "mine.yaml"
+    path.write_text(CLAIMS.replace("  - name: half\n    target: gap", "  - name: half\n    target: loss"))
+    done = theory("check", REGRESSION, "--claims", path)
+    assert done.code == 0 and "half is not judged: the table lacks its target loss" in done.out
+    path.write_text(CLAIMS.replace("target: gap", "target: loss"))
+    assert "no claim can be judged: fast is not judged" in theory("check", REGRESSION, "--claims", path).error

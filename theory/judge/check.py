@@ -83,7 +83,8 @@ def _select(table: Table, names: Sequence[str]) -> tuple[list[Claim], list[str]]
     usable = [c for c in candidates if not missing[c.name]]
     if not usable:
         needs = "; ".join(f"{name} lacks {table.lacking(columns)}" for name, columns in missing.items())
-        raise InputError(f"{table.path}: no claim can be judged: {needs}; add or rename these columns")
+        advice = "add or rename these columns, or test a claim about others with theory test"
+        raise InputError(f"{table.path}: no claim can be judged: {needs}; {advice}")
     partly = [
         f"{c.name} is not judged: it lacks {table.lacking(missing[c.name])}"
         for c in candidates

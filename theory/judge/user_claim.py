@@ -27,7 +27,7 @@ from theory.judge.intervals import Interval, t_interval
 from theory.judge.model_selection import OFFSETS, POWER, LawFit, held_out
 from theory.judge.rates import Coordinate, RateResult, exponent_of, judge_rates
 from theory.judge.rules import Limits
-from theory.judge.verdicts import NOT_EVALUATED, as_equality, combine
+from theory.judge.verdicts import NOT_EVALUATED, REFUTED, as_equality, combine
 from theory.judge.window import UNKNOWN, Estimate, Window, near_middle
 from theory.laws.parser import Law, LawError, apply_to, parse_law
 from theory.laws.user_law import DISAGREE, FitResult, fit_law, stretched
@@ -47,6 +47,7 @@ FAR = (1e3, 10.0, 1.0)
 OFFSET = "offset_"
 #: The change of an exponent beyond the middle of its range, and the column that carries it.
 BEND, SHARE = "bend_", "share_"
+BEND_DRAWS = 200  # at most, of the fit that shows it
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,11 @@ def check_claims(table: Table, claims: Sequence[LawClaim], *, bootstraps: int = 
     Raises:
         InputError: a law, a claim or the table cannot be used; the message names the claim where there are several.
     """
-    reports = {}
+    reports, skipped = {}, list[str]()
     for claim in claims:
+        if claim.name != COMMAND and claim.target not in table.names.columns:
+            skipped.append(f"{claim.name} is not judged: the table lacks its target {claim.target}")
+            continue
         try:
             with np.errstate(all="ignore"):
                 reports[claim.name] = judge_claim(table, claim, bootstraps=bootstraps)
@@ -196,9 +200,11 @@ def check_claims(table: Table, claims: Sequence[LawClaim], *, bootstraps: int = 
             if claim.name == COMMAND:
                 raise
             raise InputError(f"claim {claim.name}: {error}") from None
+    if not reports:
+        raise InputError(f"{table.path}: no claim can be judged: {'; '.join(skipped)}")
     margins = {c.margin for c in claims}
     margin = margins.pop() if len(margins) == 1 else float("nan")
-    return Report(table.path, table.sha256, len(table.frame), margin, reports, table.remarks)
+    return Report(table.path, table.sha256, len(table.frame), margin, reports, (*table.remarks, *skipped))
 
 
 def judge_claim(table: Table, claim: LawClaim, *, bootstraps: int = BOOTSTRAPS) -> ClaimReport:
@@ -291,7 +297,7 @@ def _judge_rates(
     ]
     strata = [c for c in law.columns if c not in columns.values()]
     result = judge_rates(frame, claim.target, coordinates, claim.margin, strata=strata, path=table.path)
-    exponents = {}
+    exponents, floors = {}, list[str]()
     for q in quantities:
         column, sign = columns[q.text], signs[q.text]
         window, limit, doubts = result.windows[column], result.limits[column], result.doubts[column]
@@ -300,7 +306,12 @@ def _judge_rates(
             exponents[q.text] = in_units(exponent_of(window, limit, doubts), -sign)
         else:
             exponents[q.text] = in_units(result.exponents[column], sign)
-    return _report(claim, exponents, result.reasons, result.needed, result.cells.size, result.cells.seeds,
+        if window is not None and window.bent and window.offset is not None:
+            floors.append(
+                f"{q.text}: a constant added to the law describes the table better; beside it {q.text} is "
+                f"{abs(window.offset.exponent):.3g}"
+            )
+    return _report(claim, exponents, (*result.reasons, *floors), result.needed, result.cells.size, result.cells.seeds,
                    _rate_points(result, columns), result.rivals, columns[quantities[0].text])  # fmt: skip
 
 
@@ -364,13 +375,15 @@ def _judge_fits(
     scrutiny.refuse_mixtures(table.frame, table.path, claim.name)
     signs = {q.text: _worse_side(table, law, q, claim.bound) for q in quantities}
 
-    def fit(rows: pd.DataFrame, text: str = claim.law, signed: Sequence[str] = ()) -> FitResult:
+    def fit(
+        rows: pd.DataFrame, text: str = claim.law, signed: Sequence[str] = (), draws: int = 0, beside: bool = True
+    ) -> FitResult:
         return fit_law(
             replace(table, frame=rows), text, claim.target, cluster=claim.cluster,
-            signed=[*claim.signed, *signed], bootstraps=bootstraps,
+            signed=[*claim.signed, *signed], bootstraps=draws, beside=beside,
         )  # fmt: skip
 
-    whole = fit(table.frame)
+    whole = fit(table.frame, draws=bootstraps, beside=False)
     numbers = _numbers(table, [*law.columns, claim.target])
     data = {c: numbers[c].to_numpy() for c in law.columns}
     measured = numbers[claim.target].to_numpy()
@@ -556,7 +569,7 @@ def _parts(
             for k, piece in enumerate(whole.law.text.split("`"))
         )
         try:
-            bent: FitResult = fit(frame.assign(**{SHARE: share}), text, [BEND])
+            bent: FitResult = fit(frame.assign(**{SHARE: share}), text, [BEND], min(len(whole.draws), BEND_DRAWS))
         except InputError:
             continue
         if len(bent.draws) < 2 or not all(bent.determined[name] for name in (*q.parameters, BEND)):
@@ -625,7 +638,7 @@ def _beside_an_offset(
     if constant.any() or len(frame) <= slopes.shape[1] + 2:
         return None
     try:
-        found: FitResult = fit(frame, f"({whole.law.text}) + {OFFSET}", [OFFSET])
+        found: FitResult = fit(frame, f"({whole.law.text}) + {OFFSET}", [OFFSET], beside=False)
     except InputError:
         return None
     return found if all(found.determined.values()) else None
@@ -648,7 +661,7 @@ def _explain(
             f"{q.text} is {first:.3g} in the lower half of the range and {last:.3g} in the upper half{about}: the law "
             "does not hold over the whole range"
         )
-    if window.offset is not None and not window.bent:
+    if window.offset is not None:
         found.append(
             f"{q.text}: a constant added to the law describes the table better; beside it {q.text} is "
             f"{sign * window.offset.exponent:.3g}"
@@ -675,9 +688,17 @@ def _report(
     says = f"claimed: {claim.target} = {claim.law} with {', '.join(f'{k} = {v}' for k, v in claim.claimed.items())}"
     meant = {EQUAL: "as an equality", UPPER: "as an upper bound", LOWER: "as a lower bound"}[claim.bound]
     origin = [text for text in (claim.statement, claim.source) if text]
-    remarks = [FREE_CONSTANT] if claim.bound != EQUAL else []
+    refuted = any(e.verdict == REFUTED for e in exponents.values())
+    remarks = [FREE_CONSTANT] if claim.bound != EQUAL and not refuted else []
+    remarks += [
+        f"{name}: the estimate is the claimed value with the opposite sign; the law already has a minus there: did you "
+        f"mean {name}={-e.claimed:g}?"
+        for name, e in exponents.items()
+        if e.claimed and abs(e.estimate + e.claimed) <= claim.margin
+    ]
     fields: dict[str, Any] = {
         "target": claim.target, "law": claim.law, "bound_kind": claim.bound, "margin": claim.margin, "along": along,
+        "unit": "rows" if claim.cluster is None else "seeds",
         "needed": [dict(run) for run in needed], "laws": rivals,
     }  # fmt: skip
     said = f"{says}, {meant} (margin {claim.margin:g})"

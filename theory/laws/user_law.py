@@ -200,6 +200,7 @@ def fit_law(
     cluster: str | None = None,
     signed: Collection[str] = (),
     bootstraps: int = BOOTSTRAPS,
+    beside: bool = False,
 ) -> FitResult:
     """Fit a law to a table.
 
@@ -208,6 +209,7 @@ def fit_law(
         target: the column to explain. Log residuals where it is positive throughout, else the linear scale.
         cluster: column whose values are resampled together (seed); rows if None.
         signed: parameters that may be negative; all others are positive.
+        beside: a fit made only to compare another with: without profile intervals and held-out error.
 
     Raises:
         InputError: unknown column, text or gaps in a column used, or a law outside the grammar.
@@ -232,13 +234,13 @@ def fit_law(
     intervals = _known(_intervals(problem, theta, draws, clusters), loose)
     independent = clusters == n and n <= LARGE
     profiles = dict.fromkeys(law.parameters, UNDEFINED)
-    if independent and len(draws):
+    if independent and len(draws) and not beside:
         ends = profile_intervals(problem.residual, theta, loss, draws, n, problem.largest_step)
         profiles = _known(_named(problem, *ends), loose)
     determined = {name: name not in loose for name in law.parameters}
     estimates = dict(zip(law.parameters, natural.tolist(), strict=True))
     r, jacobian = (a[0] for a in problem.residual(theta[None, :], np.zeros(1, dtype=int)))
-    holdout = _holdout(problem, table.path)
+    holdout = float("nan") if beside else _holdout(problem, table.path)
     predictor = Predictor(
         law, target, problem.log_scale, natural, drawn, _sizes(r, jacobian), n - p, clusters,
         {c: (float(x.min()), float(x.max())) for c, x in problem.data.items()},
@@ -499,7 +501,7 @@ def _bootstrap(
     """[B, p] internal parameters refitted with every cluster counted as often as it was drawn."""
     n, p = len(problem.y), len(theta)
     rng = generator(6)
-    if clusters < 2:
+    if clusters < 2 or not bootstraps:
         return np.empty((0, p))
     r, jacobian = (a[0] for a in problem.residual(theta[None, :], np.zeros(1, dtype=int)))
     weight = loss.weight(r)

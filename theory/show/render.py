@@ -16,6 +16,7 @@ from theory.show.plain import escape
 
 if TYPE_CHECKING:  # they bring SciPy, and commands that only print a table start without it
     from theory.design.advise import Advice
+    from theory.design.next import Next
     from theory.design.plan import Plan
     from theory.judge.compare import Comparison
     from theory.judge.ledger import Claim
@@ -25,6 +26,8 @@ if TYPE_CHECKING:  # they bring SciPy, and commands that only print a table star
     from theory.report import Exponent, Report
 
 
+#: Sets of runs that are printed; a file has all of them.
+MOST_PROPOSALS = 8
 #: Predictions that are printed; a file has all of them.
 MOST_POINTS = 40
 
@@ -67,7 +70,7 @@ def print_report(report: Report, out: Console) -> None:
             meaning = meaning.replace("an upper", "a lower")
         out.print(
             f"\n[bold]{escape(name)}[/bold]: [{colour}]{claim.verdict}[/{colour}], {meaning}  "
-            f"({claim.cells} cells, {claim.seeds} seeds)",
+            f"({claim.cells} cells, {claim.seeds} {claim.fields.get('unit', 'seeds')})",
             soft_wrap=True,
         )
         for quantity, exponent in claim.exponents.items():
@@ -219,6 +222,38 @@ def print_plan(outcome: Plan, out: Console) -> None:
     rows = [(p["claim"], p["planted"], *_shares(p["verdicts"]), ", ".join(p["right"])) for p in outcome.power]
     header = ("claim", "planted", *WORDS, "right")
     out.print(grid("Verdicts on planted truths (share of simulated studies)", header, rows))
+
+
+def print_next(outcome: Next, out: Console) -> None:
+    """The verdict now, the sets of runs with their expected verdicts and cost, and how to start the best."""
+    now = outcome.verdict or "not run"
+    colour = TERMINAL.get(now, "white")
+    out.print(
+        f"{escape(outcome.path or 'an empty design')}: [bold]{outcome.claim}[/bold] is [{colour}]{now}[/{colour}]"
+        f"{', which is a verdict: no runs are proposed' if outcome.decided else ''}",
+        soft_wrap=True,
+    )
+    shown = [p for p in outcome.proposals if p.chance > 0 or p is outcome.best][:MOST_PROPOSALS]
+    rows = [
+        (
+            p.why, str(len(p.runs)), _priced(p.cost, outcome.unit), f"{p.chance:.2f}", *_shares(p.verdicts),
+            "" if p.affordable else "over the budget",
+        )
+        for p in shown
+    ]  # fmt: skip
+    if rows:
+        header = ("runs to add", "runs", "cost", "chance of a verdict", *WORDS, "")
+        out.print(grid("Expected verdicts (share of simulated tables), the best first", header, rows))
+    if outcome.best is not None:
+        out.print(f"[bold]next[/bold]: {escape(outcome.best.why)}", soft_wrap=True)
+        for line in outcome.best.overrides:
+            out.print(f"  lrc run -m {escape(line)}", soft_wrap=True)
+    for note in outcome.notes:
+        out.print(f"  - {escape(note)}", soft_wrap=True)
+
+
+def _priced(cost: float, unit: str) -> str:
+    return duration(cost) if unit == "s" else f"{cost:.4g} {unit}"
 
 
 def duration(seconds: float) -> str:
