@@ -20,12 +20,14 @@ import pandas as pd
 import pytest
 
 from experiments import status
-from experiments.run_one import cache
+from experiments.run_one import cache, setup
 from experiments.sweep import interrupt, job, rows, store
 from experiments.sweep.store import LeaseLost, RunFolder, Study
+from lrc_jax.data.synthetic import KEPT_STREAMS, LanguageSpec, SyntheticSource
 from lrc_jax.errors import DivergedError, InputError
 from tests.experiments.test_run import SMALL, call, command
 from tests.lrc_jax.test_sealed import FLIPS, flip_a_bit
+from theory.planted.surfaces import Design, gap_table
 
 ROW = {"run_id": "a", "data_digest": "d", "code_version": "v", "config": {"rank": 2}, "columns": {"test_loss": 1.0}}
 ROW |= {"machine": {"seconds": 1.0, "training_seconds": 0.5}}
@@ -207,8 +209,8 @@ def made_job(folder):
         rank = samples = steps = seed = 1
         force = False
 
-    setup = type("Setup", (), {"data_digest": "d"})
-    return job.Job(Config(), setup, "a", folder)
+    made_of = type("Setup", (), {"data_digest": "d"})
+    return job.Job(Config(), made_of, "a", folder)
 
 
 @pytest.mark.parametrize(
@@ -380,3 +382,113 @@ def state(step):
     from lrc_jax.training.train import TrainState
 
     return TrainState({"w": jax.numpy.ones(3) * step}, {}, jax.numpy.asarray(step, jax.numpy.int32))
+
+
+# --- many runs -------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_of_many_seeds_keeps_few_streams_and_pools():
+    source = SyntheticSource(LanguageSpec(vocabulary=4, order=1), 2)
+    kept = setup.Setup(source, None)
+    for seed in range(setup.MOST_KEPT + 10):
+        kept.pool("student", 4, "data", seed)
+        kept.once(str(seed), lambda: seed)  # noqa: B023
+    assert len(source._drawn) == KEPT_STREAMS
+    assert len(kept._pools) == len(kept._shared) == setup.MOST_KEPT
+    again = SyntheticSource(source.spec, 2)
+    np.testing.assert_array_equal(source.sequences("student", 4, 3), again.sequences("student", 4, 3))
+
+
+MANY = """
+import contextlib, io, sys
+from hydra import compose, initialize_config_dir
+from experiments.common.paths import CONF
+from experiments.run_one import config
+from experiments.sweep.local import execute
+config.register()
+with initialize_config_dir(str(CONF), version_base="1.3", job_name="run"):
+    raw = compose("config", overrides=sys.argv[1:])
+for seed in range(300):
+    cfg = config.typed(raw)
+    cfg.seed = seed
+    with contextlib.redirect_stderr(io.StringIO()):
+        execute(cfg, [f"seed={seed}"])
+    if seed in (49, 299):
+        print(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1], flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_memory_of_many_runs_does_not_grow(tmp_path):
+    """Of the tiny bilinear student at the default length, in kB; 0.28 MB a run before streams were limited."""
+    words = ["student=bilinear", "teacher=language", "data.order=1", "data.vocabulary=8", "steps=20", "rank=2"]
+    words += ["samples=64"]
+    made = subprocess.run(
+        [sys.executable, "-c", MANY, *words], cwd=tmp_path, capture_output=True, text=True, timeout=280
+    )
+    first, last = map(int, made.stdout.split())
+    assert last - first < 20_000
+
+
+@pytest.mark.slow
+def test_reading_many_rows_takes_time_in_proportion(tmp_path):
+    def seconds(count):
+        study = Study.of(str(tmp_path), f"s{count}")
+        for i in range(count):
+            folder = study.run(f"{i:05d}").path
+            folder.mkdir(parents=True)
+            row = {"schema": 1, **ROW, "run_id": f"{i:05d}", "config": {"i": i}}
+            (folder / "row.json").write_text(json.dumps(row))
+        before = time.process_time()
+        assert len(rows.load_rows(study)[0]) == count
+        return time.process_time() - before
+
+    assert seconds(16_000) / seconds(4_000) < 7  # 4 in proportion, 16 by pairs
+
+
+def test_a_look_reads_a_row_once(tmp_path, monkeypatch):
+    study = Study.of(str(tmp_path), "s")
+    seen, read = [], []
+    monkeypatch.setattr(RunFolder, "row", lambda folder: read.append(folder.path) or ROW)
+    for name in "ab":
+        study.run(name).path.mkdir(parents=True)
+    look = status.Look(study, seen.append)
+    for _ in range(3):
+        look.summary()
+    assert len(seen) == len(read) == 2
+
+
+def killed_until_done(start, rng, kills, longest):
+    """Kill a command at random moments, then let it end."""
+    for _ in range(kills):
+        process = start()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0.3, longest))
+        process.kill()
+        process.communicate()
+    process = start()
+    _, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["figures", "report", "collect"])
+def test_pages_and_figures_survive_kills(tmp_path, module):
+    """The files are those of an undisturbed start, and nothing is left beside them."""
+    design = Design(ranks=(4, 8, 16), samples=(64, 256, 1024, 4096), seeds=3)
+    table = gap_table(1, 1, design, np.random.default_rng(0)).assign(claim="generalization")
+    for study in ("whole", "killed"):
+        folder = tmp_path / study / "results" / "s"
+        folder.mkdir(parents=True)
+        table.to_csv(folder / "measurements.csv", index=False)
+        for i in range(3):
+            Study(folder).run(f"r{i}").finish({**ROW, "run_id": f"r{i}", "config": {"i": i}})
+    start = lambda at: command(f"experiments.{module}", "study=s", cwd=tmp_path / at)  # noqa: E731
+    _, err = start("whole").communicate(timeout=280)
+    killed_until_done(lambda: start("killed"), random.Random(0), KILLS // 2, 8.0)
+    made = [
+        {p.relative_to(tmp_path / at): p.read_bytes() for p in (tmp_path / at).rglob("*") if p.is_file()}
+        for at in ("whole", "killed")
+    ]
+    assert made[0].keys() == made[1].keys(), err
+    assert made[0] == made[1]

@@ -232,6 +232,44 @@ def test_a_stopped_process_lives_and_a_recycled_number_does_not():
     assert owners.is_dead(name) is True
 
 
+@pytest.mark.slow
+def test_a_distillation_survives_kills(teacher_folder, text_file, tmp_path):
+    """What it exports is what an undisturbed one does, and nothing is left beside it: neither of its training nor of
+    its cache of activations."""
+
+    def start(name):
+        words = ["--teacher", str(teacher_folder), "--text", str(text_file), "--rank", "4", "--steps", "60"]
+        words += ["--sequence-length", "8", "--batch-size", "4", "--out", str(tmp_path / name / "out")]
+        words += ["--activation-cache", str(tmp_path / name / "cache")]
+        (tmp_path / name).mkdir(exist_ok=True)
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, "-m", "lrc_jax", "distill", *words], **pipes)
+
+    def end(process):
+        _, err = process.communicate(timeout=280)
+        assert process.returncode == 0, err
+
+    end(start("whole"))
+    rng = random.Random(0)
+    for _ in range(5):
+        process = start("killed")
+        time.sleep(rng.uniform(4, 14))
+        process.kill()
+        process.communicate()
+        if (tmp_path / "killed" / "out").exists():
+            break
+    else:
+        end(start("killed"))
+    files = [
+        {p.relative_to(tmp_path / name): p for p in sorted((tmp_path / name).rglob("*")) if p.is_file()}
+        for name in ("whole", "killed")
+    ]
+    assert files[0].keys() == files[1].keys()
+    for name, path in files[0].items():
+        if name.suffix in (".safetensors", ".npy", ".jsonl"):
+            assert path.read_bytes() == files[1][name].read_bytes(), name
+
+
 @pytest.fixture(autouse=True)
 def _heard(caplog):
     caplog.set_level(logging.WARNING)
