@@ -10,6 +10,7 @@
     theory.compare(df, by="arm")
     theory.advise(df, samples=5000)
     theory.plan(rank=[4, 8, 16], samples=[256, 1024], seeds=5, noise=0.2)
+    theory.next(df, claim="generalization", budget=7200)
 
 Names are loaded when they are first used: SciPy, pandas and matplotlib take a second together.
 """
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from theory.api import check as check
     from theory.api import compare as compare
     from theory.api import fit as fit
+    from theory.api import next as next
     from theory.api import plan as plan
     from theory.api import predict as predict
     from theory.api import test as test
@@ -36,6 +38,7 @@ _WHERE = {
     "compare": "theory.api",
     "advise": "theory.api",
     "plan": "theory.api",
+    "next": "theory.api",
     "test": "theory.api",
     "InputError": "theory.errors",
     "Report": "theory.report",

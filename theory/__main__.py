@@ -20,6 +20,7 @@ from theory.settings import (
     BOOTSTRAPS,
     FULL_REPLICATIONS,
     LOSS_NOISE,
+    NEXT_SIMULATIONS,
     NOISE,
     OWN_MARGIN,
     PLAN_REPLICATIONS,
@@ -249,6 +250,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     advice.set_defaults(run=_advise)
 
+    following = commands.add_parser(
+        "next",
+        help="which runs to add next",
+        description="The runs that most raise the chance of a verdict per cost, from a table, or from an empty design "
+        "(--rank and --samples, or --steps): expected verdicts by simulation, cost, and the overrides of lrc run -m. "
+        "Every look at a growing table is one more test: see docs/howto/next.md.",
+    )
+    _add_input(following, required=False)
+    following.add_argument("--claim", required=True, metavar="NAME", help="the claim that has to be decided")
+    following.add_argument("--budget", type=float, metavar="SECONDS", help="the most that the runs may cost")
+    following.add_argument("--cost", metavar="COLUMN", help="cost of one run (default: seconds, steps, or equal costs)")
+    following.add_argument("--margin", type=float, default=MARGIN, help="margin on exponents (default %(default)s)")
+    following.add_argument("--rank", type=_numbers, default=(), metavar="R,R,...", help="ranks of an empty design")
+    following.add_argument("--samples", type=_numbers, default=(), metavar="N,N,...", help="its numbers of samples")
+    following.add_argument("--steps", type=_numbers, default=(), metavar="T,T,...", help="its horizons")
+    following.add_argument("--seeds", type=_positive, default=5, help="its seeds per cell (default %(default)s)")
+    following.add_argument("--dimension", type=float, default=math.inf, metavar="D", help="smaller side of its matrix")
+    following.add_argument(
+        "--noise", type=float, default=NOISE,
+        help="relative noise of one run, where no table has replicates (default %(default)s)",
+    )  # fmt: skip
+    following.add_argument(
+        "--simulations", type=_positive, default=NEXT_SIMULATIONS,
+        help="simulated tables for each of the best sets of runs (default %(default)s)",
+    )  # fmt: skip
+    _add_json(following, "the proposals")
+    following.set_defaults(run=_next)
+
     planting = commands.add_parser(
         "plant",
         help="write a table whose truth is known",
@@ -278,10 +307,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_input(parser: argparse.ArgumentParser) -> None:
+def _add_input(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """The arguments of every command that reads a table."""
     parser.add_argument(
-        "file", metavar="FILE|FOLDER",
+        "file", metavar="FILE|FOLDER", nargs=None if required else "?",
         help="CSV, TSV, JSON lines or parquet, also packed; - for standard input; or a study folder",
     )  # fmt: skip
     parser.add_argument(
@@ -470,6 +499,31 @@ def _advise(options: argparse.Namespace) -> int:
 
     advice = api.advise(options.file, samples=options.samples, max_rank=options.max_rank, **_input(options))
     _hand_over(options, advice, render.print_advice)
+    return 0
+
+
+def _next(options: argparse.Namespace) -> int:
+    from theory import api
+    from theory.show import render
+
+    with render.console().status("") as status:
+        outcome = api.next(
+            options.file,
+            claim=options.claim,
+            budget=options.budget,
+            cost=options.cost,
+            margin=options.margin,
+            rank=options.rank,
+            samples=options.samples,
+            steps=options.steps,
+            seeds=options.seeds,
+            noise=options.noise,
+            dimension=options.dimension,
+            simulations=options.simulations,
+            progress=status.update,
+            **_input(options),
+        )
+    _hand_over(options, outcome, render.print_next)
     return 0
 
 

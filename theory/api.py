@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from theory.judge.verdicts import MARGIN
-from theory.settings import BOOTSTRAPS, LOSS_NOISE, NOISE, OWN_MARGIN, PLAN_REPLICATIONS, RATES
+from theory.settings import BOOTSTRAPS, LOSS_NOISE, NEXT_SIMULATIONS, NOISE, OWN_MARGIN, PLAN_REPLICATIONS, RATES
 from theory.tables import InputError, load_table, primary_rows
 
 if TYPE_CHECKING:
     from theory.design.advise import Advice
+    from theory.design.next import Next
     from theory.design.plan import Plan
     from theory.judge.compare import Comparison
     from theory.laws.predict import Prediction
@@ -281,3 +282,67 @@ def plan(
         worth=worth_of(tokens, weight_bytes, seeds, loss_noise, rates),
         progress=progress,
     )
+
+
+def next(
+    measurements: Measurements | None = None,
+    *,
+    claim: str,
+    budget: float | None = None,
+    cost: str | None = None,
+    margin: float = MARGIN,
+    rank: Sequence[int] = (),
+    samples: Sequence[int] = (),
+    steps: Sequence[int] = (),
+    seeds: int = 5,
+    noise: float = NOISE,
+    dimension: float = float("inf"),
+    simulations: int = NEXT_SIMULATIONS,
+    columns: Mapping[str, str] | None = None,
+    where: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda _: None,
+) -> Next:
+    """Which runs to add, so that a claim is decided for the least cost.
+
+    Args:
+        measurements: see `check`; None for an empty design, which `rank`, `samples` or `steps` give.
+        claim: generalization, optimal_rank or convergence; for information and dynamics only seeds are proposed.
+        budget: the most that the runs may cost, in the unit of the cost: seconds where the table has them.
+        cost: the column with the cost of one run; None: `seconds`, `training_seconds`, steps x batch size, or equal
+            costs, whichever the table has first.
+        margin: as in `check`.
+        rank, samples, steps, seeds: the grid of an empty design, and its seeds per cell.
+        noise: standard deviation of one run's logarithm, where a table has no replicates.
+        dimension: smaller side of the weight matrix of an empty design.
+        simulations: simulated tables for each of the best sets of runs.
+        columns, where: see `check`.
+        progress: told what is simulated.
+
+    Returns:
+        `.best`, `.proposals`: sets of runs with the expected chance of each verdict and the cost; `.verdict` now.
+
+    Raises:
+        InputError: the measurements, the design or an option cannot be used.
+
+    Example:
+        >>> theory.next(df, claim="generalization", budget=7200).best.needed
+        [{'rank': 4, 'samples': 16400, 'seeds': 5}, ...]
+    """
+    from theory.design.next import next_runs
+    from theory.design.plan import claims_of, design_of
+
+    table = None
+    grid = design_of(rank, samples, steps, seeds, noise)
+    if measurements is not None:
+        if rank or samples or steps:
+            raise InputError("next: rank, samples and steps give an empty design; with a table they are read from it")
+        table = load_table(measurements, columns=columns, where=where).known()
+    elif claim not in claims_of(rank, samples, steps):
+        raise InputError(
+            "next: give a table, or an empty design: rank and samples (generalization, optimal_rank), or steps "
+            "(convergence)"
+        )
+    return next_runs(
+        table, claim, design=grid, dimension=dimension, budget=budget, cost=cost, margin=margin,
+        simulations=simulations, progress=progress,
+    )  # fmt: skip

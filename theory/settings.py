@@ -10,3 +10,4 @@ OWN_MARGIN = 0.05  # of a claim of one's own, `test`
 NOISE = 0.2  # standard deviation of the logarithm of one run, of `plan`
 LOSS_NOISE = 0.01  # the same of the loss of one run, nats per token, where methods are compared
 RATES = 4  # learning rates per method
+NEXT_SIMULATIONS = 48  # simulated tables per set of runs that stays in the race, of `next`

@@ -125,13 +125,14 @@ def words_of(
     names = [c.name for c in coordinates]
     cells, _ = gates.cells_that_count(every)
     limits = _limits(coordinates, {c.name: design_gates(c, cells, quantity, names) for c in coordinates}, margin)
-    found = {}
-    for c in coordinates:
+    found: dict[str, str] = {}
+    # The leading coordinate last: its rival laws, which may still say CONSISTENT, are only asked where they count.
+    for c in sorted(coordinates, key=lambda c: c.leading):
         others, limit = [*strata, *(n for n in names if n != c.name)], limits[c.name]
         window = None if limit.tier == gates.FAILED else look(cells, c.name, others, leading=c.leading, brief=True)
         word = decide(window, limit)
         near = window is not None and window.whole.interval(0.90).inside(limit.better, limit.worse)
-        if near and word == INCONCLUSIVE and c.leading:  # rival laws may still say CONSISTENT
+        if near and word == INCONCLUSIVE and c.leading and not {INCONCLUSIVE, UNTESTABLE} & set(found.values()):
             word = decide(look(cells, c.name, others, leading=True), limit)
         doubts = scrutiny.survivors(every.levels[c.name].to_numpy(dtype=np.float64), every.replicates, c.name)
         found[c.name] = scrutiny.apply(word, doubts)
