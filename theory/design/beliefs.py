@@ -22,8 +22,11 @@ from theory.laws.surface import nonnegative_least_squares
 #: Prior of an exponent of the leading coordinate (N or T), of the rank's, and of their change at the middle.
 LEADING_PRIOR, RANK_PRIOR, HINGE_SD = (-0.6, 0.4), (0.8, 0.5), 0.3
 LEVEL_SD = 30.0  # of ln of a constant: not known
-#: Plateau: exponents of the decay, and the plateau's share of the mean at the largest measured level.
-DECAYS, SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.6), (0.1, 0.25, 0.5, 0.75)
+#: Plateau: exponents of the decay, and the plateau's share of the mean at the largest measured level. Around each pair
+#: the law is linear in both (standard deviations of the exponent and of the share's log odds).
+DECAYS, SHARES = (0.3, 0.45, 0.65, 0.85, 1.05, 1.3, 1.7), (0.1, 0.25, 0.5, 0.75, 0.9)
+AROUND = (0.1, 0.4)
+MISFIT = 0.01  # relative distance of a mean from the nearest law of a family
 FAMILIES = {"straight": 0.4, "bent": 0.3, "plateau": 0.3}
 LARGEST_ERROR = 0.7  # relative error of a cell mean beyond which its logarithm says nothing
 DEFAULT_LEVEL = 1.0
@@ -204,7 +207,7 @@ class RateLaws:
             if kept is not None:
                 points, y = kept.levels, np.log(kept.mean)
                 covariance = noise.covariance(kept, sd[keep] / kept.mean)
-                covariance += np.eye(len(y)) * 1e-6  # cell means of a law are never known better than to a thousandth
+                covariance += np.eye(len(y)) * MISFIT**2
         families = [
             _Family(FAMILIES["straight"], False),
             _Family(FAMILIES["bent"], True),
@@ -244,7 +247,11 @@ class RateLaws:
         x = np.log(points[self.leading].to_numpy(dtype=np.float64))
         if family.plateau is not None:
             decay, share = family.plateau
-            offset = np.logaddexp(np.log1p(-share) - decay * (x - self.end), np.log(share))
+            falling = np.log1p(-share) - decay * (x - self.end)
+            offset = np.logaddexp(falling, np.log(share))
+            part = np.exp(falling - offset)  # of the mean that decays
+            columns += [-(x - self.end) * part, 1.0 - share - part]
+            mean, prior = [*mean, 0.0, 0.0], [*prior, *AROUND]
         else:
             x = x - self.middle[self.leading]
             columns.append(x)

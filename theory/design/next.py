@@ -38,6 +38,8 @@ MIN_CHANCE = 0.3
 BLOCK = 2  # seeds are added in blocks
 #: Of the simulations of a finalist: shares after which the field is cut, and to how many sets.
 RACE = ((1 / 12, 8), (1 / 6, 5), (1 / 4, 3), (1 / 2, 0))
+#: Columns that are top-level keys of `lrc run`.
+KEYS = ("rank", "samples", "steps", "clone_weight")
 FEWEST = 4  # simulations of every set
 BRACKET = 2.5  # ranks around r*, as a factor on both sides
 SAME = np.log(1.2)  # N closer than this factor are not both run
@@ -81,10 +83,11 @@ class Proposal:
 
     @property
     def overrides(self) -> list[str]:
-        """Arguments of `lrc run -m`, one line per full grid of runs."""
-        columns = [str(c) for c in self.runs if c != "seed"]
+        """Arguments of `lrc run -m`, one line per full grid of runs; they name what is a key there (`KEYS`)."""
+        columns = [c for c in KEYS if c in self.runs]
         blocks: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
-        for point, seeds in self.runs.groupby(columns, dropna=False)["seed"] if columns else [((), self.runs["seed"])]:
+        runs = self.runs[[*columns, "seed"]].drop_duplicates()
+        for point, seeds in runs.groupby(columns, dropna=False)["seed"] if columns else [((), runs["seed"])]:
             key = tuple(sorted(seeds.tolist()))
             blocks.setdefault((key,), []).append(point)
         lines = []
@@ -238,6 +241,8 @@ def _race(
             simulate = study.simulator(sets[k].runs)
             for i in range(start, end):
                 tallies[k][simulate(laws[i], np.random.default_rng([seed, i]))] += 1
+                if tallies[k] == {UNTESTABLE: 2}:  # a gate of the design fails, whatever the law
+                    break
         start = end
         running = sorted(running, key=lambda k: _order(tallied(k)))[:left]
     return sorted((tallied(k) for k in tallies), key=_order)
