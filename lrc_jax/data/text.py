@@ -369,7 +369,7 @@ class TextSource:
         held = self._region(test, first + len(valid))
         if len(valid):
             return parts | {"probe": self._region(valid, first), "test": held}, inside
-        if len(test) < 2:
+        if len(test) < 2 and held.lengths.sum() >= 2 * (self.sequence_length + 1):
             held = held.spread()
             inside.append("test")
         half = len(held.starts) // 2  # no validation split: the probe takes the first half of the test

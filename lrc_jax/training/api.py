@@ -342,7 +342,7 @@ def train(
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress = True,
-    text_field: str | None = None,
+    text_field: str | None = DistillSettings.text_field,
 ) -> Run:
     """Train a student of a teacher on text.
 
@@ -425,7 +425,7 @@ def evaluate(
     text: str | Path | Pools,
     *,
     sequence_length: int = DistillSettings.sequence_length,
-    text_field: str | None = None,
+    text_field: str | None = DistillSettings.text_field,
 ) -> float:
     """Loss of a teacher or student on held-out text.
 

@@ -299,7 +299,7 @@ def test_every_argument_arrives(teacher: lrc.Teacher, text_file: Path):
     run = lrc.train(clone, text_file, **changed, machine=machine, progress=False)
     chosen = {"teacher": str(teacher.source), "text": str(text_file), "rank": 5, "init": "channels"}
     assert run.prepared.settings == DistillSettings(**chosen, **changed) and run.prepared.machine == machine
-    own = {"machine", "student", "text", "out", "overwrite", "progress"}
+    own = {"machine", "student", "text", "text_field", "out", "overwrite", "progress"}
     assert inspect.signature(lrc.train).parameters.keys() - own == changed.keys()
 
 
@@ -322,7 +322,7 @@ def test_defaults_are_written_once():
         if name in library and library[name].default is not inspect.Parameter.empty:
             assert library[name].default == default, name
             shared += 1
-    assert shared == 15
+    assert shared == 16
 
 
 @pytest.mark.slow

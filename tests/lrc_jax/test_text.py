@@ -461,3 +461,13 @@ def test_memory_does_not_grow_with_the_text(teacher_folder: Path, tmp_path: Path
         subprocess.run(command, check=True, capture_output=True)
         peaks.append(json.loads((out / "lrc.json").read_text())["peak_rss_mb"])
     assert peaks[1] - peaks[0] < 300, peaks
+
+
+def test_the_name_of_a_field_is_no_part_of_a_run() -> None:
+    """A run is identified by the text's digest: how it was kept says nothing."""
+    from experiments.run_one.config import RunConfig, TextData, TinyTeacher, identity
+
+    texts = TextData(path="a"), TextData(path="b", field="body")
+    runs = [RunConfig(data=data, teacher=TinyTeacher()) for data in texts]
+    assert identity(runs[0]) == identity(runs[1])
+    assert "field" not in identity(runs[0])["data"]
