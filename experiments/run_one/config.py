@@ -400,10 +400,6 @@ def check(config: RunConfig) -> None:
         )
     if config.measure.convergence + config.measure.certificate + config.measure.dynamics > 1:
         raise InputError("measure: convergence, certificate and dynamics train in ways of their own; choose one")
-    if config.student.name == "svd" and config.student.init not in ("pca", "channels"):
-        raise InputError(
-            f"student.init: {config.student.init}: svd is not trained and keeps its start; use pca or channels"
-        )
     if config.student.matrices == "head" and config.student.name != "factorized":
         raise InputError(f"student.matrices: head needs student=factorized, not {config.student.name}")
     if config.measure.convergence and config.batch_size % 2:

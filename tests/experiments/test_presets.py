@@ -8,7 +8,6 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from experiments.run_one.config import RunConfig, register, typed
-from lrc_jax.errors import InputError
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.recipes import AUTHORS, DEFAULT, Recipe
 from lrc_jax.students.base import StudentOptions
@@ -45,8 +44,6 @@ def test_the_kept_studies_experiments_are_the_authors(path):
     assert "preset: authors" in path.read_text()
 
 
-def test_a_start_that_is_never_trained_is_no_noise():
+def test_an_svd_starts_from_principal_components():
     assert composed("student=svd").student.init == "pca"
     assert composed("+experiment=ablation", "ablation=svd").student.init == "pca"
-    with pytest.raises(InputError, match="svd is not trained and keeps its start; use pca or channels"):
-        composed("+experiment=ablation", "student=svd")
