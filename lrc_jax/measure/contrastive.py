@@ -106,7 +106,7 @@ def _fit(
     key: Array,
     rounds: int,
     batch: int,
-    learning_rate: float,
+    learning_rate: Array | float,
 ) -> dict[str, Any]:
     """Adam on the bound; the critic that does best on the validation pairs is kept (the first one is the Gaussian
     critic), because an over-trained critic gives a valid bound far below the information."""

@@ -77,7 +77,7 @@ def _groups(documents: Documents, count: int) -> np.ndarray:
     return index * groups // n_documents
 
 
-def _gaussian_value(covariance: np.ndarray, d_x: int) -> np.ndarray:
+def _gaussian_value(covariance: np.ndarray, d_x: int) -> np.ndarray | np.float64:
     """-1/2 ln det(S) / (det S_x det S_y) of covariances [..., D, D] whose first d_x coordinates are x."""
     joint, x, y = (
         np.linalg.slogdet(c)[1] for c in (covariance, covariance[..., :d_x, :d_x], covariance[..., d_x:, d_x:])
