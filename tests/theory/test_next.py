@@ -79,6 +79,21 @@ def test_runs_are_new_and_paired_with_known_seeds(thin, outcome):
     assert len(set(sets)) == len(sets)
 
 
+def test_a_rate_is_not_decided_by_smaller_samples_or_horizons(thin, outcome):
+    assert all(p.runs["samples"].min() >= thin["samples"].min() for p in outcome.proposals)
+    assert any(p.runs["rank"].max() > thin["rank"].max() for p in outcome.proposals)
+    assert any(p.runs["samples"].max() > 10_000 for p in outcome.proposals)
+
+
+def test_what_no_runs_can_decide_is_said():
+    """In a matrix of side 64, r* ~ N^0.75 crosses the trusted window, 4 to 16, within a factor of 6.3 in N."""
+    law = next(p for p in planted() if p.name == "optimum N^0.75")
+    found = proposed(law.measured(law.grid(law.thin), 0), "optimal_rank")
+    assert found.best is None and not found.decided
+    assert any("cross the trusted window within a factor of" in note for note in found.notes)
+    assert any("stays untestable" in note for note in found.notes)
+
+
 def test_proposals_are_ordered_and_counted(outcome):
     fair = [p for p in outcome.proposals if p.chance >= MIN_CHANCE]
     assert fair == list(outcome.proposals[: len(fair)])

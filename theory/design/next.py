@@ -195,7 +195,7 @@ def next_runs(
             raise InputError(f"{table.path}: {report.remarks[-1]}")
         found = report.claims[claim]
         path, verdict, needed = table.path, found.verdict, list(found.fields.get("needed", ()))
-        notes = [*report.remarks, *found.reasons[:3]]
+        notes = [*report.remarks, *found.reasons[:4]]
         if verdict in DECIDED:
             return Next(path, claim, verdict, (), "", budget, tuple(notes))
         from theory.tables import primary_rows
@@ -275,10 +275,16 @@ def _advice(raced: Sequence[Proposal], notes: Sequence[str], unit: str, budget: 
         )
     else:
         best = max(raced, key=lambda p: p.chance)
+        untestable = min(p.verdicts.get(UNTESTABLE, 0.0) for p in raced) > 0.5
+        why = (
+            "the table stays untestable, and the reasons above say which gate fails"
+            if untestable
+            else "the exponent may lie at the margin, or the noise of a run has to be reduced (a control variate, a "
+            "larger test set)"
+        )
         found.append(
             f"no set of runs here has a chance of {MIN_CHANCE:g} of a verdict (the largest: {best.chance:.2f}, "
-            f"{best.why}): the exponent may lie at the margin, or the noise of a run has to be reduced (a control "
-            "variate, a larger test set)"
+            f"{best.why}): {why}"
         )
     return found
 
@@ -391,9 +397,11 @@ class _Study:
             yield f"{words}, and {BLOCK} more seeds", self._joined(runs, self._more(self.points, BLOCK))
         yield from self._seeds()
         for c in self.coordinates:
-            new = {"below": self._beyond(c, -1), "above": self._beyond(c, 1)}
-            new["below and above"] = [*new["below"], *new["above"]]
-            new["between"] = gates.between(self.levels[c], 1)
+            new = {"above": self._beyond(c, 1), "between": gates.between(self.levels[c], 1)}
+            # A rate is claimed for large N and T. Smaller ones are cheap, and what they decide is not what is asked.
+            if growth or c != self.leading:
+                new["below"] = self._beyond(c, -1)
+                new["below and above"] = [*new["below"], *new["above"]]
             for where, values in new.items():
                 if not values:
                     continue
