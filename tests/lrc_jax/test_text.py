@@ -40,6 +40,7 @@ WIKI = "".join(
 )
 PROSE = "\n\n".join(f"Story {i}. " + "the cat sat on the mat and slept . " * (5 + i % 7) for i in range(80))
 SEPARATED = PROSE.replace("\n\n", " <|endoftext|>\n")
+UNEVEN = "\n\n".join(f"{i} " + ("éüß" * 30 if i % 3 else "the cat sat on the mat . " * 9) for i in range(90))
 ONE_LINE = " ".join(f"word{i * i % 97}" for i in range(4000))
 
 
@@ -93,6 +94,11 @@ def test_a_file_is_read_as_python_reads_text(tmp_path: Path) -> None:
     (tmp_path / "t").write_bytes(content := "a\r\nb\rc é\n\r\n".encode() * 9)
     for size in (1, 2, 3, 1000):
         assert "".join(chunks(tmp_path / "t", size=size)) == (tmp_path / "t").read_text(encoding="utf-8"), content
+    for wrong in (b"ab\ncd\xff", b"ab\ncd\xc3"):
+        (tmp_path / "t").write_bytes(wrong)
+        for size in (1, 2, 3, 1000):
+            with pytest.raises(InputError, match=r"line 2, byte 5"):
+                list(chunks(tmp_path / "t", size=size))
 
 
 # --- splits and pools -------------------------------------------------------------------------------------------------
@@ -114,6 +120,7 @@ def whole_splits(content: str) -> dict[str, list[str]]:
         (WIKI, "1970e0a57ec99930", "71cf4a9069fe8a02", "c7ae9f56ea3dfdb5 ac0c57c5ddd03f15"),
         (SEPARATED, "b3e12b4cab8c8c64", "46017ac02d79e7eb", "2c91a7a2defc6782 4ac014eb1e821aec"),
         ("\n".join(PROSE.split("\n\n")), "84fc45eee751c8ce", "aec08ca3111dda6a", "870dea8f650a7fd5 727f221beefa5140"),
+        (UNEVEN, "9194ff6225274961", "04b6be2918010bdd", "e72d335561cae526 98fc066e9c106f43"),
     ],
 )
 def test_texts_of_kept_studies_keep_their_pools(
