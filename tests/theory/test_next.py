@@ -14,7 +14,7 @@ from follow_next import GRADIENTS, RISKS, follow, harmful, planted
 import theory
 from theory.claims import generalization, optimal_rank
 from theory.design.beliefs import Noise, RateLaws, SurfaceLaws
-from theory.design.next import CLAIMS, MIN_CHANCE, Price, Proposal, _advice, next_runs
+from theory.design.next import CLAIMS, MIN_CHANCE, STUDIES, Price, Proposal, _advice, next_runs
 from theory.judge import gates
 from theory.judge.cells import build_cells
 from theory.judge.check import check_table
@@ -162,6 +162,18 @@ def test_gates_are_asked_until_they_pass():
     assert [g.tier for g in gates.size_gates("steps", levels)] == [gates.FIRST] * 3
 
 
+def test_new_levels_of_two_coordinates_are_crossed():
+    few = replace(DEMO, ranks=(2, 8), samples=(164, 1600))
+    frame = gap_table(1.0, 1.0, few, np.random.default_rng(0))
+    found = check_table(frame, claims=["generalization"])["generalization"]
+    study = STUDIES["generalization"](table_from_frame(frame), None, np.inf, 0.1, 0.2)
+    (asked,) = [runs for why, runs in study.sets(found.fields["needed"]) if why == "what the gates ask for"]
+    both = pd.concat([frame, asked])
+    ranks, samples = np.unique(both["rank"]), np.unique(both["samples"])
+    assert {g.tier for g in (*gates.rank_gates(ranks), *gates.size_gates("samples", samples))} == {gates.FIRST}
+    assert len(both) == len(ranks) * len(samples) * 5
+
+
 def test_an_empty_design_is_thinned_within_the_gates():
     found = theory.next(claim="convergence", steps=[128, 512, 1600, 5120, 12800], noise=0.4, simulations=FEW)
     assert found.verdict == "" and found.unit == "steps"
@@ -234,6 +246,18 @@ def test_drawn_laws_cover_the_planted_one_beyond_the_table(share):
         inside.append(np.abs(error) < 2.5 * spread + 0.02)
     assert np.mean(inside) >= 0.8
     assert np.mean(straight) > 0.4 if not share else max(straight) < 0.01
+
+
+def test_a_plateau_is_linear_around_its_grid():
+    """The law between two plateaus of the grid, which only its derivative in the share gives."""
+    design = replace(DEMO, noise=0.01, intercept_sd=0.0, slope_sd=0.0)
+    share = 0.6 / 0.4  # the plateau is 60 % of the mean at the largest N, between .5 and .75
+    law = with_offset(power(1.05), share, design)
+    laws = believed(law_table(law, design, np.random.default_rng(0)))
+    beyond = pd.DataFrame({"rank": [8.0], "samples": [164000.0]})
+    drawn = np.array([laws.draw(np.random.default_rng(k))(beyond)[0] for k in range(40)])
+    assert np.median(drawn) == pytest.approx(float(law(8.0, 164000.0)), rel=0.05)
+    assert np.std(np.log(drawn)) < 0.1
 
 
 def test_drawn_surfaces_have_the_planted_optima():

@@ -250,7 +250,7 @@ class RateLaws:
             falling = np.log1p(-share) - decay * (x - self.end)
             offset = np.logaddexp(falling, np.log(share))
             part = np.exp(falling - offset)  # of the mean that decays
-            columns += [-(x - self.end) * part, 1.0 - share - part]
+            columns += [-(x - self.end) * part, -part]  # up to constants, which every stratum has
             mean, prior = [*mean, 0.0, 0.0], [*prior, *AROUND]
         else:
             x = x - self.middle[self.leading]
