@@ -68,8 +68,8 @@ def test_interrupted_and_damaged(weights: Weights, tmp_path: Path, monkeypatch: 
     cached_activations(tmp_path, CONFIG, weights, "d", TOKENS_NT, ("final",))
     file = next(tmp_path.rglob("final.npy"))
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(InputError, match=r"final.npy: damaged .* remove the folder"):
-        cached_activations(tmp_path, CONFIG, weights, "d", TOKENS_NT, ("final",))
+    again = cached_activations(tmp_path, CONFIG, weights, "d", TOKENS_NT, ("final",))["final"]  # computed again
+    assert again.shape == (7, 5, 16) and np.isfinite(again.astype(np.float32)).all()
 
 
 def test_bad_requests_are_one_line(weights: Weights, tmp_path: Path) -> None:
