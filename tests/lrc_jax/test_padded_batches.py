@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -30,7 +31,7 @@ def frozen():
 def test_second_moments_are_of_the_sequences_that_are_there(frozen, monkeypatch, batch):
     monkeypatch.setattr(evaluate, "EVAL_TOKENS", batch * 8)
     residual_DD, final_DD = second_moments(CONFIG, frozen.teacher, POOL)
-    acts = forward(CONFIG, frozen.teacher, TOKENS)
+    acts = forward(CONFIG, frozen.teacher, jnp.asarray(TOKENS))
     np.testing.assert_allclose(final_DD, acts.final_ND.T @ acts.final_ND / TOKENS.size, rtol=1e-4, atol=1e-5)
     points = 1 + len(acts.hidden_ND)
     np.testing.assert_allclose(np.trace(residual_DD), points * CONFIG.hidden_size, rtol=1e-4)  # unit power each
@@ -40,7 +41,7 @@ def test_unexplained_variance_is_of_the_sequences_that_are_there(frozen):
     student = make_student("lrc", CONFIG, CloneFlags(4), StudentOptions())
     params = student.init(key_for(0, "s"), frozen)
     found = evaluate.clone_fvu(student, CONFIG, params, frozen, POOL)
-    teacher = forward(CONFIG, frozen.teacher, TOKENS)
-    pairs = student.clone_pairs(params, frozen, teacher, student.forward(params, frozen, TOKENS, teacher))
+    teacher = forward(CONFIG, frozen.teacher, jnp.asarray(TOKENS))
+    pairs = student.clone_pairs(params, frozen, teacher, student.forward(params, frozen, jnp.asarray(TOKENS), teacher))
     for pair in pairs:
         assert found[f"layers.{pair.layer}.{pair.name}"] == pytest.approx(float(fraction_unexplained(pair)), rel=1e-4)
