@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from commands import ROOT
@@ -143,7 +144,7 @@ def test_other_students_are_chosen_alike(kind: str, teacher: lrc.Teacher, text_f
     assert (run.loss == run.losses.before) == (kind == "svd")
 
 
-def test_tokens_in_place_of_a_text(teacher: lrc.Teacher, text_file: Path):
+def test_tokens_in_place_of_a_text(teacher: lrc.Teacher, monkeypatch: pytest.MonkeyPatch):
     rng = np.random.default_rng(0)
     train, test, valid = (rng.integers(0, 20, (n, 9)) for n in (30, 40, 5))
     clone = lrc.LowRankClone.of(teacher, 8)
@@ -156,6 +157,7 @@ def test_tokens_in_place_of_a_text(teacher: lrc.Teacher, text_file: Path):
     assert lrc.train(clone, lrc.Pools.of(train, test), **options).losses.validation is None
     assert lrc.Pools.of(train, test).digest != lrc.Pools.of(train[::-1], test).digest
 
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # what a user meets, who has no import hook
     for bad, message in (
         (lambda: lrc.Pools.of(train[0], test), r"train: an array of int64 \[9\]; integers"),
         (lambda: lrc.Pools.of(train, test + 0.5), r"test: an array of float64"),
