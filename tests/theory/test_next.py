@@ -162,6 +162,17 @@ def test_gates_are_asked_until_they_pass():
     assert [g.tier for g in gates.size_gates("steps", levels)] == [gates.FIRST] * 3
 
 
+def test_without_a_chance_the_first_step_makes_the_claim_testable():
+    """At the claimed rate, with this noise, one step decides nothing; runs that leave the gates shut come last."""
+    law = next(p for p in planted() if p.name == "gradient T^-0.5")
+    found = proposed(law.measured(law.grid(law.thin), 1), "convergence", seed=1)
+    assert found.verdict == "UNTESTABLE"
+    shares = [p.verdicts.get("UNTESTABLE", 0.0) for p in found.proposals if p.chance == 0]
+    assert shares == sorted(shares) and shares[0] == 0.0 and shares[-1] == 1.0
+    assert found.first_step is not None and found.first_step.verdicts.get("UNTESTABLE", 0.0) == 0.0
+    assert all(p.simulations == 2 for p in found.proposals if p.verdicts == {"UNTESTABLE": 1.0})
+
+
 def test_new_levels_of_two_coordinates_are_crossed():
     few = replace(DEMO, ranks=(2, 8), samples=(164, 1600))
     frame = gap_table(1.0, 1.0, few, np.random.default_rng(0))

@@ -137,7 +137,7 @@ class Next:
     def first_step(self) -> Proposal | None:
         """`best`, or the affordable runs that come nearest to it: with some chance, or that make the claim testable."""
         first = next((p for p in self.proposals if p.affordable), None)
-        gain = self.verdict in ("", UNTESTABLE) and first is not None and first.verdicts.get(UNTESTABLE, 1.0) < 1
+        gain = self.verdict in ("", UNTESTABLE) and first is not None and first.verdicts.get(UNTESTABLE, 0.0) < 1
         return first if first is not None and (first.chance > 0 or gain) else None
 
     def __repr__(self) -> str:
@@ -244,14 +244,15 @@ def _race(
                 if tallies[k] == {UNTESTABLE: 2}:  # a gate of the design fails, whatever the law
                     break
         start = end
-        running = sorted(running, key=lambda k: _order(tallied(k)))[:left]
+        alive = [k for k in running if set(tallies[k]) != {UNTESTABLE}]
+        running = sorted(alive, key=lambda k: _order(tallied(k)))[:left]
     return sorted((tallied(k) for k in tallies), key=_order)
 
 
 def _order(p: Proposal) -> tuple[Any, ...]:
     """Affordable ones first; those with a fair chance by chance per cost, the others by chance, then by how often the
     claim can be tested at all."""
-    untestable = p.verdicts.get(UNTESTABLE, 1.0)
+    untestable = p.verdicts.get(UNTESTABLE, 0.0)
     if p.chance >= MIN_CHANCE:
         return (not p.affordable, False, -p.chance / max(p.cost, 1e-12), untestable, p.cost)
     return (not p.affordable, True, -p.chance, untestable, p.cost)

@@ -18,7 +18,7 @@ from theory.judge.cells import Cells, build_cells
 from theory.judge.rules import Limits, decide
 from theory.judge.scrutiny import Doubt
 from theory.judge.verdicts import INCONCLUSIVE, LOOSE, REFUTED, UNTESTABLE, as_equality
-from theory.judge.window import Window, look
+from theory.judge.window import Window, look, with_rivals
 from theory.report import Exponent, interval_list, undefined_exponent
 
 WIDER = 1.25  # a second interval wider by more than this factor is mentioned
@@ -131,9 +131,9 @@ def words_of(
         others, limit = [*strata, *(n for n in names if n != c.name)], limits[c.name]
         window = None if limit.tier == gates.FAILED else look(cells, c.name, others, leading=c.leading, brief=True)
         word = decide(window, limit)
-        near = window is not None and window.whole.interval(0.90).inside(limit.better, limit.worse)
-        if near and word == INCONCLUSIVE and c.leading and not {INCONCLUSIVE, UNTESTABLE} & set(found.values()):
-            word = decide(look(cells, c.name, others, leading=True), limit)
+        counts = c.leading and word == INCONCLUSIVE and not {INCONCLUSIVE, UNTESTABLE} & set(found.values())
+        if window is not None and counts and window.whole.interval(0.90).inside(limit.better, limit.worse):
+            word = decide(with_rivals(window, cells, c.name, others), limit)
         doubts = scrutiny.survivors(every.levels[c.name].to_numpy(dtype=np.float64), every.replicates, c.name)
         found[c.name] = scrutiny.apply(word, doubts)
     return found

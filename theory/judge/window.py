@@ -14,7 +14,7 @@ Nothing is decided here; `theory.judge.rules` does that.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -260,9 +260,7 @@ def look(
     x = cells.levels[name].to_numpy(dtype=np.float64)
     log_x = np.log(x)
     group = cells.groups(others)
-    columns = [np.ones(cells.size), log_x, *(np.log(v) for v in _positive_columns(cells, others))]
-    sd = smooth_deviation(np.column_stack(columns), cells.mean, cells.sd)
-    sd = sd / np.sqrt(cells.replicates / np.mean(cells.replicates))
+    sd = _deviation(cells, log_x, others)
     weights = cells.draw_seeds(BRIEF_DRAWS if brief else DRAWS, generator(1))
     refit = not brief and weights.shape[0] * cells.size <= LARGEST_REFIT
     measured = _Measured(cells, log_x, group, sd, weights, refit)
@@ -298,16 +296,32 @@ def look(
             (early, late),
             cells,
         )
-    extrapolation = None
-    compared: tuple[model_selection.LawFit, ...] = ()
-    if leading and not brief and len(levels) >= 3 and np.isfinite(whole.value):
-        extrapolation = model_selection.extrapolation_error(x, group, cells.mean, sd)
-        compared = tuple(model_selection.compare(x, group, cells.mean, sd))
-    return Window(
+    window = Window(
         whole, low, top, early, late, reach, bend, float(np.exp(middle)), float(np.exp(levels[-1])), gap, to_end,
-        0.95 if leading else 0.99, extrapolation, compared, UNDEFINED if brief else _wild(measured, law, whole),
+        0.95 if leading else 0.99, None, (), UNDEFINED if brief else _wild(measured, law, whole),
         () if brief else _local(measured, levels), fitted,
     )  # fmt: skip
+    return with_rivals(window, cells, name, others) if leading and not brief else window
+
+
+def with_rivals(window: Window, cells: Cells, name: str, others: Sequence[str]) -> Window:
+    """The window with its rival laws and the held-out prediction, where there are levels enough. Args as in `look`."""
+    x = cells.levels[name].to_numpy(dtype=np.float64)
+    if len(np.unique(x)) < 3 or not np.isfinite(window.whole.value):
+        return window
+    group, sd = cells.groups(others), _deviation(cells, np.log(x), others)
+    return replace(
+        window,
+        extrapolation=model_selection.extrapolation_error(x, group, cells.mean, sd),
+        rivals=tuple(model_selection.compare(x, group, cells.mean, sd)),
+    )
+
+
+def _deviation(cells: Cells, log_x: np.ndarray, others: Sequence[str]) -> np.ndarray:
+    """[C] standard deviations of the cell means up to a common factor, smoothed over the design."""
+    columns = [np.ones(cells.size), log_x, *(np.log(v) for v in _positive_columns(cells, others))]
+    sd = smooth_deviation(np.column_stack(columns), cells.mean, cells.sd)
+    return sd / np.sqrt(cells.replicates / np.mean(cells.replicates))
 
 
 def _positive_columns(cells: Cells, others: Sequence[str]) -> list[np.ndarray]:
