@@ -269,7 +269,7 @@ def arithmetic(setup: Setup) -> dict[str, float]:
     from lrc_jax.compute import fast
     from lrc_jax.training.train import loss_and_grads
 
-    batch = jax.tree.map(lambda x: x[0], setup.pool)
+    batch = jax.tree.map(lambda x: jax.device_put(x[0]), setup.pool)
 
     def step(params: Any) -> Any:
         from lrc_jax.training.train import StepOptions

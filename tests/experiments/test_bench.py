@@ -38,7 +38,7 @@ def test_the_peer_computes_our_losses():
         command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
     setup = set_up(TINY, "reference")
-    first = jax.tree.map(lambda x: x[0], setup.pool)
+    first = jax.tree.map(lambda x: jax.device_put(x[0]), setup.pool)
 
     @jax.jit
     def terms(params):
