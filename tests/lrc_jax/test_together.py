@@ -148,7 +148,7 @@ def test_every_kind_after_200_steps_at_a_study_s_rate(frozen, kind, vectorised):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_padded_student_is_the_student(frozen, kind):
     """Padding is exact: the same loss and, where there is a parameter, the same gradient; 0 where there is none."""
-    batch = jax.tree.map(lambda x: x[:8], POOL)
+    batch = jax.tree.map(lambda x: jax.device_put(x[:8]), POOL)
     m = member(frozen, rank=3, **KINDS[kind])
     if not can_pad(m.objective):
         pytest.skip("is trained at its own shape everywhere")
