@@ -334,7 +334,7 @@ def read_object(path: Path | str, fits: Callable[[dict[str, Any]], bool]) -> dic
         if isinstance(found, dict) and fits(found):
             return found
         wrong = f"a {type(found).__name__}" if not isinstance(found, dict) else "not what this program writes"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError) as error:
         wrong = "no text" if isinstance(error, UnicodeDecodeError) else "no JSON"

@@ -15,7 +15,7 @@ from matplotlib.image import imread, imsave
 from experiments import archive
 from experiments.show import power
 from experiments.show.figures import same_text, same_verdicts
-from experiments.sweep.store import Study
+from experiments.sweep.store import ROW_SCHEMA, Study
 from theory.judge.check import check_table
 from theory.planted.surfaces import Design, gap_table
 from theory.report import to_json
@@ -30,7 +30,14 @@ def test_drawn_again_byte_by_byte(tmp_path, monkeypatch):
     frame = gap_table(1, 1, design, np.random.default_rng(0)).assign(claim="generalization")
     frame.to_csv(study / "measurements.csv", index=False, float_format="%.10g")
     machine = {"device": "cpu", "platform": "p", "python": "3", "jax": "0", "jaxlib": "0", "seconds": 60.0}
-    row = {"run_id": "abc", "config": {}, "data_digest": "d", "code_version": "c", "machine": machine}
+    row = {
+        "schema": ROW_SCHEMA,
+        "run_id": "abc",
+        "config": {},
+        "data_digest": "d",
+        "code_version": "c",
+        "machine": machine,
+    }
     (run / "row.json").write_text(json.dumps(row | {"columns": {"rank": 4, "steps": 20}}))
     (run / "metrics.jsonl").write_text('{"step": 10, "total": 2.0}\n{"step": 20, "total": 1.0}\n')
 

@@ -217,7 +217,7 @@ def test_four_launchers_at_once_share_a_sweep(workplace):
 
 def test_a_diverged_run_is_marked_and_the_sweep_goes_on(workplace):
     folder, _ = workplace
-    code, out, err = call("experiments.run", "-m", *SMALL, "optimizer.learning_rate=1e38,1e-2", "study=nan", cwd=folder)
+    code, out, err = call("experiments.run", "-m", *SMALL, "optimizer.learning_rate=1e6,1e-2", "study=nan", cwd=folder)
     assert code == 1
     assert err.strip().splitlines()[-1].startswith("run failed: loss is nan at step")
     assert "Traceback" not in err
