@@ -130,8 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         "a/(a+b)=0.5. Exit code 1 if it is REFUTED.",
     )
     _add_input(test)
-    test.add_argument("--law", required=True, help='for example "E + A*tokens**-b"; names that are no columns are free')
-    test.add_argument("--target", required=True, metavar="COLUMN", help="the column that the law describes")
+    _add_law(test)
     test.add_argument(
         "--claim", nargs="+", action="extend", required=True, metavar="EXPRESSION=VALUE",
         help="what is claimed: b=0.34, a=b (repeatable; each is judged, and all have to hold)",
@@ -141,11 +140,6 @@ def _parser() -> argparse.ArgumentParser:
         help="upper: the target falls as claimed or faster; lower: not faster; equal: both (default %(default)s)",
     )  # fmt: skip
     test.add_argument("--margin", type=float, default=OWN_MARGIN, help="closer values are equal (default %(default)s)")
-    test.add_argument("--cluster", metavar="COLUMN", help="rows with one value share a run (seed); rows without it")
-    test.add_argument(
-        "--signed", nargs="+", action="extend", default=[], metavar="NAME", help="parameters that may be negative"
-    )
-    test.add_argument("--bootstraps", type=_positive, default=BOOTSTRAPS, help="bootstrap draws (default %(default)s)")
     test.add_argument(
         "--json", metavar="OUT", help="write the verdict as JSON (- for standard output, and nothing else there)"
     )
@@ -159,13 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         "where they are no plain names); every other name is a parameter.",
     )
     _add_input(fit)
-    fit.add_argument("--law", required=True, help='for example "E + A*params**-alpha + B*tokens**-beta"')
-    fit.add_argument("--target", required=True, metavar="COLUMN", help="the column to explain")
-    fit.add_argument("--cluster", metavar="COLUMN", help="resample these together (seed); rows without it")
-    fit.add_argument(
-        "--signed", nargs="+", action="extend", default=[], metavar="NAME", help="parameters that may be negative"
-    )
-    fit.add_argument("--bootstraps", type=_positive, default=BOOTSTRAPS, help="bootstrap draws (default %(default)s)")
+    _add_law(fit)
     fit.add_argument(
         "--json", metavar="OUT", help="write the fit as JSON (- for standard output, and nothing else there)"
     )
@@ -307,6 +295,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_law(parser: argparse.ArgumentParser) -> None:
+    """The options of a law and its fit."""
+    parser.add_argument(
+        "--law", required=True, help='for example "E + A*params**-a"; names that are no columns are free'
+    )
+    parser.add_argument("--target", required=True, metavar="COLUMN", help="the column that the law describes")
+    parser.add_argument("--cluster", metavar="COLUMN", help="rows with one value share a run (seed); rows without it")
+    parser.add_argument(
+        "--signed", nargs="+", action="extend", default=[], metavar="NAME", help="parameters that may be negative"
+    )
+    parser.add_argument(
+        "--bootstraps", type=_positive, default=BOOTSTRAPS, help="bootstrap draws (default %(default)s)"
+    )
+
+
 def _add_input(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """The arguments of every command that reads a table."""
     parser.add_argument(
@@ -385,6 +388,16 @@ def _check(options: argparse.Namespace) -> int:
     )
 
 
+def _law(options: argparse.Namespace) -> dict[str, Any]:
+    """What `_add_law` asks for, as arguments."""
+    return {
+        "target": options.target,
+        "cluster": options.cluster,
+        "signed": options.signed,
+        "bootstraps": options.bootstraps,
+    }
+
+
 def _named(claims: Sequence[Any], names: Sequence[str]) -> list[Any]:
     """Of the claims of a file, those asked for."""
     known = [c.name for c in claims]
@@ -400,13 +413,10 @@ def _test(options: argparse.Namespace) -> int:
     report = api.test(
         options.file,
         options.law,
-        target=options.target,
         claimed=options.claim,
         bound=options.bound,
         margin=options.margin,
-        cluster=options.cluster,
-        signed=options.signed,
-        bootstraps=options.bootstraps,
+        **_law(options),
         **_input(options),
     )
     return _handed_over(options, report)
@@ -428,15 +438,7 @@ def _fit(options: argparse.Namespace) -> int:
     from theory import api
     from theory.show import render
 
-    result = api.fit(
-        options.file,
-        options.law,
-        target=options.target,
-        cluster=options.cluster,
-        signed=options.signed,
-        bootstraps=options.bootstraps,
-        **_input(options),
-    )
+    result = api.fit(options.file, options.law, **_law(options), **_input(options))
     _hand_over(options, result, render.print_fit, digits=None)
     return 0
 

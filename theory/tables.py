@@ -114,6 +114,20 @@ class Table:
         hint = f"did you mean {either(near)}?" if near else f"the columns are {listed(self.names.columns)}"
         raise OptionError(option, f"{name}: no such column in {self.path}; {hint}")
 
+    def numbers(self, columns: Sequence[str]) -> pd.DataFrame:
+        """These columns as numbers, without gaps.
+
+        Raises:
+            InputError: text or a gap in one of them.
+        """
+        found = {c: numeric_column(self.frame[c], c, self.path) for c in columns}
+        for name, values in found.items():
+            empty = values.isna().to_numpy()
+            if empty.any():
+                row = self.frame.index[empty][0]
+                raise InputError(f"{self.path}: column {name}, row {row}: empty; fill the cell or remove the row")
+        return pd.DataFrame(found, index=self.frame.index)
+
     def lacking(self, columns: Iterable[str]) -> str:
         """Missing columns in words, each with the columns that were probably meant."""
         words = []

@@ -192,7 +192,7 @@ def read_splits(path: Path, field: str | None = None, cache: Path | None = None)
 
 
 @functools.cache
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Whether the hub, or the proxy before it, lets itself be spoken to within HUB_SECONDS. Asked once a process, in
     a thread of its own, since looking up a name knows no time limit."""
     from huggingface_hub import constants
@@ -226,7 +226,7 @@ def wikitext2_splits(cache: Path | None = None) -> TextSplits:
     Raises:
       InputError: the hub does not answer and nothing is cached; says what to do.
     """
-    if not _hub_answers():  # else every file is retried for half a minute
+    if not hub_answers():  # else every file is retried for half a minute
         from huggingface_hub import constants
 
         constants.HF_HUB_OFFLINE = True  # the variable of this name was read when the package was imported

@@ -33,9 +33,9 @@ def fetched(path: str | Path) -> Path:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError:
         raise InputError(f"{name}: no such folder, and huggingface_hub is not installed; {by_hand}") from None
-    from lrc_jax.data.text import _hub_answers
+    from lrc_jax.data.text import hub_answers
 
-    online = _hub_answers()
+    online = hub_answers()
     try:
         return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=not online))
     except Exception as wrong:  # the package raises many kinds

@@ -75,9 +75,9 @@ def atomic_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def huggingface_config(config: DecoderConfig, dtype: str, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """config.json of a decoder.
 
-    The family is the decoder's. But a Llama whose width is no multiple of its number of heads is written as a Mistral
-    without sliding window, which computes the same: stock transformers refuses such a LlamaConfig though its model
-    could run it.
+    It names the decoder's own family, with one exception. Stock transformers refuses a LlamaConfig whose width cannot
+    be divided by the number of heads. Such a Llama is written as a Mistral without sliding window, which computes the
+    same.
     """
     model_type = config.model_type
     if model_type == "llama" and config.hidden_size % config.num_heads:

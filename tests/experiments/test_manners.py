@@ -246,9 +246,9 @@ def test_the_hub_is_asked_once_and_not_for_long(monkeypatch):
 
     monkeypatch.setattr(text.urllib.request, "urlopen", urlopen)
     monkeypatch.setattr(text, "HUB_SECONDS", 0.1)
-    text._hub_answers.cache_clear()
+    text.hub_answers.cache_clear()
     began = time.monotonic()
-    assert not text._hub_answers() and not text._hub_answers()
+    assert not text.hub_answers() and not text.hub_answers()
     assert time.monotonic() - began < 3
     assert asked == [0.1]
     over.set()
@@ -257,6 +257,6 @@ def test_the_hub_is_asked_once_and_not_for_long(monkeypatch):
         raise urllib.error.HTTPError(request.full_url, 405, "no", None, None)
 
     monkeypatch.setattr(text.urllib.request, "urlopen", refuses)
-    text._hub_answers.cache_clear()
-    assert text._hub_answers()
-    text._hub_answers.cache_clear()
+    text.hub_answers.cache_clear()
+    assert text.hub_answers()
+    text.hub_answers.cache_clear()

@@ -319,7 +319,7 @@ def test_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.fetched("a/b") == Path("a/b")
     for name in ("a/c", "x/model.gguf", "x/y/z", "./x", "/x/y"):
         assert hub.fetched(name) == Path(name)
-    monkeypatch.setattr("lrc_jax.data.text._hub_answers", lambda: True)
+    monkeypatch.setattr("lrc_jax.data.text.hub_answers", lambda: True)
     asked = {}
 
     def snapshot(name: str, **options: Any) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from theory.judge import gates
+from theory.judge.cells import mean_points
 from theory.judge.gates import Gate
 from theory.judge.intervals import Interval, at_least, mean_interval
 from theory.judge.ledger import Claim
@@ -222,7 +223,7 @@ def judge(table: Table, margin: float) -> ClaimReport:
         {
             "rival_difference": results[0],
             "comparisons": results,
-            "needed": [dict(run) for run in {repr(n): n for r in results for n in r["needed"]}.values()],
+            "needed": gates.missing_runs(n for r in results for n in r["needed"]),
             "tier": weakest([r["tier"] for r in results]),
         },
         _points(frame, cell),
@@ -380,10 +381,7 @@ def _points(frame: pd.DataFrame, cell: Sequence[str]) -> pd.DataFrame:
     """Mean loss by method and size with its 95 % interval over seeds, and the costs."""
     groups = frame.groupby(list(cell), dropna=False)
     points = groups[[c for c in COSTS if c in frame and c not in cell]].median()
-    points["mean"] = groups["test_loss"].mean()
-    intervals = [mean_interval(g["test_loss"].to_numpy(), 0.95) for _, g in groups]
-    points["low"], points["high"] = [i.low for i in intervals], [i.high for i in intervals]
-    return points.reset_index()
+    return points.join(mean_points(groups["test_loss"])).reset_index()
 
 
 CLAIM = Claim(

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from theory.judge import gates
+from theory.judge.cells import mean_points
 from theory.judge.gates import Gate
 from theory.judge.intervals import Interval, at_least, mean_interval, t_interval
 from theory.judge.ledger import Claim
@@ -335,7 +336,7 @@ def judge(table: Table, margin: float) -> ClaimReport:
         {
             "budget_factor": counted[0],
             "comparisons": results,
-            "needed": [dict(run) for run in {repr(n): n for r in counted for n in r["needed"]}.values()],
+            "needed": gates.missing_runs(n for r in counted for n in r["needed"]),
             "tier": weakest([r["tier"] for r in counted]),
         },
         _points(frame, cell),
@@ -542,10 +543,7 @@ def _points(frame: pd.DataFrame, cell: Sequence[str]) -> pd.DataFrame:
     """Mean loss by method and budget with its 95 % interval over seeds."""
     groups = frame.groupby(list(cell), dropna=False)
     points = groups[[b for b in BUDGETS if b in frame and b not in cell]].mean()
-    points["mean"] = groups["test_loss"].mean()
-    intervals = [mean_interval(g["test_loss"].to_numpy(), 0.95) for _, g in groups]
-    points["low"], points["high"] = [i.low for i in intervals], [i.high for i in intervals]
-    return points.reset_index()
+    return points.join(mean_points(groups["test_loss"])).reset_index()
 
 
 def _targets(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import special
 
 from theory.judge import gates
+from theory.judge.cells import mean_points
 from theory.judge.intervals import Interval, generator, mean_interval
 from theory.judge.ledger import Claim
 from theory.judge.verdicts import (
@@ -252,10 +253,7 @@ def _points(frame: pd.DataFrame, varying: list[str]) -> pd.DataFrame:
     by_run = frame.assign(ratio=frame["mutual_information"] / frame["mi_ceiling"])
     groups = by_run.groupby([*varying, "clone_weight"], dropna=False)
     points = groups[["mutual_information", "mi_ceiling"]].mean()
-    intervals = [mean_interval(g["ratio"].to_numpy(dtype=np.float64), 0.95) for _, g in groups]
-    points["mean"] = groups["ratio"].mean()
-    points["low"], points["high"] = [i.low for i in intervals], [i.high for i in intervals]
-    return points.reset_index()
+    return points.join(mean_points(groups["ratio"])).reset_index()
 
 
 CLAIM = Claim(

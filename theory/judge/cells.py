@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from theory.judge.intervals import cluster_weights, t_interval
+from theory.judge.intervals import cluster_weights, mean_interval, t_interval
+
+if TYPE_CHECKING:
+    from pandas.api.typing import SeriesGroupBy
 
 #: Beyond this many seeds they are pooled at random into this many groups: the bootstrap stays exact for the
 #: groups (each is an independent cluster) and memory stays bounded for tables of millions of rows.
@@ -107,6 +111,13 @@ class Cells:
         """[S, C] the mean of each cluster in each cell, NaN where it has none."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.sums / self.counts
+
+
+def mean_points(groups: SeriesGroupBy) -> pd.DataFrame:
+    """Means of groups of runs with their 95 % t intervals (columns mean, low, high), for a figure."""
+    intervals = [mean_interval(values.to_numpy(dtype=np.float64), 0.95) for _, values in groups]
+    means = groups.mean().rename("mean").to_frame()
+    return means.assign(low=[i.low for i in intervals], high=[i.high for i in intervals])
 
 
 def build_cells(frame: pd.DataFrame, design: Sequence[str], value: str) -> Cells:

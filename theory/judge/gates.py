@@ -8,7 +8,7 @@ thresholds are inclusive up to 1e-9.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,15 @@ def tier_of(gates: Sequence[Gate]) -> int:
     """The tier of a coordinate: 0 if any gate failed, else the weakest."""
     tiers = [g.tier for g in gates]
     return FAILED if FAILED in tiers else max(tiers, default=FIRST)
+
+
+def missing_runs(needed: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The runs that gates ask for, each once."""
+    found: list[dict[str, Any]] = []
+    for run in needed:
+        if run not in found:
+            found.append(dict(run))
+    return found
 
 
 def reasons(checks: Mapping[str, Sequence[Gate]]) -> list[str]:

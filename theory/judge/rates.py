@@ -94,10 +94,9 @@ def judge_rates(
         reasons += explain(c.name, window, limits[c.name], exponents[c.name])
     reasons = [*gates.reasons(checks), *reasons]
     reasons += dict.fromkeys(d.remark for found in doubts.values() for d in found)
-    needed = [dict(run) for found in checks.values() for gate in found for run in gate.needed]
-    unique = [run for i, run in enumerate(needed) if run not in needed[:i]]
+    needed = gates.missing_runs(run for found in checks.values() for gate in found for run in gate.needed)
     return RateResult(
-        exponents, windows, limits, tuple(reasons), tuple(unique), _rivals(windows), _points(cells, windows, exponents),
+        exponents, windows, limits, tuple(reasons), tuple(needed), _rivals(windows), _points(cells, windows, exponents),
         cells, doubts,
     )  # fmt: skip
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ from theory.judge.rules import Limits
 from theory.judge.verdicts import NOT_EVALUATED, REFUTED, as_equality, combine
 from theory.judge.window import UNKNOWN, Estimate, Window, near_middle
 from theory.laws.parser import Law, LawError, apply_to, parse_law
-from theory.laws.user_law import DISAGREE, FitResult, fit_law, stretched
+from theory.laws.user_law import DISAGREE, FitResult, fit_law, law_of, stretched
 from theory.report import FREE_CONSTANT, Bound, ClaimReport, Exponent, Report, undefined_exponent
 from theory.settings import BOOTSTRAPS, OWN_MARGIN
 from theory.tables import InputError, Table, numeric_column
@@ -218,24 +219,12 @@ def judge_claim(table: Table, claim: LawClaim, *, bootstraps: int = BOOTSTRAPS) 
     """
     if claim.where:
         table = table.where(claim.where)
-    law = _law(table, claim)
+    law = law_of(table, claim.law, claim.target, claim.cluster)
     quantities = [quantity_of(text, value, law) for text, value in claim.claimed.items()]
-    powers = pure_powers(law)
-    rates = powers is not None and claim.cluster is not None
-    if rates and all(q.text in powers and law.parameters.count(q.text) for q in quantities):  # type: ignore[operator]
-        return _judge_rates(table, claim, quantities, powers or {}, law)
+    powers = pure_powers(law) or {}
+    if claim.cluster is not None and all(q.text in powers for q in quantities):
+        return _judge_rates(table, claim, quantities, powers, law)
     return _judge_fits(table, claim, quantities, law, bootstraps)
-
-
-def _law(table: Table, claim: LawClaim) -> Law:
-    columns = [str(c) for c in table.frame.columns]
-    table.require(claim.target, "target")
-    table.require(claim.cluster, "cluster")
-    constant = [c for c in columns if table.frame[c].nunique() <= 1]
-    try:
-        return parse_law(claim.law, columns, target=claim.target, constant=constant)
-    except LawError as error:
-        raise InputError(str(error)) from None
 
 
 # --- laws that are products of powers --------------------------------------------------------------------------------
@@ -249,43 +238,48 @@ def pure_powers(law: Law) -> dict[str, tuple[str, int]] | None:
     """
     found: dict[str, tuple[str, int]] = {}
     free: list[str] = []
-    stack: list[tuple[str, str, int]] = []  # number, column, parameter, power or factor; its name; its sign
-    for kind, what, arguments in law.steps:
-        if kind in ("number", "column", "parameter"):
-            name = law.parameters[int(what)] if kind == "parameter" else str(what)
-            stack.append((kind, name, 1))
-            continue
-        taken = stack[-arguments:]
-        del stack[-arguments:]
-        if what == "-" and arguments == 1 and taken[0][0] == "parameter":
-            stack.append(("parameter", taken[0][1], -taken[0][2]))
-        elif what == "**" and taken[0][0] == "column" and taken[1][0] == "parameter":
-            column, (_, parameter, sign) = taken[0][1], taken[1]
-            if parameter in found or column in {c for c, _ in found.values()}:
-                return None
-            found[parameter] = (column, sign)
-            stack.append(("power", parameter, 1))
-        elif what == "*" or (what == "/" and taken[1][0] == "power"):
-            if any(part[0] == "column" or part[2] < 0 for part in taken):
-                return None
-            if what == "/":
-                parameter = taken[1][1]
-                column, sign = found[parameter]
-                found[parameter] = (column, -sign)
-            free += [part[1] for part in taken if part[0] == "parameter"]
-            stack.append(("factor", "", 1))
-        else:
+
+    def join(what: str, taken: list[_Part | None]) -> _Part | None:
+        parts = [part for part in taken if part is not None]
+        if len(parts) < len(taken):
             return None
-    if len(stack) != 1 or stack[0][0] not in ("factor", "power") or not free or set(free) & set(found) or not found:
+        first, last = parts[0], parts[-1]
+        if what == "-" and len(parts) == 1 and first.kind == "parameter":
+            return first._replace(sign=-first.sign)
+        if what == "**" and first.kind == "column" and last.kind == "parameter":
+            if last.name in found or first.name in {column for column, _ in found.values()}:
+                return None
+            found[last.name] = (first.name, last.sign)
+            return _Part("power", last.name)
+        if what != "*" and not (what == "/" and last.kind == "power"):
+            return None
+        if any(part.kind == "column" or part.sign < 0 for part in parts):
+            return None
+        if what == "/":
+            column, sign = found[last.name]
+            found[last.name] = (column, -sign)
+        free.extend(part.name for part in parts if part.kind == "parameter")
+        return _Part("factor")
+
+    whole = law.fold(lambda kind, what: _Part(kind, str(what)), join)
+    if whole is None or whole.kind not in ("factor", "power") or not free or set(free) & set(found) or not found:
         return None
     return found
+
+
+class _Part(NamedTuple):
+    """A part of a product: number, column, parameter, power or factor; its name, and the sign before a parameter."""
+
+    kind: str
+    name: str = ""
+    sign: int = 1
 
 
 def _judge_rates(
     table: Table, claim: LawClaim, quantities: Sequence[Quantity], powers: Mapping[str, tuple[str, int]], law: Law
 ) -> ClaimReport:
     """Judge exponents of a product of powers by cells, as the built-in rates; other columns of the law are strata."""
-    frame = _numbers(table, [*law.columns, claim.target])
+    frame = table.frame.assign(**table.numbers([*law.columns, claim.target]))
     scrutiny.refuse_mixtures(frame, table.path, claim.name)
     frame = frame.assign(seed=pd.factorize(frame[claim.cluster].astype(str), sort=True)[0].astype(float))
     if claim.cluster not in ("seed", None):
@@ -307,10 +301,7 @@ def _judge_rates(
         else:
             exponents[q.text] = in_units(result.exponents[column], sign)
         if window is not None and window.bent and window.offset is not None:
-            floors.append(
-                f"{q.text}: a constant added to the law describes the table better; beside it {q.text} is "
-                f"{abs(window.offset.exponent):.3g}"
-            )
+            floors.append(_floor(q, abs(window.offset.exponent)))
     return _report(claim, exponents, (*result.reasons, *floors), result.needed, result.cells.size, result.cells.seeds,
                    _rate_points(result, columns), result.rivals, columns[quantities[0].text])  # fmt: skip
 
@@ -375,19 +366,8 @@ def _judge_fits(
     scrutiny.refuse_mixtures(table.frame, table.path, claim.name)
     signs = {q.text: _worse_side(table, law, q, claim.bound) for q in quantities}
 
-    def fit(
-        rows: pd.DataFrame, text: str = claim.law, signed: Sequence[str] = (), draws: int = 0, beside: bool = True
-    ) -> FitResult:
-        return fit_law(
-            replace(table, frame=rows), text, claim.target, cluster=claim.cluster,
-            signed=[*claim.signed, *signed], bootstraps=draws, beside=beside,
-        )  # fmt: skip
-
-    whole = fit(table.frame, draws=bootstraps, beside=False)
-    numbers = _numbers(table, [*law.columns, claim.target])
-    data = {c: numbers[c].to_numpy() for c in law.columns}
-    measured = numbers[claim.target].to_numpy()
-    beside = _beside_an_offset(whole, fit, table.frame, data)
+    fits = _Fits(table, claim, law, bootstraps)
+    whole, data = fits.whole, fits.data
     checks, exponents, reasons = {}, {}, list[str]()
     for q in quantities:
         columns = sorted(set().union(*(coordinates(law)[p] for p in q.parameters)))
@@ -400,7 +380,7 @@ def _judge_fits(
             exponents[q.text] = undefined_exponent(q.claimed)
             reasons.append(f"{q.text}: the table does not determine {', '.join(loose)}")
             continue
-        window = _window(q, whole, fit, numbers, data, measured, columns, beside, sign)
+        window = _window(q, fits, columns, sign)
         exponents[q.text] = in_units(exponent_of(window, limit), sign)
         reasons += _explain(q, window, exponents[q.text], columns, sign, claim.margin)
     needed = [dict(run) for found in checks.values() for gate in found for run in gate.needed]
@@ -411,35 +391,111 @@ def _judge_fits(
     remarks = [n for n in notes if DISAGREE not in n or n.split(":")[0] in asked]
     if claim.cluster is None:
         remarks.append("every row counts as a run of its own; where rows share a run, name it with --cluster")
-    points = _fit_points(whole, data, measured)
+    points = _fit_points(fits)
     reasons = [*gates.reasons(checks), *reasons, *remarks]
     return _report(claim, exponents, reasons, needed, len(points), whole.clusters, points, [], along)
 
 
+@dataclass(frozen=True)
+class _Fits:
+    """A law on a table: the fit to all of it, and those that it is compared with, each made once.
+
+    Attributes:
+        bootstraps: draws of the fit to the whole table.
+    """
+
+    table: Table
+    claim: LawClaim
+    law: Law
+    bootstraps: int
+
+    def fit(
+        self, rows: pd.DataFrame, text: str, signed: Sequence[str] = (), draws: int = 0, beside: bool = True
+    ) -> FitResult:
+        """A fit of a law to some rows."""
+        return fit_law(
+            replace(self.table, frame=rows), text, self.claim.target, cluster=self.claim.cluster,
+            signed=[*self.claim.signed, *signed], bootstraps=draws, beside=beside,
+        )  # fmt: skip
+
+    @cached_property
+    def numbers(self) -> pd.DataFrame:
+        return self.table.numbers([*self.law.columns, self.claim.target])
+
+    @cached_property
+    def data(self) -> dict[str, np.ndarray]:
+        """[n] by column of the law."""
+        return {c: self.numbers[c].to_numpy() for c in self.law.columns}
+
+    @property
+    def measured(self) -> np.ndarray:
+        """[n] the target."""
+        return self.numbers[self.claim.target].to_numpy()
+
+    @cached_property
+    def whole(self) -> FitResult:
+        return self.fit(self.table.frame, self.claim.law, draws=self.bootstraps, beside=False)
+
+    @cached_property
+    def beside_an_offset(self) -> FitResult | None:
+        """The law with a free constant added; None where it has one already or the table cannot tell."""
+        theta = np.array([[self.whole.estimates[p] for p in self.law.parameters]])
+        slopes = self.law.evaluate(theta, self.data)[1][0]
+        constant = np.ptp(slopes, axis=0) <= 1e-9 * np.maximum(np.abs(slopes).max(axis=0), 1e-300)
+        if constant.any() or len(self.table.frame) <= slopes.shape[1] + 2:
+            return None
+        try:
+            found = self.fit(self.table.frame, f"({self.law.text}) + {OFFSET}", [OFFSET], beside=False)
+        except InputError:
+            return None
+        return found if all(found.determined.values()) else None
+
+    @cached_property
+    def _beyond(self) -> dict[str, tuple[float, float] | None]:
+        return {}
+
+    def beyond(self, column: str) -> tuple[float, float] | None:
+        """Mean log residual of the largest half-decade of a column under the law fitted without it, and its distance in
+        ln x; None where that cannot be held out."""
+        if column not in self._beyond:
+            self._beyond[column] = self._held_out(self.data[column])
+        return self._beyond[column]
+
+    def _held_out(self, x: np.ndarray) -> tuple[float, float] | None:
+        out = held_out(x)
+        if out.all() or not out.any() or (~out).sum() <= len(self.law.parameters):
+            return None
+        try:
+            inside = self.fit(self.table.frame[~out], self.claim.law)
+        except InputError:
+            return None
+        theta = np.array([inside.estimates[p] for p in inside.law.parameters])
+        predicted = inside.law.value(theta, {c: v[out] for c, v in self.data.items()})
+        measured = self.measured[out]
+        with np.errstate(all="ignore"):
+            ratio = np.log(measured / predicted) if self.whole.log_scale else np.log(measured.mean() / predicted.mean())
+        distance = float(np.mean(np.log(x[out])) - np.mean(np.log(x[~out])))
+        error = float(np.mean(ratio))
+        return (error if np.isfinite(error) else float("inf")), distance
+
+
 def coordinates(law: Law) -> dict[str, frozenset[str]]:
     """By parameter, the columns whose power (or exponential) it is an exponent of; empty for coefficients."""
-    found: dict[str, set[str]] = {p: set() for p in law.parameters}
-    stack: list[tuple[frozenset[str], frozenset[str]]] = []  # columns and parameters of each value
-    nothing: frozenset[str] = frozenset()
-    for kind, what, arguments in law.steps:
-        if kind == "number":
-            stack.append((nothing, nothing))
-        elif kind == "column":
-            stack.append((frozenset({str(what)}), nothing))
-        elif kind == "parameter":
-            stack.append((nothing, frozenset({law.parameters[int(what)]})))
-        else:
-            taken = stack[-arguments:]
-            del stack[-arguments:]
-            if what == "**":
-                for p in taken[1][1]:
-                    found[p] |= taken[0][0] | taken[1][0]
-            elif what == "exp":
-                for p in taken[0][1]:
-                    found[p] |= taken[0][0]
-            columns, parameters = (frozenset().union(*(t[k] for t in taken)) for k in (0, 1))
-            stack.append((columns, parameters))
-    return {p: frozenset(c) for p, c in found.items()}
+    found: dict[str, frozenset[str]] = dict.fromkeys(law.parameters, frozenset())
+
+    def leaf(kind: str, what: float | str) -> tuple[frozenset[str], frozenset[str]]:
+        name = frozenset({str(what)})
+        return (name if kind == "column" else frozenset(), name if kind == "parameter" else frozenset())
+
+    def join(what: str, taken: list[tuple[frozenset[str], frozenset[str]]]) -> tuple[frozenset[str], frozenset[str]]:
+        columns, parameters = (frozenset[str]().union(*(t[k] for t in taken)) for k in (0, 1))
+        exponents = taken[1][1] if what == "**" else parameters if what == "exp" else ()
+        for p in exponents:
+            found[p] |= columns
+        return columns, parameters
+
+    law.fold(leaf, join)
+    return found
 
 
 def _worse_side(table: Table, law: Law, q: Quantity, bound: str) -> int:
@@ -504,21 +560,19 @@ def _estimate(q: Quantity, fit: FitResult, sign: int, moved: str | None = None) 
     return Drawn(sign * value, error, float(fit.clusters), sign * draws)
 
 
-def _window(
-    q: Quantity, whole: FitResult, fit: Any, frame: pd.DataFrame, data: Mapping[str, np.ndarray], measured: np.ndarray,
-    columns: Sequence[str], beside: FitResult | None, sign: int,
-) -> Window:  # fmt: skip
+def _window(q: Quantity, fits: _Fits, columns: Sequence[str], sign: int) -> Window:
     """The evidence about one quantity in the form that the rules read: larger is worse."""
+    whole, data, beside = fits.whole, fits.data, fits.beside_an_offset
     estimate = _estimate(q, whole, sign)
     spans = {c: float(np.ptp(np.log(data[c]))) for c in columns if (data[c] > 0).all()}
     extrapolation, largest = None, float("nan")
     if spans:
-        x = data[max(spans, key=lambda c: spans[c])]
-        largest = float(x.max())
-        extrapolation = _beyond(whole, fit, frame, data, measured, x)
+        widest = max(spans, key=lambda c: spans[c])
+        largest = float(data[widest].max())
+        extrapolation = fits.beyond(widest)
     low = top = estimate  # parts that do not differ are weaker evidence of the same number
     bend = Drawn(0.0, 0.0, estimate.clusters, np.zeros(2))
-    parts = _parts(q, whole, fit, frame, data, sign)
+    parts = _parts(q, fits, sign)
     if parts is not None:
         bend = parts[2]
         if _bends(bend):
@@ -543,9 +597,7 @@ def _bends(bend: Estimate) -> bool:
     return interval.low > 0 or interval.high < 0
 
 
-def _parts(
-    q: Quantity, whole: FitResult, fit: Any, frame: pd.DataFrame, data: Mapping[str, np.ndarray], sign: int
-) -> tuple[Drawn, Drawn, Drawn] | None:
+def _parts(q: Quantity, fits: _Fits, sign: int) -> tuple[Drawn, Drawn, Drawn] | None:
     """The quantity in the lower and the upper half of the range, and their difference, where that is clearest.
 
     One exponent after the other is given another value beyond the middle of its range, x^-b max(x/m, 1)^-q, and the
@@ -554,8 +606,8 @@ def _parts(
     Returns:
         None where no exponent of the quantity has a range of its own, or the table cannot tell the halves apart.
     """
-    found = []
-    for p, base in bases(whole.law, data).items():
+    found, law = [], fits.whole.law
+    for p, base in bases(law, fits.data).items():
         if p not in q.parameters or not (base > 0).all():
             continue
         u = np.log(base)
@@ -566,10 +618,11 @@ def _parts(
         # The exponent p + q share of x is p below the middle m, and x^(q share) = (x/m)^q above it.
         text = "`".join(
             piece if k % 2 else re.sub(rf"\b{re.escape(p)}\b", f"({p} + {BEND}*{SHARE})", piece)
-            for k, piece in enumerate(whole.law.text.split("`"))
+            for k, piece in enumerate(law.text.split("`"))
         )
         try:
-            bent: FitResult = fit(frame.assign(**{SHARE: share}), text, [BEND], min(len(whole.draws), BEND_DRAWS))
+            draws = min(len(fits.whole.draws), BEND_DRAWS)
+            bent = fits.fit(fits.table.frame.assign(**{SHARE: share}), text, [BEND], draws)
         except InputError:
             continue
         if len(bent.draws) < 2 or not all(bent.determined[name] for name in (*q.parameters, BEND)):
@@ -585,69 +638,34 @@ def bases(law: Law, data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """By parameter that occurs once, in the exponent of a base without parameters: that base [n]."""
     found: dict[str, np.ndarray] = {}
     seen: list[str] = []
-    stack: list[tuple[np.ndarray | None, frozenset[str]]] = []  # value where free of parameters; the parameters
-    for kind, what, arguments in law.steps:
-        if kind == "number":
-            stack.append((np.array(float(what)), frozenset()))
-        elif kind == "column":
-            stack.append((data[str(what)], frozenset()))
-        elif kind == "parameter":
-            seen.append(law.parameters[int(what)])
-            stack.append((None, frozenset({seen[-1]})))
-        else:
-            taken = stack[-arguments:]
-            del stack[-arguments:]
-            values = [value for value, _ in taken if value is not None]
-            if what == "**" and taken[0][0] is not None and np.ndim(taken[0][0]):
-                found |= dict.fromkeys(taken[1][1], taken[0][0])
-            free = len(values) == arguments
-            parameters: frozenset[str] = frozenset().union(*(t[1] for t in taken))
-            stack.append((apply_to(str(what), values) if free else None, parameters))
+
+    def leaf(kind: str, what: float | str) -> tuple[np.ndarray | None, frozenset[str]]:
+        if kind == "parameter":
+            seen.append(str(what))
+            return None, frozenset({str(what)})
+        return (data[str(what)] if kind == "column" else np.array(what, dtype=np.float64)), frozenset()
+
+    def join(
+        what: str, taken: list[tuple[np.ndarray | None, frozenset[str]]]
+    ) -> tuple[np.ndarray | None, frozenset[str]]:
+        values = [value for value, _ in taken if value is not None]
+        if what == "**" and taken[0][0] is not None and np.ndim(taken[0][0]):
+            found.update(dict.fromkeys(taken[1][1], taken[0][0]))
+        parameters = frozenset[str]().union(*(t[1] for t in taken))
+        return (apply_to(what, values) if len(values) == len(taken) else None), parameters
+
+    law.fold(leaf, join)
     return {p: base for p, base in found.items() if seen.count(p) == 1}
-
-
-def _beyond(
-    whole: FitResult, fit: Any, frame: pd.DataFrame, data: Mapping[str, np.ndarray], measured: np.ndarray, x: np.ndarray
-) -> tuple[float, float] | None:
-    """Mean log residual of the largest half-decade of x under the law fitted without it, and its distance in ln x."""
-    out = held_out(x)
-    if out.all() or not out.any() or (~out).sum() <= len(whole.law.parameters):
-        return None
-    try:
-        inside = fit(frame[~out])
-    except InputError:
-        return None
-    theta = np.array([inside.estimates[p] for p in inside.law.parameters])
-    predicted = inside.law.value(theta, {c: v[out] for c, v in data.items()})
-    with np.errstate(all="ignore"):
-        ratio = (
-            np.log(measured[out] / predicted) if whole.log_scale else np.log(measured[out].mean() / predicted.mean())
-        )
-    distance = float(np.mean(np.log(x[out])) - np.mean(np.log(x[~out])))
-    error = float(np.mean(ratio))
-    return (error if np.isfinite(error) else float("inf")), distance
-
-
-def _beside_an_offset(
-    whole: FitResult, fit: Any, frame: pd.DataFrame, data: Mapping[str, np.ndarray]
-) -> FitResult | None:
-    """The law with a free constant added; None where it has one already or the table cannot tell."""
-    theta = np.array([[whole.estimates[p] for p in whole.law.parameters]])
-    slopes = whole.law.evaluate(theta, data)[1][0]
-    constant = np.ptp(slopes, axis=0) <= 1e-9 * np.maximum(np.abs(slopes).max(axis=0), 1e-300)
-    if constant.any() or len(frame) <= slopes.shape[1] + 2:
-        return None
-    try:
-        found: FitResult = fit(frame, f"({whole.law.text}) + {OFFSET}", [OFFSET], beside=False)
-    except InputError:
-        return None
-    return found if all(found.determined.values()) else None
 
 
 def _aicc(fit: FitResult) -> float:
     n, k = fit.rows, len(fit.law.parameters) + 1
     spread = float(np.mean(np.square(fit.residuals)))
     return n * np.log(max(spread, 1e-300)) + 2 * k + 2 * k * (k + 1) / max(n - k - 1, 1)
+
+
+def _floor(q: Quantity, beside: float) -> str:
+    return f"{q.text}: a constant added to the law describes the table better; beside it {q.text} is {beside:.3g}"
 
 
 def _explain(
@@ -662,10 +680,7 @@ def _explain(
             "does not hold over the whole range"
         )
     if window.offset is not None:
-        found.append(
-            f"{q.text}: a constant added to the law describes the table better; beside it {q.text} is "
-            f"{sign * window.offset.exponent:.3g}"
-        )
+        found.append(_floor(q, sign * window.offset.exponent))
     if window.extrapolation is None:
         found.append(f"{q.text}: the largest half-decade{about} cannot be held out to test the law beyond its rows")
     elif not window.extrapolates(margin):
@@ -708,24 +723,10 @@ def _report(
     )  # fmt: skip
 
 
-def _numbers(table: Table, columns: Sequence[str]) -> pd.DataFrame:
-    """The table with these columns as numbers.
-
-    Raises:
-        InputError: text or a gap in one of them.
-    """
-    numbers = {c: numeric_column(table.frame[c], c, table.path) for c in columns}
-    for name, values in numbers.items():
-        if values.isna().any():
-            row = table.frame.index[values.isna().to_numpy()][0]
-            raise InputError(f"{table.path}: column {name}, row {row}: empty; fill the cell or remove the row")
-    return table.frame.assign(**numbers)
-
-
-def _fit_points(fit: FitResult, data: Mapping[str, np.ndarray], measured: np.ndarray) -> pd.DataFrame:
+def _fit_points(fits: _Fits) -> pd.DataFrame:
     """Means by design point with 95 % intervals where they repeat, and the fitted law."""
-    frame = pd.DataFrame({**data, "_y": measured, "fitted": fit.fitted})
-    groups = frame.groupby(list(data), sort=True)
+    frame = pd.DataFrame({**fits.data, "_y": fits.measured, "fitted": fits.whole.fitted})
+    groups = frame.groupby(list(fits.data), sort=True)
     mean, sd, count = groups["_y"].mean(), groups["_y"].std(), groups["_y"].size()
     points = groups["fitted"].mean().reset_index()
     half = np.array([

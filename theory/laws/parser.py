@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 MAX_LENGTH = 10_000
 MAX_DEPTH = 60
@@ -75,24 +77,41 @@ class Law:
         Overflow gives infinities, never an exception; the optimiser rejects such steps.
         """
         batch, n = theta.shape[0], len(next(iter(data.values()))) if data else 1
-        stack: list[Dual] = []
+        index = {name: k for k, name in enumerate(self.parameters)}
+
+        def leaf(kind: str, what: float | str) -> Dual:
+            if kind == "number":
+                return Dual(np.array([[what]], dtype=np.float64), {})
+            if kind == "column":
+                return Dual(data[str(what)][None, :], {})
+            k = index[str(what)]
+            return Dual(theta[:, k, None], {k: np.ones((1, 1))})
+
         with np.errstate(all="ignore"):
-            for kind, what, arguments in self.steps:
-                if kind == "number":
-                    stack.append(Dual(np.array([[what]], dtype=np.float64), {}))
-                elif kind == "column":
-                    stack.append(Dual(data[str(what)][None, :], {}))
-                elif kind == "parameter":
-                    stack.append(Dual(theta[:, int(what), None], {int(what): np.ones((1, 1))}))
-                else:
-                    taken = stack[-arguments:]
-                    del stack[-arguments:]
-                    stack.append(_apply(str(what), taken))
-        value = np.broadcast_to(stack[0].value, (batch, n))
+            whole = self.fold(leaf, _apply)
+        value = np.broadcast_to(whole.value, (batch, n))
         slopes = np.zeros((batch, n, len(self.parameters)))
-        for index, slope in stack[0].slopes.items():
-            slopes[:, :, index] = slope
+        for k, slope in whole.slopes.items():
+            slopes[:, :, k] = slope
         return value, slopes
+
+    def fold(self, leaf: Callable[[str, float | str], T], join: Callable[[str, list[T]], T]) -> T:
+        """What becomes of the law when its leaves and then its operations are replaced, from the inside out.
+
+        Args:
+            leaf: of a kind (number, column, parameter) and the number or name.
+            join: of an operator's or function's name and what its arguments became.
+        """
+        stack: list[T] = []
+        for kind, what, arguments in self.steps:
+            if kind == "apply":
+                taken = stack[-arguments:]
+                del stack[-arguments:]
+                stack.append(join(str(what), taken))
+            else:
+                name = self.parameters[int(what)] if kind == "parameter" else what
+                stack.append(leaf(kind, name))
+        return stack[0]
 
     def value(self, theta: np.ndarray, data: Mapping[str, np.ndarray]) -> np.ndarray:
         """Values [n] at one parameter vector [p]."""

@@ -37,7 +37,7 @@ from theory.laws.profile import profile_intervals
 from theory.laws.surface import nonnegative_least_squares
 from theory.report import to_json, write_text
 from theory.settings import BOOTSTRAPS
-from theory.tables import InputError, Table, numeric_column
+from theory.tables import InputError, Table
 
 STARTS = 256
 POLISHED = 32
@@ -278,30 +278,33 @@ def _deviation_law(problem: _Problem) -> np.ndarray:
     return np.linalg.lstsq(design, log, rcond=None)[0]
 
 
+def law_of(table: Table, text: str, target: str, cluster: str | None) -> Law:
+    """The law that a text means on a table.
+
+    Raises:
+        InputError: a column is missing, or the text is no law.
+    """
+    table.require(target, "target")
+    table.require(cluster, "cluster")
+    columns = [str(c) for c in table.frame.columns]
+    try:
+        constant = [c for c in columns if table.frame[c].nunique() <= 1]
+        return parse_law(text, columns, target=target, constant=constant)
+    except LawError as error:
+        raise InputError(str(error)) from None
+
+
 def _prepare(
     table: Table, text: str, target: str, cluster: str | None, signed: Collection[str]
 ) -> tuple[_Problem, np.ndarray]:
-    columns = [str(c) for c in table.frame.columns]
-    table.require(target, "target")
-    table.require(cluster, "cluster")
-    try:
-        constant = [c for c in columns if table.frame[c].nunique() <= 1]
-        law = parse_law(text, columns, target=target, constant=constant)
-    except LawError as error:
-        raise InputError(str(error)) from None
+    law = law_of(table, text, target, cluster)
     unknown = sorted(set(signed) - set(law.parameters))
     if unknown:
         raise InputError(
             f"--signed {unknown[0]}: not a parameter of the law; parameters are {', '.join(law.parameters)}"
         )
     frame = table.frame
-    used = [*law.columns, target]
-    numbers = {c: numeric_column(frame[c], c, table.path) for c in used}
-    for name in used:
-        empty = numbers[name].isna().to_numpy()
-        if empty.any():
-            row = frame.index[empty][0]
-            raise InputError(f"{table.path}: column {name}, row {row}: empty; fill the cell or remove the row")
+    numbers = table.numbers([*law.columns, target])
     data = {c: numbers[c].to_numpy() for c in law.columns}
     y = numbers[target].to_numpy()
     log_scale = bool((y > 0).all())

@@ -529,15 +529,25 @@ def _efficiency_cases() -> list[Case]:
         ("F = 2, in FLOPs just below", Curve(speed=2.5), {"flops": 1.3}, (HOLDS, INCONCLUSIVE), (CONSISTENT, REFUTED)),
         ("0.05 nats behind at the largest budget", _behind(0.05), {}, (INCONCLUSIVE, REFUTED), SUPPORT),
     ]
-    one_word = [(EFFICIENCY, n, c, o, (word,), wrong) for n, c, o, word, wrong in plain]
-    rows = [*one_word, *((EFFICIENCY_MARGINS, n, c, o, words, wrong) for n, c, o, words, wrong in margins)]
+    cases = _worth_cases("budgets", "efficiency", (EFFICIENCY, EFFICIENCY_MARGINS), _budgets, plain, margins)
+    clones = [clone for _, clone, *_ in [*plain, *margins]]
+    return [replace(c, factor_at=partial(true_factor, clone)) for c, clone in zip(cases, clones, strict=True)]
+
+
+def _worth_cases(
+    prefix: str, claim: str, families: tuple[str, str], draw: Callable[..., pd.DataFrame],
+    plain: Sequence[tuple[Any, ...]], margins: Sequence[tuple[Any, ...]],
+) -> list[Case]:  # fmt: skip
+    """Cases from rows of name, what is planted, options of the draw, the right word or words, and the misleading ones;
+    the plain ones in the first family."""
+    rows = [*((families[0], n, p, o, (word,), wrong) for n, p, o, word, wrong in plain)]
+    rows += [(families[1], *row) for row in margins]
     return [
         Case(
-            f"budgets: {name}", family, "efficiency",
-            partial(_budgets, clone, **({"design": WORTH} | options)), expected=words, misleading=wrong,
-            factor_at=partial(true_factor, clone),
+            f"{prefix}: {name}", family, claim, partial(draw, planted, **({"design": WORTH} | options)), expected=words,
+            misleading=wrong,
         )
-        for family, name, clone, options, words, wrong in rows
+        for family, name, planted, options, words, wrong in rows
     ]  # fmt: skip
 
 
@@ -574,15 +584,7 @@ def _compression_cases() -> list[Case]:
          (CONSISTENT,)),
         ("just beyond .02 behind every rival", -0.021, {"distance": 0.0}, (REFUTED, INCONCLUSIVE), (CONSISTENT,)),
     ]  # fmt: skip
-    one_word = [(COMPRESSION, n, a, o, (word,), wrong) for n, a, o, word, wrong in plain]
-    rows = [*one_word, *((COMPRESSION_MARGINS, n, a, o, words, wrong) for n, a, o, words, wrong in margins)]
-    return [
-        Case(
-            f"front: {name}", family, "compression",
-            partial(_front, lead, **({"design": WORTH} | options)), expected=words, misleading=wrong,
-        )
-        for family, name, lead, options, words, wrong in rows
-    ]  # fmt: skip
+    return _worth_cases("front", "compression", (COMPRESSION, COMPRESSION_MARGINS), _front, plain, margins)
 
 
 def _front(
