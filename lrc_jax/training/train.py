@@ -272,9 +272,17 @@ def loss_and_grads(
 def batch_index(key: Array, batch_size: int, samples: Array) -> Array:
     """Indices of a minibatch, uniform with replacement from the first `samples` sequences."""
     # floor(u * N) rather than randint(0, N): the same uniform numbers for every N, so that runs of one seed that
-    # differ in N see corresponding batches.
-    u_B = jax.random.uniform(key, (batch_size,))
-    return jnp.minimum((u_B * samples.astype(jnp.float32)).astype(jnp.int32), samples - 1)
+    # differ in N see corresponding batches. In integers, u = bits / 2^32: float32 has 24 bits, and of ten million
+    # sequences it would never reach some and reach others twice.
+    return _high_word(jax.random.bits(key, (batch_size,), jnp.uint32), samples.astype(jnp.uint32)).astype(jnp.int32)
+
+
+def _high_word(a: Array, b: Array) -> Array:
+    """floor(a * b / 2^32) of uint32, by halves of 16 bits: there are no 64 bits by default."""
+    a_high, a_low, b_high, b_low = a >> 16, a & 0xFFFF, b >> 16, b & 0xFFFF
+    first = a_high * b_low + (a_low * b_low >> 16)
+    second = a_low * b_high + (first & 0xFFFF)
+    return a_high * b_high + (first >> 16) + (second >> 16)
 
 
 @functools.partial(jax.jit, static_argnames=("batch_size",))

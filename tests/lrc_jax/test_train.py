@@ -122,6 +122,14 @@ def test_batches_come_from_the_first_samples_only(setting):
     np.testing.assert_array_equal(batches.tokens_NT[:200], double.tokens_NT[:200] // 2)
 
 
+@pytest.mark.parametrize("samples", [1, 7, 1000, 2**23 + 1, 10**8 + 7, 2**31 - 1])
+def test_batches_reach_every_sequence_of_a_large_pool(samples):
+    """Float32 has 24 bits: of ten million sequences it never reaches some and reaches others twice."""
+    bits = np.asarray(jax.random.bits(jax.random.key(3), (4000,), jnp.uint32))
+    index = np.asarray(training.batch_index(jax.random.key(3), 4000, jnp.asarray(samples, jnp.int32)))
+    np.testing.assert_array_equal(index, bits.astype(np.uint64) * np.uint64(samples) >> np.uint64(32))
+
+
 @pytest.mark.parametrize("schedule", training.SCHEDULES)
 def test_schedules(schedule):
     spec = training.OptimizerSpec(schedule=schedule, warmup=0.1)
