@@ -231,7 +231,7 @@ class LowRankClone:
         self, params: Projections, teacher: Weights, tokens_BT: Int[Array, "B T"]
     ) -> Float[Array, "N s"] | None:
         """Embedded tokens: gather the teacher's rows, then project. No gradient has to be scattered over V rows."""
-        multiply = operations(self.config).product
+        multiply = operations().product
         return multiply(teacher.embed_VD[tokens_BT.reshape(-1)], params["model.zoom.weight"].T)
 
     def clone_pairs(
@@ -272,6 +272,6 @@ class LowRankClone:
                 pairs.append(ClonePair(i, "mlp-out-loss", s.mlp_hidden_NF, t.mlp_hidden_NF, through=w.down_FD))
             else:
                 # The same trainable matrix acts on both sides: this loss falls to 0 with the matrix.
-                target_NS = operations(self.config).product(t.mlp_out_ND, params[mlp + "zoom_down.weight"].T)
+                target_NS = operations().product(t.mlp_out_ND, params[mlp + "zoom_down.weight"].T)
                 pairs.append(ClonePair(i, "mlp-out-loss", s.mlp_out_ND, target_NS))
         return pairs

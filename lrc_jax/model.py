@@ -26,7 +26,6 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 RESIDUAL = "residual"  # what rematerialisation keeps (train.StepOptions)
-STEPS = ("fast", "reference")
 NEG_INF = -1e30  # finite: a fully masked row must not give nan
 LARGEST = 2**31 - 1  # of a size
 # Sizes of DecoderConfig, and what Hugging Face calls them.
@@ -87,7 +86,6 @@ class DecoderConfig:
     no_rope_layers: tuple[int, ...] = ()  # SmolLM3: layers whose queries and keys are not rotated
     max_position_embeddings: int = 2048
     model_type: str = "llama"
-    step: str = "fast"  # how it is computed, not what: "fast" (lrc_jax.compute.fast) or "reference" (this module)
 
     def __post_init__(self) -> None:
         for name, stock in SIZES.items():
@@ -102,8 +100,6 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; RoPE needs an even one")
-        if self.step not in STEPS:
-            raise ValueError(f"step {self.step!r} is unknown; choose one of {', '.join(STEPS)}")
 
     def of_layer(self, layer: int) -> DecoderConfig:
         """The configuration that a layer's attention reads: without RoPE where the layer has none."""

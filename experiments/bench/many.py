@@ -36,7 +36,7 @@ def measure(name: str, ranks: int, seeds: int, steps: int) -> dict[str, Any]:
     from lrc_jax.training.together import Member, Stream, train_together
     from lrc_jax.training.train import train
 
-    setup = set_up(PRESETS[name], "fast")
+    setup = set_up(PRESETS[name])
     tokens_NT = setup.pool.tokens_NT.reshape(-1, setup.preset.length)
     pool = Pool(tokens_NT, setup.pool.labels_NT.reshape(tokens_NT.shape))
     objective = Objective(kl_per_token=True)

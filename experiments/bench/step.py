@@ -50,8 +50,8 @@ class Setup:
         return TrainState(jax.tree.map(jnp.array, self.params), opt_state, jnp.zeros((), jnp.int32))
 
 
-def set_up(preset: Preset, step: str) -> Setup:
-    """Teacher, clone and batches of a preset; `step` is "fast" or "reference"."""
+def set_up(preset: Preset) -> Setup:
+    """Teacher, clone and batches of a preset."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -74,7 +74,6 @@ def set_up(preset: Preset, step: str) -> Setup:
         preset.hidden_size // preset.heads,
         presets.RMS_NORM_EPS,
         presets.ROPE_THETA,
-        step=step,
     )
     teacher = build_weights(config, presets.teacher_tensors(preset).__getitem__)
     weights = LossWeights(*(jnp.float32(x) for x in (presets.CLONE_WEIGHT, 1, 1, presets.TEMPERATURE)))
@@ -312,6 +311,7 @@ def main() -> int:
     import jax
 
     from lrc_jax import clock
+    from lrc_jax.compute.fast import computed
 
     clock.start()
     bf16 = args.precision == "bfloat16"
@@ -328,22 +328,23 @@ def main() -> int:
         width = MATMUL[args.platform]
         flops = {"products_flops": 2.0 * width**3 * MATMULS}
         if args.platform == "cpu":
-            flops |= arithmetic(set_up(preset, "fast"))
+            flops |= arithmetic(set_up(preset))
         serve(large_products(width, bf16), lambda: flops)
         return 0
-    setup = set_up(preset, "fast" if args.variant in ("ours", "together", "count") else "reference")
-    if args.variant == "count":
-        serve(trainer(setup), lambda: arithmetic(setup))
-        return 0
-    if args.variant == "naive":
-        run = naive_trainer(setup)
-    elif args.variant == "run":
-        run = whole_run(setup)
-    elif args.variant == "together":
-        run = trainer_together(setup, args.students)
-    else:
-        run = trainer(setup, bf16)
-    serve(run, facts, memory)
+    setup = set_up(preset)
+    with computed("fast" if args.variant in ("ours", "together", "count") else "reference"):
+        if args.variant == "count":
+            serve(trainer(setup), lambda: arithmetic(setup))
+            return 0
+        if args.variant == "naive":
+            run = naive_trainer(setup)
+        elif args.variant == "run":
+            run = whole_run(setup)
+        elif args.variant == "together":
+            run = trainer_together(setup, args.students)
+        else:
+            run = trainer(setup, bf16)
+        serve(run, facts, memory)
     return 0
 
 

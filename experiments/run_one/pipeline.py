@@ -23,11 +23,13 @@ from experiments.run_one.columns.groups import (
     norm_columns,
     risk_columns,
 )
+from experiments.run_one.columns.method import cost_by_formula
 from experiments.run_one.columns.sgd_bound import convergence_columns
 from experiments.run_one.config import RunConfig
 from experiments.run_one.run import Columns, Keeper, Log, Run, Tick, objective, test_size
 from experiments.run_one.setup import Setup
 from lrc_jax import clock
+from lrc_jax.compute.fast import computed
 from lrc_jax.data.pools import Pool
 from lrc_jax.inference.evaluate import clone_fvu
 from lrc_jax.measure.gap import mean
@@ -59,7 +61,7 @@ def is_plain(config: RunConfig) -> bool:
     """Whether a run is one training by Run.fit and then measured; the others train in ways of their own."""
     measure = config.measure
     own_step = config.bf16 or config.remat or config.accumulate > 1 or config.mesh.data * config.mesh.model != 1
-    if own_step or config.teacher_cache != "none" or config.match == "time":
+    if own_step or config.step != "fast" or config.teacher_cache != "none" or config.match == "time":
         return False
     return config.student.name != "bilinear" and not (measure.convergence or measure.certificate or measure.dynamics)
 
@@ -76,6 +78,11 @@ def run(config: RunConfig, setup: Setup, log: Log, tick: Tick, keeper: Keeper | 
       InputError: the configuration does not fit the data or the teacher.
       DivergedError: a loss is not finite.
     """
+    with computed(config.step):
+        return _run(config, setup, log, tick, keeper)
+
+
+def _run(config: RunConfig, setup: Setup, log: Log, tick: Tick, keeper: Keeper | None) -> Columns:
     if config.student.name == "bilinear":
         return run_bilinear(config, setup, log)
     one = Run.of(config, setup)
@@ -130,4 +137,4 @@ def measure(prepared: Prepared, params: Any) -> Columns:
         columns |= information_columns(run, params)
     if wanted.cost:
         columns |= cost_columns(run, params)
-    return columns
+    return columns | cost_by_formula(run, columns["steps"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -198,40 +199,26 @@ def at_most(source: DataSource, purpose: str, n: int) -> int:
     return n if have is None else min(n, have)
 
 
+_LOADED: collections.OrderedDict[str, Setup] = collections.OrderedDict()
+KEPT = 4  # of them, the last used
+
+
 def load(config: RunConfig) -> Setup:
     """Data and teacher of a run; equal configurations share one copy."""
-    key = {
+    made_of = {
         "data": dataclasses.asdict(config.data),
         "teacher": dataclasses.asdict(config.teacher),
         "sequence_length": config.sequence_length,
         "cache_dir": config.cache_dir,
-        "step": config.step,
+        "step": config.step,  # a setup keeps what the teacher computed on its pools
     }
-    return _load(json.dumps(key, sort_keys=True), _Hidden(config))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Hidden:
-    """Passes a value by without being part of a cache key."""
-
-    config: RunConfig
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, _Hidden)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@functools.lru_cache(maxsize=4)
-def _load(key: str, hidden: _Hidden) -> Setup:
-    del key
-    setup = _made(hidden.config)
-    if setup.teacher is None:
-        return setup
-    # A teacher is trained by the fast step whatever the run's, so that runs that differ in it share their teacher.
-    decoder = dataclasses.replace(setup.teacher.config, step=hidden.config.step)
-    return dataclasses.replace(setup, teacher=dataclasses.replace(setup.teacher, config=decoder))
+    key = json.dumps(made_of, sort_keys=True)
+    if key not in _LOADED:
+        _LOADED[key] = _made(config)
+    _LOADED.move_to_end(key)
+    while len(_LOADED) > KEPT:
+        _LOADED.popitem(last=False)
+    return _LOADED[key]
 
 
 def _made(config: RunConfig) -> Setup:

@@ -1,7 +1,7 @@
 """The fast step: the mathematics of `model`, `losses` and `objective`, arranged for how XLA runs it.
 
 The plain versions there are the specification and equal this to rounding (tests/lrc_jax/test_fast.py).
-`DecoderConfig.step` chooses: "fast" or "reference"; `forward` and `evaluate_objective` here are what training and
+`with computed("reference"):` chooses the plain ones; `forward` and `evaluate_objective` here are what training and
 evaluation call. What is done differently:
 
 * **attention** has a hand-written gradient. The forward pass keeps the unnormalised exponentials and their sums, so
@@ -18,6 +18,7 @@ rows of a block (G heads x some positions).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from lrc_jax.model import NEG_INF, Activations, DecoderConfig, Operations, Weigh
 
 LONG = 512  # sequences above this many tokens take the path whose memory is linear in the length
 TILE = 256  # rows and columns of a tile of scores on that path
+STEPS = ("fast", "reference")
 QUERY_BLOCKS = 2  # one computes all masked scores, four have products too small for their overhead
 
 
@@ -355,9 +357,28 @@ swiglu.defvjp(_swiglu_forward, _swiglu_backward)
 OPERATIONS = Operations(attention, product, swiglu)
 
 
-def operations(config: DecoderConfig) -> Operations:
-    """What the layers of this decoder are computed with."""
-    return OPERATIONS if config.step == "fast" else model.PLAIN
+_step = jax.make_user_context("fast")  # a part of every compiled program's key
+
+
+def computed(step: str) -> contextlib.AbstractContextManager[None]:
+    """Within it everything is computed by a path of STEPS.
+
+    Raises:
+      ValueError: there is no such path.
+    """
+    if step not in STEPS:
+        raise ValueError(f"step {step!r} is unknown; choose one of {', '.join(STEPS)}")
+    return _step(step)
+
+
+def is_fast() -> bool:
+    """Whether the fast path computes."""
+    return _step.value == "fast"
+
+
+def operations() -> Operations:
+    """What layers are computed with."""
+    return OPERATIONS if is_fast() else model.PLAIN
 
 
 def forward(
@@ -366,8 +387,8 @@ def forward(
     tokens_BT: Int[Array, "B T"],
     embedded_ND: Float[Array, "N D"] | None = None,
 ) -> Activations:
-    """`model.forward` on the path that `config.step` names."""
-    return model.forward(config, weights, tokens_BT, embedded_ND, operations(config))
+    """`model.forward` on the path of `computed`."""
+    return model.forward(config, weights, tokens_BT, embedded_ND, operations())
 
 
 # -------------------------------------------------------------------------------------------------------------- losses
@@ -459,8 +480,8 @@ def squared_error(pair: ClonePair) -> Array:
     return _gram_form(pair.student - pair.teacher, through_XY @ through_XY.T)
 
 
-def evaluate_objective(config: DecoderConfig, *arguments: Any) -> objective.Terms:
-    """`objective.evaluate_objective` on the path that `config.step` names."""
-    if config.step == "fast":
+def evaluate_objective(*arguments: Any) -> objective.Terms:
+    """`objective.evaluate_objective` on the path of `computed`."""
+    if is_fast():
         return objective.evaluate_objective(*arguments, output_losses=output_losses, squared_error=squared_error)
     return objective.evaluate_objective(*arguments)

@@ -1,7 +1,7 @@
 """Smoothness of a loss: along the path that was taken, and as the top of the Hessian's spectrum.
 
 The path needs gradients only. Lanczos differentiates forward over reverse: the gradient, hand-written or not, must be
-built of plain JAX operations; the plain step (`DecoderConfig.step`) is the one to give it, since the fast step's
+built of plain JAX operations; the plain step (`compute.fast.computed`) is the one to give it, since the fast step's
 gradients take 2.5 times as long to differentiate.
 """
 

@@ -210,7 +210,7 @@ def distillation_loss(
     if objective.clone:
         assert teacher_acts is not None
         pairs = student.clone_pairs(params, frozen, teacher_acts, student_acts)
-    terms = evaluate_objective(student.config, objective, weights, pairs, teacher_acts, student_acts, batch.labels_NT)
+    terms = evaluate_objective(objective, weights, pairs, teacher_acts, student_acts, batch.labels_NT)
     return terms.total, terms
 
 

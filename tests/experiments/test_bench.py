@@ -17,6 +17,7 @@ from experiments.bench import gpu, timing
 from experiments.bench.presets import PRESETS
 from experiments.bench.step import arithmetic, product_flops, set_up
 from experiments.bench.timing import ROOT, workers
+from lrc_jax.compute.fast import computed
 from lrc_jax.errors import InputError
 from lrc_jax.training.train import student_loss
 
@@ -37,7 +38,7 @@ def test_the_peer_computes_our_losses():
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
-    setup = set_up(TINY, "reference")
+    setup = set_up(TINY)
     first = jax.tree.map(lambda x: jax.device_put(x[0]), setup.pool)
 
     @jax.jit
@@ -46,7 +47,8 @@ def test_the_peer_computes_our_losses():
             setup.student, setup.objective, setup.config, params, setup.frozen, setup.hyper.loss, first
         )[1]
 
-    ours = terms(setup.params)
+    with computed("reference"):
+        ours = terms(setup.params)
     for name, value in json.loads(done.stdout).items():
         assert float(getattr(ours, name)) == pytest.approx(value, rel=1e-5), name
 
@@ -61,7 +63,7 @@ def test_products_are_counted_inside_loops_of_functions():
 
 def test_arithmetic_of_a_step_is_that_of_its_parts():
     """The teacher's forward pass by hand: projections, two blocks of causal scores, head."""
-    counted, p = arithmetic(set_up(TINY, "fast")), TINY
+    counted, p = arithmetic(set_up(TINY)), TINY
     D, F, T, half = p.hidden_size, p.intermediate_size, p.length, p.length // 2
     products = p.layers * (4 * D * D + 3 * D * F) * p.tokens + D * p.vocabulary * p.tokens
     scores = p.layers * p.batch_size * 2 * D * (half * half + (T - half) * T)

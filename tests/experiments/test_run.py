@@ -187,7 +187,7 @@ def test_sigterm_saves_and_the_next_start_goes_on_with_the_same_bits(workplace, 
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode == 143
-    (at,) = runs.iterdir()
+    (at,) = runs.glob("[!.]*")
     assert (at / "paused.json").exists()
     assert not (at / "row.json").exists()
     assert not (at / "claim.json").exists()
@@ -198,7 +198,7 @@ def test_sigterm_saves_and_the_next_start_goes_on_with_the_same_bits(workplace, 
     (stopped,), (whole,) = rows(folder, f"stopped_{launcher}"), rows(folder, f"whole_{launcher}")
     assert stopped["columns"] == whole["columns"]
     texts = [(p / "metrics.jsonl").read_text() for s in ("stopped", "whole")
-             for p in (folder / f"results/{s}_{launcher}/runs").iterdir()]  # fmt: skip
+             for p in (folder / f"results/{s}_{launcher}/runs").glob("[!.]*")]  # fmt: skip
     assert texts[0] == texts[1]
 
 
@@ -462,9 +462,11 @@ def test_where_a_run_is_computed_changes_nothing_and_the_cache_little(workplace)
     losses = {}
     two = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
     for name, keys in {
-        "plain": [],
-        "mesh": ["mesh.data=2", "accumulate=2", "remat=true"],
-        "cache": ["teacher_cache=float16"],
+        "plain": ["preset=authors"],  # whose losses are plain means, so that parts of a batch add up to the whole
+        "mesh": ["preset=authors", "mesh.data=2", "accumulate=2", "remat=true"],
+        "cache": ["preset=authors", "teacher_cache=float16"],
+        "default": [],
+        "in parts": ["accumulate=2"],
     }.items():
         process = subprocess.run(
             [sys.executable, "-m", "experiments.run", *SMALL, *keys, f"study={name}"],
@@ -476,3 +478,4 @@ def test_where_a_run_is_computed_changes_nothing_and_the_cache_little(workplace)
     assert losses["mesh"][0] == pytest.approx(losses["plain"][0], abs=1e-5)
     assert losses["mesh"][1] == losses["plain"][1] != losses["cache"][1]
     assert 0 < abs(losses["cache"][0] - losses["plain"][0]) < 1e-3
+    assert losses["in parts"][1] != losses["default"][1]  # the normalised loss of a part is another loss

@@ -20,9 +20,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from lrc_jax.clone import LowRankClone, infer_flags
-from lrc_jax.compute.fast import evaluate_objective, forward
+from lrc_jax.compute.fast import STEPS, computed, evaluate_objective, forward
 from lrc_jax.losses import IGNORE, clone_distance
-from lrc_jax.model import STEPS, count_parameters
+from lrc_jax.model import count_parameters
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.projections import read_flags, reference_losses
 from lrc_jax.students import Frozen
@@ -38,11 +38,10 @@ def shifted_labels(tokens_BT):
     return jnp.concatenate([tokens_BT[:, 1:], jnp.full_like(tokens_BT[:, :1], IGNORE)], axis=1)
 
 
-def load_case(folder: Path, dtype=np.float32, step="fast") -> SimpleNamespace:
+def load_case(folder: Path, dtype=np.float32) -> SimpleNamespace:
     expected = json.loads((folder / "expected.json").read_text())
     raw_flags = expected["flags"]
     teacher_config, teacher, _ = load_model(folder / "teacher", dtype)
-    teacher_config = dataclasses.replace(teacher_config, step=step)
     params = {name: jnp.asarray(x.astype(dtype)) for name, x in load_file(folder / "projections.safetensors").items()}
     flags = infer_flags(teacher_config, {name: x.shape for name, x in params.items()})
     flags = dataclasses.replace(flags, target_rms_norm_eps=raw_flags["target_rms_norm_eps"])
@@ -59,9 +58,7 @@ def load_case(folder: Path, dtype=np.float32, step="fast") -> SimpleNamespace:
         teacher_acts = forward(teacher_config, teacher, tokens)
         student_acts = student.forward(params, Frozen(teacher), tokens, teacher_acts)
         pairs = student.clone_pairs(params, Frozen(teacher), teacher_acts, student_acts)
-        terms = evaluate_objective(
-            teacher_config, objective, weights, pairs, teacher_acts, student_acts, shifted_labels(tokens)
-        )
+        terms = evaluate_objective(objective, weights, pairs, teacher_acts, student_acts, shifted_labels(tokens))
         named = {f"{p.layer}/{p.name}": clone_distance(p, objective.distance) for p in pairs}
         return terms.total, (terms, named, teacher_acts, student_acts)
 
@@ -84,11 +81,11 @@ def close_to_largest(actual, expected, share):
 
 @pytest.mark.parametrize("step", STEPS)
 def test_losses_logits_hidden_states_and_gradients(case_folder, step):
-    case = load_case(case_folder, step=step)
+    case = load_case(case_folder)
     expected, arrays = case.expected, case.arrays
-    (total, (terms, named, teacher_acts, student_acts)), grads = jax.jit(jax.value_and_grad(case.loss, has_aux=True))(
-        case.params
-    )
+    with computed(step):
+        out, grads = jax.jit(jax.value_and_grad(case.loss, has_aux=True))(case.params)
+    total, (terms, named, teacher_acts, student_acts) = out
     wanted = {f"{i}/{name}": x for i, layer in expected["layer_losses"].items() for name, x in layer.items()}
     assert named.keys() == wanted.keys()
     for name, value in wanted.items():
@@ -187,8 +184,8 @@ def test_ten_steps_of_adamw(case_folder):
 @pytest.mark.parametrize("step", STEPS)
 def test_float64_agreement(case_folder, step):
     """In double precision the losses are those of an independent float64 implementation, to 1e-9."""
-    with jax.enable_x64(True):
-        case = load_case(case_folder, np.float64, step)
+    with jax.enable_x64(True), computed(step):
+        case = load_case(case_folder, np.float64)
         _, (terms, *_) = jax.jit(case.loss)(case.params)
         wanted = case.expected["float64_check"]
         assert float(terms.total) == pytest.approx(wanted["total_loss"], rel=1e-9)
