@@ -7,6 +7,8 @@ and when it started, which tells a recycled number from its first owner.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import hashlib
 import os
@@ -96,6 +98,24 @@ def is_dead(name: str) -> bool | None:
     except LookupError:
         return None
     return found is None or found[0] in "ZX" or found[1] != began
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder: at once from its name, so that a kill leaves a part and no half of a folder."""
+    part = part_of(folder)
+    shutil.rmtree(part, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        folder.rename(part)
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def exchange(left: Path, right: Path) -> bool:
+    """Swap two names in one moment, where the system can (Linux, on most file systems)."""
+    with contextlib.suppress(AttributeError):
+        renameat2 = ctypes.CDLL(None).renameat2
+        here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        return renameat2(here, os.fsencode(left), here, os.fsencode(right), swap) == 0
+    return False
 
 
 def clear_parts(folder: Path) -> None:

@@ -6,11 +6,11 @@ of it.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -268,21 +268,15 @@ def write_text(path: str | Path, text: str) -> None:
         InputError: the file cannot be written.
     """
     path = Path(path).resolve()  # through a symbolic link, not in its place
+    beside = path.with_name(f".{path.name}.tmp")  # always the same, so that what a kill left is written over
     try:
         if path.exists() and not path.is_file():  # a pipe or a device is written to, never replaced
             path.write_text(text, encoding="utf-8")
             return
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another path") from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        # mkstemp makes files private; a report gets the permissions that any new file gets.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()

@@ -22,7 +22,9 @@ from jaxtyping import Array
 
 from lrc_jax import sealed
 from lrc_jax.compute.fast import forward
+from lrc_jax.data.pace import Pace
 from lrc_jax.data.pools import Pool
+from lrc_jax.data.windows import Windows
 from lrc_jax.errors import InputError
 from lrc_jax.model import Activations, DecoderConfig, LayerActivations, Weights
 from lrc_jax.objective import Objective
@@ -31,6 +33,7 @@ from lrc_jax.students.base import Frozen, Student
 from lrc_jax.training.train import reads_teacher
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+READ = 1 << 22  # tokens that are read together
 SPARE = 1 << 30  # bytes of disk that an entry leaves free
 LAYER_SITES = tuple(LayerActivations.__dataclass_fields__)
 
@@ -63,10 +66,15 @@ def _compute(config: DecoderConfig, weights: Weights, tokens_BT: Array, sites: t
     return tuple(read_site(acts, site).reshape(batch, length, -1) for site in sites)
 
 
-def entry_name(teacher_digest: str, tokens_NT: np.ndarray, sites: tuple[str, ...], dtype: str) -> str:
+def entry_name(teacher_digest: str, tokens_NT: np.ndarray | Windows, sites: tuple[str, ...], dtype: str) -> str:
     """32 hexadecimal digits that change with the teacher, the tokens, the sites and the precision."""
-    digest = hashlib.sha256(json.dumps([teacher_digest, sites, dtype, tokens_NT.shape]).encode())
-    digest.update(np.ascontiguousarray(tokens_NT, np.int32).tobytes())
+    n, length = tokens_NT.shape
+    digest = hashlib.sha256(json.dumps([teacher_digest, sites, dtype, [n, length]]).encode())
+    rows, pace = max(1, READ // length), Pace("tokens of the activation cache", 4.0 * n * length)
+    for start in range(0, n, rows):
+        part = np.ascontiguousarray(tokens_NT[start : start + rows], np.int32)
+        digest.update(part.tobytes())
+        pace.add(part.nbytes)
     return digest.hexdigest()[:32]
 
 
@@ -75,7 +83,7 @@ def cached_activations(
     config: DecoderConfig,
     weights: Weights,
     teacher_digest: str,
-    tokens_NT: np.ndarray,
+    tokens_NT: np.ndarray | Windows,
     sites: tuple[str, ...],
     *,
     dtype: str = "float16",
@@ -85,6 +93,7 @@ def cached_activations(
 
     Args:
       cache: folder of all entries.
+      tokens_NT: the sequences; those of a text are read a batch at a time.
       sites: as `read_site` names them.
       dtype: on disk: "float16" (finer; values beyond 65,504 are refused), "bfloat16" or "float32" (exact).
 
@@ -126,7 +135,7 @@ def _write(
     folder: Path,
     config: DecoderConfig,
     weights: Weights,
-    tokens_NT: np.ndarray,
+    tokens_NT: np.ndarray | Windows,
     sites: tuple[str, ...],
     dtype: str,
     batch_size: int,
@@ -151,6 +160,7 @@ def _write(
             )
             for site, x in zip(sites, abstract, strict=True)
         }
+        pace = Pace("the teacher's pass", n, "sequences", 1.0)
         for start in range(0, n, size):
             # The last batch is filled up with its last row: one shape, one compilation.
             index = np.minimum(np.arange(start, start + size), n - 1)
@@ -160,6 +170,7 @@ def _write(
                 if dtype == "float16" and np.abs(values).max() > np.finfo(np.float16).max:
                     raise InputError(f"activation cache: {site} exceeds float16's range; use bfloat16")
                 files[site][start : start + kept] = values.astype(DTYPES[dtype]).view(files[site].dtype)
+            pace.add(kept)
         for file in files.values():
             file.flush()
         del files
@@ -222,7 +233,6 @@ def with_teacher_pass(
     if frozen.distilled is not None:
         raise InputError("activation cache: not with a second teacher (measure.whiten); leave one of the two out")
     sites = sites_read(student, objective, config, frozen)
-    tokens_NT = np.asarray(pool.tokens_NT)
-    entry = cached_activations(cache, config, frozen.teacher, teacher_digest, tokens_NT, sites, dtype=dtype)
+    entry = cached_activations(cache, config, frozen.teacher, teacher_digest, pool.tokens_NT, sites, dtype=dtype)
     final_NTD = entry.pop("final")
     return dataclasses.replace(pool, final_NTD=final_NTD, sites=entry or None)

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import html
 import json
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,11 +23,11 @@ import numpy as np
 from lrc_jax.errors import InputError, in_python
 from lrc_jax.inference import generate as generation
 from lrc_jax.model import DecoderConfig
+from lrc_jax.owners import discard
 from lrc_jax.students import Student
 from lrc_jax.teachers.load import Teacher
 from lrc_jax.training import distill
 from lrc_jax.training.distill import DistillSettings, Machine, Prepared, Trained
-from lrc_jax.training.export import check_out
 from lrc_jax.training.text_pools import Pools, check_parts, held_out, text_source
 
 if TYPE_CHECKING:
@@ -395,15 +394,13 @@ def train(
         seed=seed,
         text_field=text_field,
     )
-    if out is not None:
-        check_out(Path(out), overwrite)
+    work = None if out is None else distill.training_folder(Path(out), overwrite)
     prepared = distill.prepare(settings, teacher=student.teacher, pools=pools, machine=machine or Machine())
-    work = None if out is None else distill.training_folder(Path(out))
     trained = distill.fit(prepared, work, say=_speaker(progress), warn=_warn)
     run = Run(prepared, trained)
     if out is not None and work is not None and jax.process_index() == 0:
         run.export(out, overwrite=overwrite)
-        shutil.rmtree(work)
+        discard(work)
     return run
 
 

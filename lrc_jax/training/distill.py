@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +29,7 @@ from lrc_jax.losses import CLONE_DISTANCES
 from lrc_jax.measure.cost import peak_process_bytes
 from lrc_jax.model import DecoderConfig, Weights, count_parameters
 from lrc_jax.objective import LossWeights, Objective
+from lrc_jax.owners import discard
 from lrc_jax.projections import LOSS_SWITCHES, read_flags, read_projections, reference_losses
 from lrc_jax.recipes import DEFAULT
 from lrc_jax.seeds import key_for
@@ -388,9 +387,19 @@ def _lines(rows: list[dict[str, float]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def training_folder(out: Path) -> Path:
-    """Where a run keeps its loss curve and checkpoints while it is not finished: OUT.training."""
-    return out.resolve().with_name(f"{out.resolve().name}.training")
+def training_folder(out: Path, overwrite: bool) -> Path:
+    """Where a run keeps its loss curve and checkpoints while it is not finished: OUT.training. If its result lies in
+    `out` already, a kill came right after that was written, and the folder is removed.
+
+    Raises:
+      InputError: `out` is taken or cannot be a folder.
+    """
+    work = out.resolve().with_name(f"{out.resolve().name}.training")
+    curves = [folder / LOSSES_FILE for folder in (work, out)]
+    if all(path.is_file() for path in curves) and curves[0].read_bytes() == curves[1].read_bytes():
+        discard(work)
+    check_out(out, overwrite)
+    return work
 
 
 def fit(
@@ -484,20 +493,17 @@ def write(out: Path, prepared: Prepared, trained: Trained, *, dtype: str = "floa
     Raises:
       InputError: `out` is taken or cannot be made, or the dtype is unknown.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        losses = Path(folder) / LOSSES_FILE
-        losses.write_text(_lines(trained.rows))
-        export_student(
-            out,
-            prepared.student,
-            trained.params,
-            prepared.frozen,
-            tokenizer=prepared.teacher.tokenizer,
-            dtype=dtype,
-            provenance=trained.report | {"settings": prepared.identity},
-            overwrite=overwrite,
-            extra_files=[losses],
-        )
+    export_student(
+        out,
+        prepared.student,
+        trained.params,
+        prepared.frozen,
+        tokenizer=prepared.teacher.tokenizer,
+        dtype=dtype,
+        provenance=trained.report | {"settings": prepared.identity},
+        overwrite=overwrite,
+        extra={LOSSES_FILE: _lines(trained.rows)},
+    )
 
 
 def distill(
@@ -526,13 +532,12 @@ def distill(
     """
     if dtype not in DTYPES:
         raise InputError(f"--dtype: {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
-    check_out(out, overwrite)
+    work = training_folder(out, overwrite)
     prepared = prepare(settings, machine=machine)
     first_process = jax.process_index() == 0
     say: Say = functools.partial(print, file=sys.stderr, flush=True) if first_process else lambda text: None
-    work = training_folder(out)
     trained = fit(prepared, work, say=say, warn=lambda text: say(f"warning: {text}"), stop_after=stop_after)
     if first_process:
         write(out, prepared, trained, dtype=dtype, overwrite=overwrite)
-        shutil.rmtree(work)
+        discard(work)
     return trained.report

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from lrc_jax.errors import InputError
 from lrc_jax.model import DecoderConfig, Weights
-from lrc_jax.owners import clear_parts, part_of
+from lrc_jax.owners import clear_parts, discard, exchange, part_of
 from lrc_jax.projections import PROJECTIONS_FILE, reference_flags
 from lrc_jax.students.base import Frozen, Params, Student
 from lrc_jax.students.projected import ProjectedStudent
@@ -61,14 +61,15 @@ def atomic_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise InputError(f"{out}: cannot be made ({wrong.strerror}); choose another --out") from None
     try:
         yield partial
-        if target.is_dir() and any(target.iterdir()):
-            old = part_of(target.with_name(f"{target.name}.old"))
+        if not (target.is_dir() and any(target.iterdir())):
+            partial.rename(target)
+        elif not exchange(partial, target):
+            # A kill between the two leaves the old folder under a name that nobody clears.
+            old = target.with_name(f"{target.name}.old-{os.getpid()}")
             target.rename(old)
             partial.rename(target)
-            shutil.rmtree(old)
-        else:
-            partial.rename(target)
-    finally:
+            discard(old)
+    finally:  # what is there now: half a folder, or the old one
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -166,7 +167,7 @@ def export_student(
     dtype: str = "float32",
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-    extra_files: Sequence[Path] = (),
+    extra: Mapping[str, str] | None = None,
 ) -> None:
     """Write a student of any kind as a Hugging Face folder, all or nothing.
 
@@ -176,7 +177,7 @@ def export_student(
       tokenizer: the teacher's; copied with its companion files.
       dtype: of the written weights; merging is done in the parameters' own.
       provenance: what to say in `lrc.json` about the student's origin.
-      extra_files: files to copy into the folder as they are.
+      extra: texts of further files, by name.
 
     Raises:
       InputError: `out` is taken or cannot be made, or the dtype is unknown.
@@ -191,5 +192,5 @@ def export_student(
             # What stock tools would not know: how to merge these projections again, or go on training them.
             description["flags"] = reference_flags(student.lrc)
         _write_json(folder / PROVENANCE_FILE, description)
-        for file in extra_files:
-            shutil.copyfile(file, folder / file.name)
+        for name, text in (extra or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
