@@ -153,8 +153,8 @@ class Measure:
     certificate_levels: int = 3  # to which coefficients are rounded: 3, 5, 7, 11 or 17
     # Failure probability of this run's certificates together; share 0.05 over the sample sizes that are printed.
     certificate_delta: float = 0.025
-    ablation: bool = False  # validation loss, intervals over documents, FLOPs a token
-    cost: bool = False  # FLOPs, bytes, throughput and latency of inference
+    ablation: bool = False  # methods are compared: the method's name, validation loss, intervals over documents
+    cost: bool = False  # throughput and latency of inference, and memory (FLOPs and bytes are in every row)
     convergence: bool = False  # squared gradient norm, smoothness, variance along plain SGD
     # Seeds whose runs give the constants of claim 1's bound; a run takes those of pilot number (seed mod their number).
     pilot_seeds: list[int] = field(default_factory=lambda: [77, 78, 79])

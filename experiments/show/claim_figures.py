@@ -484,9 +484,9 @@ def generalization_arms(frame: pd.DataFrame) -> Drawn | None:
 
 def cost_against_quality(frame: pd.DataFrame) -> Drawn | None:
     """Loss in excess of the teacher's against weight bytes and decoding speed."""
-    if "flops_per_token" not in frame or frame["flops_per_token"].isna().all():
+    if "decode_ms_per_token" not in frame or frame["decode_ms_per_token"].isna().all():
         return None
-    rows = frame[frame["flops_per_token"].notna() & (frame["arm"] == "cost")] if "arm" in frame else frame
+    rows = frame[frame["decode_ms_per_token"].notna() & (frame["arm"] == "cost")] if "arm" in frame else frame
     if rows.empty or "teacher.weight_bytes" not in rows:
         return None
     rows = rows.assign(

@@ -373,9 +373,9 @@ def _shown(value: Any) -> str:
 
 
 def _cost_table(frame: pd.DataFrame) -> dict[str, Any] | None:
-    if "flops_per_token" not in frame or frame["flops_per_token"].isna().all():
+    if "prefill_tokens_per_s" not in frame or frame["prefill_tokens_per_s"].isna().all():
         return None
-    rows = frame[frame["flops_per_token"].notna()]
+    rows = frame[frame["prefill_tokens_per_s"].notna()]
     kept = [c for c in COST if c in rows]
     means = rows.groupby(["student", "rank"], dropna=False)[kept].mean().reset_index()
     return data_table(means, "costs")

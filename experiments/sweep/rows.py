@@ -1,7 +1,8 @@
 """Gather a study's rows into one table.
 
 Writes results/<study>/measurements.csv and .parquet, one row per run. The same rows give byte-identical files, whatever
-order they were computed in; times and machines stay in the rows' own files.
+order they were computed in; times and machines stay in the rows' own files, but for the seconds of training where
+methods are compared.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     for row in rows:
         columns = dict(row["columns"])
         provenance = {key: row[key] for key in PROVENANCE}
+        if columns.get("method") and "training_seconds" in row["machine"]:
+            columns["training_seconds"] = row["machine"]["training_seconds"]
         for line in columns.pop("lines", None) or [{}]:
             lines.append(columns | line | provenance)
     frame = pd.DataFrame(lines)

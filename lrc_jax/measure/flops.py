@@ -16,6 +16,11 @@ import jax.numpy as jnp
 
 from lrc_jax.clone import CloneFlags, LowRankClone
 from lrc_jax.model import DecoderConfig, forward
+from lrc_jax.objective import Objective
+from lrc_jax.students.base import Student
+from lrc_jax.students.dense import DenseStudent
+from lrc_jax.students.factorized import FactorizedHead, FactorizedStudent, factored_size
+from lrc_jax.students.projected import ProjectedStudent
 
 
 def parameter_count(config: DecoderConfig) -> int:
@@ -70,8 +75,8 @@ def projection_count(lrc: LowRankClone) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingFlops:
-    """FLOPs of one Low-Rank Clone step by part: teacher's forward, student's forward and backward, merging the
-    projections with the teacher's weights (and back), and what only the clone losses need."""
+    """FLOPs of one training step by part: teacher's forward, student's forward and backward, making the student's
+    weights of what is trained (and back), and what only the clone losses need."""
 
     teacher: float
     student: float
@@ -83,30 +88,91 @@ class TrainingFlops:
         return self.teacher + self.student + self.merge + self.clone
 
 
-def training_flops(lrc: LowRankClone, batch_tokens: int, length: int, recompute: bool = False) -> TrainingFlops:
-    """FLOPs of one step of KL + CE + clone losses.
+def training_flops(
+    student: Student, objective: Objective, batch_tokens: int, length: int, recompute: bool = False
+) -> TrainingFlops:
+    """FLOPs of one step, whatever is cached: the teacher's forward counts wherever the objective reads the teacher.
 
-    Backward costs twice the forward for the student (its weights' gradients are needed to reach the projections) and
-    nothing for the teacher; merging costs the same again backward. `recompute`: layers are run a second time.
+    Backward costs twice the forward for the student (its weights' gradients are needed to reach what is trained) and
+    nothing for the teacher. The optimiser, a few operations per trained number, is not counted.
+
+    Args:
+      student: of any kind; a kind that is not known here counts as a decoder whose own weights are trained.
+      batch_tokens: tokens of a step. length: of a sequence. recompute: layers are run a second time.
     """
-    teacher, student, s = lrc.teacher, lrc.config, lrc.flags.rank
-    D, F, V = teacher.hidden_size, teacher.intermediate_size, teacher.vocab_size
-    Q, K, L = teacher.q_size, teacher.kv_size, len(lrc.kept_layers)
-    once = forward_flops(student, length)
-    forward_student = once.total + 2 * D * s  # tokens are gathered in teacher width and projected
-    backward = 2 * once.total + 2 * D * s
-    # the backward pass of log-softmax, KL and CE is elementwise over the vocabulary: about 12 a logit with the forward
-    loss = 12 * V
-    merge = 2 * D * s * (L * (2 * Q + 2 * K + 3 * F) + V)
-    # through Wo as d . (d Wo Wo^T); the MLP's target through zoom_down, forward and for its gradient; differences
-    clone = batch_tokens * L * (4 * Q * Q + 4 * D * s + 6 * (Q + 2 * K + Q + 2 * F + s)) + L * 2 * Q * Q * D
-    again = 1 + bool(recompute)
+    config = student.config
+    teacher = student.lrc.teacher if isinstance(student, ProjectedStudent | DenseStudent) else config
+    D, V, Q, K, F = teacher.hidden_size, teacher.vocab_size, teacher.q_size, teacher.kv_size, teacher.intermediate_size
+    s, L, again = config.hidden_size, config.num_layers, 1 + bool(recompute)
+    # Elementwise over the vocabulary: about 6 per logit and output loss, forward and backward.
+    loss = 6 * V * (objective.kl + objective.ce)
+    reads = batch_tokens * again * forward_flops(teacher, length).total if objective.needs_teacher else 0.0
+    if isinstance(student, FactorizedHead):
+        rank = min(student.rank, D, V)
+        return TrainingFlops(
+            teacher=batch_tokens * forward_flops(teacher, length).total,
+            student=batch_tokens * (4 * D * rank + 6 * rank * V + loss),
+            merge=0.0,
+            clone=0.0,
+        )
+    once = forward_flops(config, length).total
+    embed, merge = 0.0, 0.0
+    if isinstance(student, ProjectedStudent):
+        embed = 4 * D * s  # tokens are gathered in teacher width and projected
+        merge = 4 * D * s * (L * (2 * Q + 2 * K + 3 * F) + V)  # the projections' gradients alone come back
+    elif isinstance(student, FactorizedStudent):
+        ranks = student.rank_by_matrix()
+        embed = 6 * ranks["embed"] * D  # tokens are gathered as rows of U
+        whole = [name for name in ranks if name != "embed" or config.tie_word_embeddings]
+        merge = sum(6 * math.prod(student.shapes()[name]) * ranks[name] for name in whole)
+    clone = 0.0
+    if objective.clone:
+        # Differences; through Wo as d . (d Wo Wo^T); the MLP's target through an aligner, forward and for its gradient.
+        aligned = not isinstance(student, FactorizedStudent)
+        width = 4 * Q * Q + (4 * D * s if aligned else 0) + 6 * (Q + 2 * K + Q + 2 * F + s)
+        clone = batch_tokens * L * width + L * 2 * Q * Q * D
     return TrainingFlops(
-        teacher=again * batch_tokens * forward_flops(teacher, length).total,
-        student=batch_tokens * (again * forward_student + backward + loss),
-        merge=2 * merge,
+        teacher=reads,
+        student=batch_tokens * ((2 + again) * once + embed + loss),
+        merge=merge,
         clone=clone,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceCost:
+    """What a student costs as it is run: factors as factors, unless the whole matrix is smaller.
+
+    Attributes:
+      numbers: in its weights. weight_bytes: of them in float32 where they are not quantised. flops_per_token: of a
+        forward pass that attends to a whole sequence.
+    """
+
+    numbers: int
+    weight_bytes: float
+    flops_per_token: float
+
+
+def inference_cost(student: Student, length: int) -> InferenceCost:
+    """Cost of a student of any kind; one that is not known here counts as the decoder that it is.
+
+    Args:
+      length: tokens of a sequence.
+    """
+    config = student.config
+    numbers, flops = parameter_count(config), forward_flops(config, length).total
+    if isinstance(student, FactorizedStudent | FactorizedHead):
+        ranks, shapes = student.rank_by_matrix(), student.shapes()
+        for name, (m, n) in shapes.items():
+            small = factored_size(m, n, ranks[name])
+            numbers += small - m * n
+            if name != "embed":
+                flops += 2 * (small - m * n)
+            elif small < m * n:
+                flops += 2 * ranks[name] * n
+            if name == "embed" and config.tie_word_embeddings:
+                flops += 2 * (small - m * n)
+    return InferenceCost(numbers, 4.0 * numbers, flops)
 
 
 def weight_bytes(config: DecoderConfig, bytes_each: float = 4) -> float:

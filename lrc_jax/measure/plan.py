@@ -19,6 +19,8 @@ from lrc_jax.measure.flops import (
     training_flops,
 )
 from lrc_jax.model import DecoderConfig
+from lrc_jax.objective import Objective
+from lrc_jax.students.projected import ProjectedStudent
 from lrc_jax.teachers import hub
 from lrc_jax.teachers.gguf import read_config as read_gguf_config
 from lrc_jax.teachers.gguf_file import open_gguf
@@ -131,7 +133,7 @@ def plan_training(teacher: DecoderConfig, rank: int, tokens: float, assume: Assu
     lrc = clone_of(teacher, rank)
     student, length = lrc.config, assume.sequence_length
     steps = math.ceil(tokens / assume.batch_tokens)
-    step = training_flops(lrc, assume.batch_tokens, length, assume.recompute)
+    step = training_flops(ProjectedStudent("lrc", lrc), Objective(), assume.batch_tokens, length, assume.recompute)
     merges = max(1, assume.batch_tokens // (assume.micro_batch * length))
     step_flops = step.total + (merges - 1) * step.merge
     flops = step_flops * (tokens / assume.batch_tokens)

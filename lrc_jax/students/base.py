@@ -25,12 +25,15 @@ class Frozen:
       basis_DS: orthonormal basis of the teacher's residual stream for data-driven starts, or None.
       whitener_DD: symmetric inverse square root of the final features' second moment, or None.
       distilled: the teacher that is distilled, where it is another one (the whitening intervention), or None.
+      factors: start of a factorized student, {matrix: {"u": [in, r], "v": [r, out]}}, where it was computed from data,
+        or None.
     """
 
     teacher: Weights
     basis_DS: Array | None = None
     whitener_DD: Array | None = None
     distilled: Weights | None = None
+    factors: dict[str, dict[str, Array]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

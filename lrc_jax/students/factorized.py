@@ -37,13 +37,45 @@ def _svd_factors(matrix: Array, rank: int) -> dict[str, Array]:
     return {"u": u[:, :rank] * root[None, :], "v": root[:, None] * vt[:rank]}
 
 
+def factored_size(n_in: int, n_out: int, rank: int) -> int:
+    """Numbers of U V^T as it is kept and run: its factors, or the whole matrix where that is smaller."""
+    return min(rank * (n_in + n_out), n_in * n_out)
+
+
+def matrix_shapes(teacher: DecoderConfig) -> dict[str, tuple[int, int]]:
+    """Every matrix of a decoder by name, with its shape [in, out]; an embedding that is the head too stands once."""
+    D, F, Q, K = teacher.hidden_size, teacher.intermediate_size, teacher.q_size, teacher.kv_size
+    of = {"q_DQ": (D, Q), "k_DK": (D, K), "v_DK": (D, K), "o_QD": (Q, D), "gate_DF": (D, F), "up_DF": (D, F),
+          "down_FD": (F, D)}  # fmt: skip
+    found = {f"layers.{i}.{name}": of[name] for i in range(teacher.num_layers) for name in MATRICES}
+    found["embed"] = (teacher.vocab_size, D)
+    return found if teacher.tie_word_embeddings else found | {"head": (D, teacher.vocab_size)}
+
+
+def matrix(weights: Weights, name: str) -> Array:
+    """A matrix by its name in `matrix_shapes`."""
+    if name == "embed":
+        return weights.embed_VD
+    if name == "head":
+        return weights.unembedding_DV()
+    _, layer, field = name.split(".")
+    return getattr(weights.layers[int(layer)], field)
+
+
 @dataclasses.dataclass(frozen=True)
 class FactorizedStudent:
-    """Every matrix of the teacher's shape is U V^T (norm gains and biases are trained too)."""
+    """Every matrix of the teacher's shape is U V^T (norm gains and biases are trained too).
+
+    Attributes:
+      rank: of every matrix, where `ranks` does not say otherwise.
+      from_svd: start from each matrix's truncated SVD.
+      ranks: one rank for each of `matrix_shapes`, in its order.
+    """
 
     teacher: DecoderConfig
     rank: int
     from_svd: bool = False
+    ranks: tuple[int, ...] | None = None
     kind: str = dataclasses.field(default="factorized", init=False)
     trained: bool = dataclasses.field(default=True, init=False)
     reads_only_final: bool = dataclasses.field(default=False, init=False)
@@ -52,29 +84,44 @@ class FactorizedStudent:
     def config(self) -> DecoderConfig:
         return self.teacher
 
-    def _factors(self, key: Array, matrix: Array) -> dict[str, Array]:
-        rank = min(self.rank, *matrix.shape)
-        return _svd_factors(matrix, rank) if self.from_svd else _random_factors(key, matrix.shape, rank, 1.0)
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Every matrix that is factorized, with its shape."""
+        return matrix_shapes(self.teacher)
+
+    def rank_by_matrix(self) -> dict[str, int]:
+        """The inner dimension of every matrix, at most the matrix's own rank."""
+        shapes = self.shapes()
+        ranks = self.ranks or (self.rank,) * len(shapes)
+        return {name: min(rank, *shape) for (name, shape), rank in zip(shapes.items(), ranks, strict=True)}
 
     def init(self, key: Array, frozen: Frozen) -> dict[str, Any]:
-        teacher = frozen.teacher
-        keys = iter(jax.random.split(key, len(MATRICES) * len(teacher.layers) + 2))
+        teacher, ranks = frozen.teacher, self.rank_by_matrix()
+        keys = jax.random.split(key, len(MATRICES) * len(teacher.layers) + 2)
+
+        def start(name: str, key: Array) -> dict[str, Array]:
+            if frozen.factors is not None:
+                return frozen.factors[name]
+            if self.from_svd:
+                return _svd_factors(matrix(teacher, name), ranks[name])
+            return _random_factors(key, self.shapes()[name], ranks[name], 1.0)
+
+        factors = {name: start(name, k) for name, k in zip(ranks, keys, strict=False)}
         layers = [
-            {name: self._factors(next(keys), getattr(w, name)) for name in MATRICES}
+            {name: factors[f"layers.{i}.{name}"] for name in MATRICES}
             | {
                 f.name: getattr(w, f.name)
                 for f in dataclasses.fields(w)
                 if f.name not in MATRICES and getattr(w, f.name) is not None
             }
-            for w in teacher.layers
+            for i, w in enumerate(teacher.layers)
         ]
         params: dict[str, Any] = {
-            "embed": self._factors(next(keys), teacher.embed_VD),
+            "embed": factors["embed"],
             "layers": layers,
             "final_norm": teacher.final_norm_D,
         }
-        if teacher.head_DV is not None:
-            params["head"] = self._factors(next(keys), teacher.head_DV)
+        if "head" in factors:
+            params["head"] = factors["head"]
         return params
 
     def weights(self, params: dict[str, Any], frozen: Frozen) -> Weights:
@@ -131,9 +178,16 @@ class FactorizedHead:
     def config(self) -> DecoderConfig:
         return dataclasses.replace(self.teacher, tie_word_embeddings=False)
 
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The one matrix that is factorized."""
+        return {"head": (self.teacher.hidden_size, self.teacher.vocab_size)}
+
+    def rank_by_matrix(self) -> dict[str, int]:
+        """Its inner dimension, at most its own rank."""
+        return {"head": min(self.rank, *self.shapes()["head"])}
+
     def init(self, key: Array, frozen: Frozen) -> dict[str, Array]:
-        head_DV = frozen.teacher.unembedding_DV()
-        rank = min(self.rank, *head_DV.shape)
+        head_DV, rank = frozen.teacher.unembedding_DV(), self.rank_by_matrix()["head"]
         if not self.from_svd:
             return _random_factors(key, head_DV.shape, rank, HEAD_START**2)
         if frozen.whitener_DD is not None:

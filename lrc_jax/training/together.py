@@ -173,8 +173,8 @@ def _stack(trees: Sequence[Any]) -> Any:
 
 
 def _without_start(frozen: Frozen) -> Frozen:
-    """What training reads: the basis is for starts only, and its shape is the rank's."""
-    return dataclasses.replace(frozen, basis_DS=None)
+    """What training reads: basis and factors are for starts only, and their shapes are the rank's."""
+    return dataclasses.replace(frozen, basis_DS=None, factors=None)
 
 
 def _shape_of(member: Member, widest: int | None) -> Shape:

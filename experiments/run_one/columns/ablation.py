@@ -1,4 +1,4 @@
-"""What an ablation adds to a run: validation loss, intervals over documents, FLOPs, and steps for equal time."""
+"""What an ablation adds to a run: its method, validation loss, intervals over documents, and steps for equal time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from experiments.run_one.cache import cached_numbers
+from experiments.run_one.columns.method import method_of
 from experiments.run_one.config import Loss, identity
 from experiments.run_one.run import Columns, Run
 from experiments.run_one.setup import at_most
 from lrc_jax.data.pools import Pool
 from lrc_jax.inference.evaluate import SequenceLosses
-from lrc_jax.measure.flops import forward_flops, parameter_count
+from lrc_jax.measure.flops import forward_flops
 from lrc_jax.seeds import rng_for
 
 VALIDATION = 1024  # most sequences of the probe pool that settings are chosen on; no more than test sequences
@@ -39,16 +40,14 @@ def ablation_columns(run: Run, params: Any, on_test: SequenceLosses) -> Columns:
     documents = setup.source.documents("test", len(on_test.student))
     rng = rng_for(0, "ablation", "bootstrap")  # the same documents for every run: arms are compared on equal terms
     low, high = document_interval(on_test.student, documents, rng)
-    length = config.sequence_length
     return {
+        "method": method_of(config),
         "match": config.match,
         "valid_loss": float(np.mean(run.losses(params, probe).student)),
         "test_low": low,
         "test_high": high,
         "documents": len(np.unique(documents)),
-        "inference_params": parameter_count(run.student.config),
-        "flops_per_token": forward_flops(run.student.config, length).total,
-        "teacher.flops_per_token": forward_flops(setup.network().config, length).total,
+        "teacher.flops_per_token": forward_flops(setup.network().config, config.sequence_length).total,
     }
 
 
