@@ -29,7 +29,6 @@ from markupsafe import Markup, escape
 
 from experiments.common.files import read_json
 from experiments.common.paths import TEMPLATES
-from experiments.show.claim_figures import CLAIM_FIGURES, Drawn, interval_words
 from experiments.show.controls import arm_table
 from experiments.show.figures import draw, judge
 from experiments.show.forest import data_set, forest
@@ -37,15 +36,19 @@ from experiments.show.lines import OUTCOME, Line, claims_of, lines_of
 from experiments.show.power import power
 from experiments.show.students import side_by_side
 from experiments.show.svg import DARK_GROUND, dark_variables, inline_svg, on_dark
-from experiments.show.tables import measurements, rows_of
-from experiments.show.theme import theme
+from experiments.show.table_figures import CLAIM_FIGURES
+from experiments.show.tables import measurements
 from experiments.sweep.provenance import environment
 from experiments.sweep.store import Study
 from lrc_jax.errors import InputError
+from theory.judge.check import rows_of
 from theory.judge.ledger import all_claims
 from theory.judge.verdicts import MEANING, REFUTED, UNTESTABLE
 from theory.report import ClaimReport, Report
+from theory.show.axes import interval_words
+from theory.show.claims import Drawn
 from theory.show.palette import INK, LETTER, QUANTITY
+from theory.show.theme import theme
 
 SENTENCE = 40  # characters from which a column is text to read
 FIRST_ROWS = 15  # of a table, before "show more"
@@ -373,9 +376,9 @@ def _shown(value: Any) -> str:
 
 
 def _cost_table(frame: pd.DataFrame) -> dict[str, Any] | None:
-    if "prefill_tokens_per_s" not in frame or frame["prefill_tokens_per_s"].isna().all():
+    if "decode_tokens_per_s" not in frame or frame["decode_tokens_per_s"].isna().all():
         return None
-    rows = frame[frame["prefill_tokens_per_s"].notna()]
+    rows = frame[frame["decode_tokens_per_s"].notna()]
     kept = [c for c in COST if c in rows]
     means = rows.groupby(["student", "rank"], dropna=False)[kept].mean().reset_index()
     return data_table(means, "costs")
