@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import kills
 import numpy as np
 import pytest
 
@@ -235,41 +236,73 @@ def test_a_stopped_process_lives_and_a_recycled_number_does_not():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(kills.PATIENCE)
 def test_a_distillation_survives_kills(teacher_folder, text_file, tmp_path):
-    """What it exports is what an undisturbed one does, and nothing is left beside it: neither of its training nor of
-    its cache of activations."""
+    """What it exports is what an undisturbed one does, in place of an older folder that is whole until then. Nothing is
+    left beside it: neither of its training nor of its cache of activations."""
 
-    def start(name):
-        words = ["--teacher", str(teacher_folder), "--text", str(text_file), "--rank", "4", "--steps", "60"]
-        words += ["--sequence-length", "8", "--batch-size", "4", "--out", str(tmp_path / name / "out")]
-        words += ["--activation-cache", str(tmp_path / name / "cache")]
-        (tmp_path / name).mkdir(exist_ok=True)
-        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([sys.executable, "-m", "lrc_jax", "distill", *words], **pipes)
+    def begin(name, rank=4):
+        words = ["--teacher", teacher_folder, "--text", text_file, "--rank", rank, "--steps", 2000, "--overwrite"]
+        words += ["--sequence-length", 8, "--batch-size", 4, "--out", tmp_path / name / "out"]
+        words += ["--activation-cache", tmp_path / name / "cache"]
+        if name not in ("whole", "old") and not (tmp_path / name).exists():
+            shutil.copytree(tmp_path / "old" / "out", tmp_path / name / "out")
+        return kills.start("-m", "lrc_jax", "distill", *words, cwd=tmp_path)
 
-    def end(process):
-        _, err = process.communicate(timeout=280)
-        assert process.returncode == 0, err
+    def content(name):
+        return kills.bytes_of(tmp_path / name, ".safetensors", ".npy", ".jsonl")
 
-    end(start("whole"))
-    rng = random.Random(0)
-    for _ in range(5):
-        process = start("killed")
-        time.sleep(rng.uniform(4, 14))
-        process.kill()
-        process.communicate()
-        if (tmp_path / "killed" / "out").exists():
-            break
-    else:
-        end(start("killed"))
-    files = [
-        {p.relative_to(tmp_path / name): p for p in sorted((tmp_path / name).rglob("*")) if p.is_file()}
-        for name in ("whole", "killed")
-    ]
-    assert files[0].keys() == files[1].keys()
-    for name, path in files[0].items():
-        if name.suffix in (".safetensors", ".npy", ".jsonl"):
-            assert path.read_bytes() == files[1][name].read_bytes(), name
+    def names(name):
+        return {p.relative_to(tmp_path / name) for p in (tmp_path / name).rglob("*")}
+
+    def out(name):
+        return kills.bytes_of(tmp_path / name / "out", ".safetensors", ".jsonl")
+
+    kills.end(begin("old", 2))
+    seconds = kills.undisturbed(begin("whole"))
+    kinds = [out("old"), out("whole")]
+
+    def after(number):
+        assert out(f"killed{number}") in kinds
+
+    def check(number):
+        assert names(f"killed{number}") == names("whole")
+        assert content(f"killed{number}") == content("whole")
+
+    kills.spend(lambda number: begin(f"killed{number}"), check, after, 0.3 * seconds, 0.8 * seconds)
+
+
+ACTIVATIONS = """
+import sys
+from pathlib import Path
+import numpy as np
+from lrc_jax.model import DecoderConfig
+from lrc_jax.teachers.huggingface import build_weights, tensor_layout
+from lrc_jax.training.activation_cache import cached_activations
+config = DecoderConfig(20, 16, 24, 2, 4, 2, 4)
+shapes, rng = tensor_layout(config), np.random.default_rng(1)
+weights = build_weights(config, lambda name: rng.standard_normal(shapes[name], np.float32))
+tokens = rng.integers(0, 20, (4000, 8)).astype(np.int32)
+cached_activations(Path(sys.argv[1]), config, weights, "d", tokens, ("final", "logits"), batch_size=1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(kills.PATIENCE)
+def test_an_activation_cache_survives_kills(tmp_path):
+    begin = lambda name: kills.start("-c", ACTIVATIONS, tmp_path / name, cwd=tmp_path)  # noqa: E731
+
+    def after(number):
+        cache = tmp_path / f"killed{number}"
+        for folder in cache.iterdir() if cache.exists() else []:
+            assert folder.name.endswith(".part") or kills.bytes_of(folder) == kills.bytes_of(whole)
+
+    def check(number):
+        assert kills.bytes_of(tmp_path / f"killed{number}") == kills.bytes_of(whole.parent)
+
+    seconds = kills.undisturbed(begin("whole"))
+    (whole,) = (tmp_path / "whole").iterdir()
+    kills.spend(lambda number: begin(f"killed{number}"), check, after, 0.3 * seconds, 1.05 * seconds)
 
 
 @pytest.fixture(autouse=True)
