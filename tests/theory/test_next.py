@@ -301,6 +301,20 @@ def test_the_quick_words_are_those_of_the_judge(b, c):
             assert quick[name] in allowed
 
 
+def test_a_step_of_the_search_halves_the_bracket_of_the_best_rank():
+    """r* = 1.3 sqrt N in a matrix of side 64: inside the ranks, below the first and beyond the last of them."""
+    runs = pd.DataFrame(product((4, 8, 16), (2.0, 30.0, 400.0), range(3)), columns=["rank", "samples", "seed"])
+    optimum = 1.3 * runs["samples"] ** 0.5
+    risk = 1 + np.log(runs["rank"] / optimum) ** 2 + 1e-3 * runs["seed"] * runs["rank"]
+    frame = runs.assign(test_loss=risk, d_in=64, d_out=64)
+    study = STUDIES["optimal_rank"](table_from_frame(frame), None, np.inf, 0.1, 0.05)
+    ranks = study._halved().groupby("samples")["rank"].agg(list).to_dict()
+    assert ranks == {2.0: [2, 3, 4, 6, 8], 30.0: [4, 6, 8, 11, 16], 400.0: [8, 11, 16, 23, 32]}
+    new = dict(study.sets([]))["the bracket of the best rank halved at every N"]
+    assert set(new[new["rank"] == 6]["seed"]) == {0, 1, 2, 3, 4}  # the known seeds first: runs of a seed are paired
+    assert set(new[new["rank"] == 8]["seed"]) == {3, 4}
+
+
 def test_the_quick_word_of_the_optimal_rank_is_that_of_the_judge():
     for k, gamma in enumerate((0.7, 1.0, 1.6)):
         design = Design(ranks=(2, 3, 4, 6, 8, 11, 15, 20, 26, 40), samples=(300, 600, 1200, 2400, 4800), noise=0.03)

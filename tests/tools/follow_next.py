@@ -1,11 +1,16 @@
 """Follow the advice of `theory next` on planted laws until it decides, and compare with the full grid of the demo.
 
     python tests/tools/follow_next.py [--draws 20] [--simulations 24] [--claim generalization ...] [--json OUT]
+                                      [--looks 4] [--spending pocock] [--edge 2000]
 
-Cost of a run is proportional to N (generalization, optimal_rank) or T (convergence). A table starts with a thin design;
-each look takes the best set of runs that the rest of the budget allows, which is what the full grid costs. Reported by
-law: how often following the advice and the full grid decide, how often their word is harmful, and the median of the
-cost ratio over the draws, an undecided one counting with all that it spent.
+Cost of a run is proportional to N (generalization, optimal_rank) or T (convergence). A pilot, the thin design, is run
+first and not judged; before each look the best set of runs is added that the rest of the budget allows, which is what
+the full grid costs, and the look is judged at the level that it may spend (`theory.judge.looks`). Reported by law: how
+often following the advice and the full grid decide, how often their word is harmful, and the median of the cost ratio
+over the draws, an undecided one counting with all that it spent.
+
+`--edge DRAWS` does something else: exponents that are worse than claimed by just the margin, the true law that is
+hardest not to refute, and a block of seeds added before each look, by the number of looks, with and without spending.
 """
 
 from __future__ import annotations
@@ -24,11 +29,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from theory.design.next import DECIDED, next_runs
+from theory.claims import generalization
+from theory.design.next import BLOCK, next_runs
+from theory.judge import gates
+from theory.judge.cells import build_cells
 from theory.judge.check import check_table
+from theory.judge.intervals import spending
+from theory.judge.looks import LOOKS as USUAL_LOOKS
+from theory.judge.looks import RULE, RULES, Looks, look
+from theory.judge.rates import words_of
+from theory.judge.verdicts import DECIDED, MARGIN, REFUTED
 from theory.planted.cases import planted_surface
 from theory.planted.rates import Law, broken, power, with_offset
-from theory.planted.surfaces import Design
+from theory.planted.surfaces import Design, gap_table
 from theory.tables import table_from_frame
 
 #: The grid of conf/reproduce/demo.yaml.
@@ -37,7 +50,6 @@ DEMO = Design(ranks=RANKS, samples=SAMPLES, steps=STEPS)
 GRADIENTS = replace(DEMO, seeds=8, noise=0.4)
 RISKS = replace(DEMO, noise=0.05)
 DIMENSION = 64
-MOST_LOOKS = 8
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,7 @@ def planted() -> list[Planted]:
 
 @dataclass
 class Followed:
-    """One draw: the last word, what was spent, the looks, and the word on the full grid."""
+    """One draw: the last word, what was spent, the looks (the pilot is none), and the word on the full grid."""
 
     word: str
     spent: float
@@ -118,27 +130,55 @@ class Followed:
     full_cost: float
 
 
-def follow(law: Planted, draw: int, simulations: int) -> Followed:
+def follow(law: Planted, draw: int, simulations: int, looks: Looks | None = None) -> Followed:
     """Start thin and follow the advice."""
+    looks = looks or Looks()
     whole = law.measured(law.grid(law.full), draw)
     full_cost = float(whole["seconds"].sum())
     frame = law.measured(law.grid(law.thin), draw)
-    looks = 0
-    while True:
-        looks += 1
-        spent = float(frame["seconds"].sum())
-        left = max(full_cost - spent, 1e-9)
-        found = next_runs(table_from_frame(frame), law.claim, budget=left, simulations=simulations, seed=draw)
-        if found.first_step is None or looks >= MOST_LOOKS:  # decided, or nothing affordable helps
+    word, made = check_table(frame, claims=[law.claim])[law.claim].verdict, 0
+    while made < looks.planned:
+        share = looks.share(made + 1)
+        left = max(full_cost - float(frame["seconds"].sum()), 1e-9)
+        with spending(share):
+            found = next_runs(table_from_frame(frame), law.claim, budget=left, simulations=simulations, seed=draw)
+        if not found.decided:  # else this look's level already decides what is there
+            if found.first_step is None:
+                break
+            frame = pd.concat([frame, law.measured(found.first_step.runs, draw)], ignore_index=True)
+        made += 1
+        word, _ = look(table_from_frame(frame), law.claim, share)
+        if word in DECIDED:
             break
-        frame = pd.concat([frame, law.measured(found.first_step.runs, draw)], ignore_index=True)
-    word = check_table(whole, claims=[law.claim])[law.claim].verdict
-    return Followed(found.verdict, spent, looks, word, full_cost)
+    full_word = check_table(whole, claims=[law.claim])[law.claim].verdict
+    return Followed(word, float(frame["seconds"].sum()), made, full_word, full_cost)
 
 
 def harmful(law: Planted, word: str) -> bool:
     """Would the word mislead?"""
-    return word in DECIDED and (word == "REFUTED") != law.wrong
+    return word in DECIDED and (word == REFUTED) != law.wrong
+
+
+def refuted_at_the_edge(draws: int, looks: Looks) -> dict[str, float]:
+    """Share of tables of a true law, worse than claimed by the margin, that some look refutes: each at the level of
+    one look, and with the error spent."""
+    seeds = gates.MIN_SEEDS + BLOCK * (looks.planned - 1)
+    design = replace(DEMO, ranks=(2, 4, 8, 15, 26), samples=(164, 512, 1600, 5120, 16400), seeds=seeds)
+    names = ["rank", "samples"]
+    refuted = np.zeros((draws, 2), dtype=bool)
+    for draw in range(draws):
+        rank, samples = (generalization.CLAIMED[c] + MARGIN for c in names)
+        frame = gap_table(rank, -samples, design, np.random.default_rng([2, draw]))
+        for k in range(looks.planned):
+            rows = frame[frame["seed"] < gates.MIN_SEEDS + BLOCK * k]
+            cells = build_cells(rows, names, "gap")
+            for way, share in enumerate((1.0, looks.share(k + 1))):
+                if not refuted[draw, way]:
+                    with spending(share):
+                        words = words_of(cells, "gap", generalization.COORDINATES, MARGIN)
+                    refuted[draw, way] = REFUTED in words.values()
+    every, spent = refuted.mean(axis=0)
+    return {"looks": looks.planned, "each_at_95": float(every), "spent": float(spent)}
 
 
 def summary(law: Planted, draws: Sequence[Followed]) -> dict[str, Any]:
@@ -161,14 +201,21 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--simulations", type=int, default=24)
     parser.add_argument("--claim", nargs="+", default=[])
+    parser.add_argument("--looks", type=int, default=USUAL_LOOKS)
+    parser.add_argument("--spending", choices=RULES, default=RULE)
+    parser.add_argument("--edge", type=int, default=0)
     parser.add_argument("--json")
     options = parser.parse_args()
-    lines = []
+    lines: list[dict[str, Any]] = []
+    looks = Looks(options.looks, options.spending)
+    for planned_looks in (1, options.looks) if options.edge else ():
+        lines.append(refuted_at_the_edge(options.edge, Looks(planned_looks, options.spending)))
+        print(lines[-1], flush=True)
     for law in planted():
-        if options.claim and law.claim not in options.claim:
+        if options.edge or (options.claim and law.claim not in options.claim):
             continue
         start = time.process_time()
-        one = partial(follow, law, simulations=options.simulations)
+        one = partial(follow, law, simulations=options.simulations, looks=looks)
         line = summary(law, [one(draw) for draw in range(options.draws)])
         lines.append(line)
         shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()}

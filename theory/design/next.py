@@ -27,12 +27,11 @@ from theory.judge import gates
 from theory.judge.cells import Cells, build_cells
 from theory.judge.optimum import LARGEST_SHARE, MIN_DECADES, MIN_OPTIMA, SMALLEST_RANK, RankCost
 from theory.judge.rates import Coordinate, words_of
-from theory.judge.verdicts import CONSISTENT, HOLDS, LOOSE, MARGIN, REFUTED, UNTESTABLE, combine
+from theory.judge.verdicts import DECIDED, MARGIN, UNTESTABLE, combine
 from theory.planted.surfaces import Design
 from theory.settings import NEXT_SIMULATIONS, NOISE
 from theory.tables import Table, claim_rows, describe
 
-DECIDED = (CONSISTENT, HOLDS, LOOSE, REFUTED)
 #: Sets of runs with a smaller chance of a verdict are not advised.
 MIN_CHANCE = 0.3
 BLOCK = 2  # seeds are added in blocks
@@ -435,6 +434,7 @@ class _Study:
         optima = _BelievedOptima(self, samples)
         here = self._bracketed(optima, samples)
         yield "the ranks around r* at every N", self._up_to(here, usual)
+        yield "the bracket of the best rank halved at every N", self._up_to(self._halved(), usual)
         ratio = _ratio(self.levels["rank"])
         beyond = [float(np.round(self.levels["rank"][-1] * ratio**k)) for k in (1, 2)]
         beyond = [r for r in beyond if r <= self.cost.dimension]
@@ -451,6 +451,20 @@ class _Study:
 
     def _bracketed(self, optima: _BelievedOptima, samples: np.ndarray) -> pd.DataFrame:
         pairs = [(float(r), float(n)) for n in samples for r in optima.bracket(float(n))]
+        return pd.DataFrame(pairs, columns=["rank", "samples"])
+
+    def _halved(self) -> pd.DataFrame:
+        """At every N the best rank, its neighbours, and the ranks halfway (in the logarithm) between: a step of a
+        search for the minimum. Where the best rank is the first or last one, the next rank beyond it."""
+        risk = self.frame.groupby(["samples", "rank"])[self.quantity].mean()
+        pairs = []
+        for n in self.levels["samples"].tolist():
+            ranks = risk[n].index.to_numpy(dtype=np.float64)
+            best, ratio = int(np.argmin(risk[n].to_numpy())), _ratio(ranks)
+            low = ranks[best - 1] if best else max(1.0, np.floor(ranks[0] / ratio))
+            high = ranks[best + 1] if best + 1 < len(ranks) else min(self.cost.dimension, np.ceil(ranks[-1] * ratio))
+            halfway = np.round(np.sqrt(ranks[best] * np.array([low, high])))
+            pairs += [(float(r), n) for r in np.unique([low, ranks[best], high, *halfway])]
         return pd.DataFrame(pairs, columns=["rank", "samples"])
 
     def _asked(self, needed: Sequence[Mapping[str, Any]], thin: bool = False) -> pd.DataFrame:

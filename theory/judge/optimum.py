@@ -22,6 +22,7 @@ from theory.judge.intervals import (
     bootstrap_standard_error,
     difference_interval,
     generator,
+    spending,
     t_interval,
 )
 from theory.judge.window import UNKNOWN, Estimate, is_bent, near_middle
@@ -138,6 +139,7 @@ def local_minimum(log_rank: np.ndarray, risk: np.ndarray) -> np.ndarray:
     return minimiser
 
 
+@spending(1.0)  # which optima are seen is a gate, not a verdict
 def find_optima(cells: Cells, dimension: float = np.inf, draws: int = DRAWS) -> Optima | None:
     """Locate r*(N) for every N with at least five ranks.
 

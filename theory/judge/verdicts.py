@@ -20,6 +20,9 @@ VIOLATED = "VIOLATED"
 VACUOUS = "VACUOUS"
 NOT_EVALUATED = "NOT_EVALUATED"
 
+#: The words that decide a claim; the others ask for more runs.
+DECIDED = (CONSISTENT, HOLDS, LOOSE, REFUTED)
+
 #: What each word says, in half a sentence; all of it "in the tested window and half a decade beyond".
 MEANING = {
     CONSISTENT: "measured at the claimed rate",

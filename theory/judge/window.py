@@ -30,6 +30,7 @@ from theory.judge.intervals import (
     Interval,
     bootstrap_standard_error,
     generator,
+    spending,
     t_interval,
     wild_cluster_interval,
 )
@@ -70,6 +71,7 @@ class Estimate:
 UNKNOWN = Estimate(float("nan"), float("nan"), 0.0)
 
 
+@spending(1.0)  # a guard, not a verdict: noticed at its own level at every look
 def is_bent(bend: Estimate, level: float) -> bool:
     """The exponents of two halves differ by more than .15, and the interval of their difference excludes 0."""
     interval = bend.interval(level)
