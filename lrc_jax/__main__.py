@@ -126,9 +126,12 @@ def _parser(prog: str = PROG) -> argparse.ArgumentParser:
     add("--steps", required=True, type=int, help="optimiser steps")
     add("--out", required=True, type=Path, help="folder to write; interrupted runs go on from OUT.training")
     add("--student", choices=("lrc", "direct", "scratch", "svd", "factorized"), default="lrc")
-    starts = ("pca", "random", "channels", "fan_in")
-    add("--init", choices=starts, default=DEFAULT.init, help="start of the projections")
+    starts = ("pca", "random", "channels", "fan_in", "whitened")
+    said = "start of the projections; factorized: random, pca (truncated SVD) or whitened (activation-aware)"
+    add("--init", choices=starts, default=DEFAULT.init, help=said)
     add("--matrices", choices=("all", "head"), default="all", help="factorized: which matrices")
+    said = "factorized: the size of a clone of this rank, at one rank for all matrices or by what each loses"
+    add("--allocation", choices=("none", "uniform", "by_loss"), default="none", help=said)
     add("--samples", type=int, default=0, help="training sequences; 0 takes all")
     add("--batch-size", type=int, default=4, help="sequences a step")
     add("--sequence-length", type=int, default=256, help="tokens a sequence")

@@ -90,8 +90,13 @@ class Student:
     """Which student (lrc_jax.students), and Low-Rank Clone's switches under the reference's names."""
 
     name: str = "lrc"  # lrc | direct | scratch | svd | factorized | bilinear
-    init: str = DEFAULT.init  # random (the authors' N(0, 0.02^2)) | fan_in (N(0, 1/D)) | pca | channels
+    # random (the authors' N(0, 0.02^2)) | fan_in (N(0, 1/D)) | pca | channels; factorized: random, pca (each matrix's
+    # truncated SVD) or whitened (the activation-aware one)
+    init: str = DEFAULT.init
     matrices: str = "all"  # factorized: all | head (the unembedding alone)
+    # factorized: none (rank is every matrix's) | uniform (as many numbers as a clone of this rank, one rank for all
+    # matrices) | by_loss (as many, each matrix at its own rank; needs init=whitened)
+    allocation: str = "none"
     whiten: bool = True  # factorized head: in the metric of the teacher's features
     use_all_attn: bool = True  # a projection each for q, k and v; false: one for all three
     use_in_out_mlp: bool = False  # one projection for gate and up; false: one each
@@ -217,6 +222,8 @@ class RunConfig:
     tensorboard: bool = False  # training curves for TensorBoard too (experiments.run_one.tensorboard)
 
 
+#: Keys that came after studies were run, and their defaults: there they are no part of a run's id.
+NEWER: dict[str, dict[str, Any]] = {"student": {"allocation": "none"}}
 MACHINE_KEYS = (
     "results_dir", "cache_dir", "threads", "platform", "matmul_precision", "mesh", "accumulate", "remat",
     "allocator", "force", "tensorboard", "study",
@@ -230,7 +237,8 @@ CHOICES = {
     "measure.reference": ("teacher", "student"),
     "measure.spacing": ("mixed", "linear"),
     "student.name": ("lrc", "direct", "scratch", "svd", "factorized", "bilinear"),
-    "student.init": ("random", "fan_in", "pca", "channels"),
+    "student.init": ("random", "fan_in", "pca", "channels", "whitened"),
+    "student.allocation": ("none", "uniform", "by_loss"),
     "student.matrices": ("all", "head"),
     "measure.certificate_levels": (3, 5, 7, 11, 17),
     "optimizer.name": ("adamw", "sgd"),
@@ -469,4 +477,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
     for group in ("data", "teacher"):
         plain[group].pop("path", None)
     plain["data"].pop("field", None)
+    for group, defaults in NEWER.items():
+        for key, default in defaults.items():
+            if plain[group][key] == default:
+                del plain[group][key]
     return plain

@@ -26,7 +26,9 @@ from lrc_jax.inference.evaluate import SequenceLosses, sequence_losses
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.seeds import key_for
 from lrc_jax.students import Frozen, Student, StudentOptions, make_student
+from lrc_jax.students.factorized import FactorizedStudent
 from lrc_jax.students.statistics import inverse_square_root, residual_basis
+from lrc_jax.students.whitened import whitened_start
 from lrc_jax.training.activation_cache import with_teacher_pass
 from lrc_jax.training.train import History, Hyper, OptimizerSpec, StepOptions, TrainState, init_state, train
 
@@ -134,6 +136,7 @@ class Run:
         options = StudentOptions(
             init=chosen.init,
             matrices=chosen.matrices,
+            allocation=chosen.allocation,
             whiten=chosen.whiten,
             clone=config.clone_weight > 0,
             unit_embedding=chosen.unit_embedding,
@@ -145,7 +148,14 @@ class Run:
         if chosen.name == "factorized" and chosen.matrices == "head" and chosen.whiten:
             whitener = inverse_square_root(setup.moments[1])
         to_device = lambda x: None if x is None else jnp.asarray(x)  # noqa: E731
-        return cls(config, setup, student, Frozen(teacher.weights, to_device(basis), to_device(whitener)))
+        frozen = Frozen(teacher.weights, to_device(basis), to_device(whitener))
+        if chosen.init == "whitened":
+            assert isinstance(student, FactorizedStudent)
+            on = setup.calibration if options.allocation == "by_loss" else None
+            make = functools.partial(whitened_start, student, teacher.weights, setup.input_moments, on)
+            student, factors = setup.once(f"whitened {student} {options.allocation}", make)
+            frozen = dataclasses.replace(frozen, factors=factors)
+        return cls(config, setup, student, frozen)
 
     @property
     def cache(self) -> Path:

@@ -25,7 +25,7 @@ from lrc_jax.errors import InputError
 from lrc_jax.inference.evaluate import batches
 from lrc_jax.model import DecoderConfig, Weights, init_weights
 from lrc_jax.seeds import key_for
-from lrc_jax.students.statistics import second_moments
+from lrc_jax.students.statistics import input_moments, second_moments
 from lrc_jax.teachers.load import load_teacher
 from lrc_jax.teachers.tiny import TinyTeacherSpec, plant_spectrum, train_teacher
 from lrc_jax.teachers.tokenizer import Tokenizer
@@ -78,12 +78,18 @@ class Setup:
     @functools.cached_property
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Second moments of the residual stream and of the final features, on the reference pool."""
-        teacher = self.network()
+        return second_moments(self.network().config, self.network().weights, self.calibration)
+
+    @functools.cached_property
+    def input_moments(self) -> dict[str, np.ndarray]:
+        """Second moments of what every matrix of the teacher reads, on the reference pool."""
+        return input_moments(self.network().config, self.network().weights, self.calibration)
+
+    @property
+    def calibration(self) -> Pool:
+        """Sequences of the reference pool on which the teacher's activations are looked at."""
         most = min(MOMENT_SEQUENCES, max(1, MOMENT_TOKENS // self.source.sequence_length))
-        n = at_most(self.source, "reference", most)
-        return second_moments(
-            teacher.config, teacher.weights, pool_from_sequences(self.source.sequences("reference", n))
-        )
+        return pool_from_sequences(self.source.sequences("reference", at_most(self.source, "reference", most)))
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """What runs of a sweep share: made at the first call with this name, kept for the others."""

@@ -98,6 +98,13 @@ def sequence_losses(
     return SequenceLosses(*joined)
 
 
+def divergence_from(config: DecoderConfig, teacher: Weights, weights: Weights, pool: Pool) -> float:
+    """Mean KL(teacher || other) over a pool, nats per token, of two decoders of one architecture."""
+    parts, n = batches(pool, config.vocab_size)
+    kl_N = [np.asarray(_losses(config, config, weights, Frozen(teacher), part)[2], np.float64) for part in parts]
+    return float(np.concatenate(kl_N)[:n].mean())
+
+
 @functools.partial(jax.jit, static_argnames=("config",))
 def _model_losses(config: DecoderConfig, weights: Weights, batch: Pool) -> Array:
     logits_NV = forward(config, weights, batch.tokens_NT).logits_NV

@@ -43,8 +43,11 @@ class StudentOptions:
     Attributes:
       init: "random" (the authors' N(0, 0.02^2)), "fan_in" (N(0, 1/D)), "pca" (principal components of the teacher's
         residual stream) or "channels" (its most active coordinates); for factorized students "pca" means the
-        truncated SVD of each matrix.
+        truncated SVD of each matrix, and "whitened" the activation-aware one (lrc_jax.students.whitened).
       matrices: factorized only: "all" or "head".
+      allocation: factorized all only: "none" (the rank is every matrix's), "uniform" (as many numbers as a clone of
+        that rank has, at one rank for all matrices) or "by_loss" (the same, at the ranks that cost least; whitened
+        only).
       whiten: factorized head only: train in coordinates in which the trunk's features are white. A free
         reparametrisation, but without it estimation saturates in the rank.
       clone: whether clone losses will be asked for (direct and scratch then carry aligners for them).
@@ -53,6 +56,7 @@ class StudentOptions:
 
     init: str = AUTHORS.init
     matrices: str = "all"
+    allocation: str = "none"
     whiten: bool = True
     clone: bool = True
     unit_embedding: bool = False

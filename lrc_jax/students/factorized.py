@@ -7,6 +7,9 @@ V^T -> G^-1 V^T). Low-Rank Clone's own "rank" is a width.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +18,7 @@ from jaxtyping import Array, Int
 
 from lrc_jax.compute.fast import forward
 from lrc_jax.losses import ClonePair
-from lrc_jax.model import Activations, DecoderConfig, LayerWeights, Weights
+from lrc_jax.model import Activations, DecoderConfig, LayerWeights, Weights, count_parameters, init_weights
 from lrc_jax.students.base import Frozen, same_space_pairs
 
 MATRICES = ("q_DQ", "k_DK", "v_DK", "o_QD", "gate_DF", "up_DF", "down_FD")
@@ -60,6 +63,44 @@ def matrix(weights: Weights, name: str) -> Array:
         return weights.unembedding_DV()
     _, layer, field = name.split(".")
     return getattr(weights.layers[int(layer)], field)
+
+
+def with_matrix(weights: Weights, name: str, value: Array) -> Weights:
+    """The same decoder with another matrix of a name."""
+    if name == "embed":
+        return dataclasses.replace(weights, embed_VD=value)
+    if name == "head":
+        return dataclasses.replace(weights, head_DV=value)
+    _, number, field = name.split(".")
+    layers = list(weights.layers)
+    layers[int(number)] = dataclasses.replace(layers[int(number)], **{field: value})
+    return dataclasses.replace(weights, layers=tuple(layers))
+
+
+def matrix_budget(teacher: DecoderConfig, clone: DecoderConfig) -> int:
+    """Numbers that the factorized matrices of a teacher's shape may hold for a student to be as large as a clone."""
+
+    def numbers(config: DecoderConfig) -> int:
+        return count_parameters(jax.eval_shape(functools.partial(init_weights, config), jax.random.key(0)))
+
+    matrices = sum(math.prod(shape) for shape in matrix_shapes(teacher).values())
+    return numbers(clone) - (numbers(teacher) - matrices)
+
+
+def uniform_ranks(shapes: Sequence[tuple[int, int]], budget: int) -> tuple[int, ...]:
+    """One rank for all matrices, as large as a budget of numbers allows, and one more for the first that still fit."""
+
+    def size(ranks: Sequence[int]) -> int:
+        return sum(factored_size(m, n, rank) for (m, n), rank in zip(shapes, ranks, strict=True))
+
+    highest = max(min(shape) for shape in shapes)
+    capped = [[min(rank, *shape) for shape in shapes] for rank in range(1, highest + 1)]
+    ranks = ([capped[0]] + [one for one in capped if size(one) <= budget])[-1]
+    for i, shape in enumerate(shapes):
+        more = [*ranks[:i], min(ranks[i] + 1, *shape), *ranks[i + 1 :]]
+        if size(more) <= budget:
+            ranks = more
+    return tuple(ranks)
 
 
 @dataclasses.dataclass(frozen=True)

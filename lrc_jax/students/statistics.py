@@ -43,6 +43,42 @@ def second_moments(config: DecoderConfig, teacher: Weights, pool: Pool) -> tuple
     return residual / tokens, final / tokens
 
 
+#: What each class of matrices reads.
+INPUTS = {"q_DQ": "attn_in", "k_DK": "attn_in", "v_DK": "attn_in", "o_QD": "context", "gate_DF": "mlp_in",
+          "up_DF": "mlp_in", "down_FD": "mlp_hidden"}  # fmt: skip
+SITES = tuple(dict.fromkeys(INPUTS.values()))
+
+
+@functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("sums",))
+def _add_inputs(
+    config: DecoderConfig, teacher: Weights, tokens_BT: Array, counted_B: Array, sums: dict[str, Array]
+) -> dict[str, Array]:
+    acts = forward(config, teacher, tokens_BT)
+    counted_N1 = jnp.repeat(counted_B.astype(acts.final_ND.dtype), tokens_BT.shape[1])[:, None]
+    found = {"tokens": jnp.zeros(config.vocab_size).at[tokens_BT.reshape(-1)].add(counted_N1[:, 0])}
+    found["final"] = acts.final_ND.T @ (acts.final_ND * counted_N1)
+    for i, layer in enumerate(acts.layers):
+        read = {"attn_in": layer.attn_in_ND, "context": layer.context_NQ, "mlp_in": layer.mlp_in_ND,
+                "mlp_hidden": layer.mlp_hidden_NF}  # fmt: skip
+        found |= {f"layers.{i}.{site}": x.T @ (x * counted_N1) for site, x in read.items()}
+    return {name: sums[name] + value for name, value in found.items()}
+
+
+def input_moments(config: DecoderConfig, teacher: Weights, pool: Pool) -> dict[str, np.ndarray]:
+    """Mean outer products of what every matrix reads, float64: `layers.I.SITE` and `final` [X, X], and `tokens`, the
+    tokens' frequencies [V], for the embedding (whose input is an indicator)."""
+    parts, n = batches(pool, config.vocab_size)
+    size = parts[0].size
+    widths = {"attn_in": config.hidden_size, "context": config.q_size, "mlp_in": config.hidden_size,
+              "mlp_hidden": config.intermediate_size}  # fmt: skip
+    sums = {f"layers.{i}.{site}": jnp.zeros((w, w)) for i in range(config.num_layers) for site, w in widths.items()}
+    sums |= {"final": jnp.zeros((config.hidden_size,) * 2), "tokens": jnp.zeros(config.vocab_size)}
+    for i, part in enumerate(parts):
+        sums = _add_inputs(config, teacher, part.tokens_NT, np.arange(i * size, (i + 1) * size) < n, sums)
+    tokens = n * pool.tokens_NT.shape[1]
+    return {name: np.asarray(value, np.float64) / tokens for name, value in sums.items()}
+
+
 def residual_basis(kind: str, moment_DD: np.ndarray, rank: int) -> np.ndarray | None:
     """Orthonormal basis [D, rank] of the residual stream for a start: "pca" its principal components, "channels"
     its most active coordinates, "random" and "fan_in" None (a random start)."""

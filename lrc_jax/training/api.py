@@ -87,6 +87,7 @@ def student_of(
     rank: int,
     init: str = DistillSettings.init,
     matrices: str = DistillSettings.matrices,
+    allocation: str = DistillSettings.allocation,
     projections: str | Path | None = None,
     flags: str | Path | None = None,
 ) -> Untrained:
@@ -100,8 +101,11 @@ def student_of(
       rank: width of the student's residual stream, at most the teacher's; of a factorized student, the rank of its
         matrices.
       init: start of the projections: "pca" (principal components of the teacher's residual stream), "channels" (its
-        most active coordinates), "random" (the authors') or "fan_in".
+        most active coordinates), "random" (the authors') or "fan_in"; of a factorized student "random", "pca" (each
+        matrix's truncated SVD) or "whitened" (the activation-aware one).
       matrices: factorized only: "all" or "head".
+      allocation: factorized only: "none" (`rank` is every matrix's), "uniform" (as many numbers as a clone of this
+        rank, one rank for all matrices) or "by_loss" (as many, each matrix at its own rank; needs init "whitened").
       projections: a Low-Rank Clone checkpoint to start from, `projections.safetensors`.
       flags: a JSON file with the reference's flags. Its loss flags decide what `train` is not told otherwise.
 
@@ -119,6 +123,7 @@ def student_of(
         student=kind,
         init=init,
         matrices=matrices,
+        allocation=allocation,
         projections=None if projections is None else str(projections),
         flags=None if flags is None else str(flags),
     )

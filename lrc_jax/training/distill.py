@@ -35,7 +35,9 @@ from lrc_jax.recipes import DEFAULT
 from lrc_jax.seeds import key_for
 from lrc_jax.students import Frozen, Student, StudentOptions, make_student
 from lrc_jax.students.base import Params
-from lrc_jax.students.statistics import residual_basis, second_moments
+from lrc_jax.students.factorized import FactorizedStudent
+from lrc_jax.students.statistics import input_moments, residual_basis, second_moments
+from lrc_jax.students.whitened import whitened_start
 from lrc_jax.teachers.load import Teacher, load_teacher
 from lrc_jax.training import checkpoint
 from lrc_jax.training.activation_cache import with_teacher_pass
@@ -43,7 +45,7 @@ from lrc_jax.training.export import DTYPES, check_out, export_student
 from lrc_jax.training.text_pools import Pools, read_pools
 from lrc_jax.training.train import History, Hyper, OptimizerSpec, StepOptions, TrainState, init_state, train
 
-MOMENT_SEQUENCES = 64  # for principal components of the teacher's residual stream
+MOMENT_SEQUENCES = 64  # for second moments of the teacher's activations
 DWARFED = 100.0  # warn where the weighted clone losses exceed the other losses by this factor
 OPTIMIZER = OptimizerSpec(warmup=0.05, clip=1.0)
 LOSSES_FILE = "losses.jsonl"
@@ -74,6 +76,7 @@ class DistillSettings:
     student: str = "lrc"
     init: str = DEFAULT.init
     matrices: str = "all"
+    allocation: str = "none"
     samples: int = 0
     batch_size: int = 4
     sequence_length: int = 256
@@ -181,7 +184,12 @@ def choose_student(settings: DistillSettings, teacher: DecoderConfig) -> tuple[S
     chosen: dict[str, Any] = {
         name: tuple(v) if name == "del_layers" else v for name, v in given.items() if name in names
     }
-    options = StudentOptions(init=_init(settings), matrices=settings.matrices, clone=settings.clone_weight > 0)
+    options = StudentOptions(
+        init=_init(settings),
+        matrices=settings.matrices,
+        allocation=settings.allocation,
+        clone=settings.clone_weight > 0,
+    )
     return make_student(settings.student, teacher, CloneFlags(settings.rank, **chosen), options), None
 
 
@@ -194,8 +202,12 @@ def _start_basis(settings: DistillSettings, teacher: Teacher, pool: Pool) -> np.
     init = _init(settings)
     if settings.projections is not None or settings.student == "factorized" or init not in ("pca", "channels"):
         return None
-    some = Pool(pool.tokens_NT[:MOMENT_SEQUENCES], pool.labels_NT[:MOMENT_SEQUENCES])
-    return residual_basis(init, second_moments(teacher.config, teacher.weights, some)[0], settings.rank)
+    moment_DD = second_moments(teacher.config, teacher.weights, _calibration(pool))[0]
+    return residual_basis(init, moment_DD, settings.rank)
+
+
+def _calibration(pool: Pool) -> Pool:
+    return Pool(pool.tokens_NT[:MOMENT_SEQUENCES], pool.labels_NT[:MOMENT_SEQUENCES])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,6 +310,12 @@ def prepare(
     student, params = choose_student(settings, teacher.config)
     basis = _start_basis(settings, teacher, pools.train)
     frozen = Frozen(teacher.weights, None if basis is None else jnp.asarray(basis))
+    if isinstance(student, FactorizedStudent) and settings.init == "whitened":
+        some = _calibration(pools.train)
+        moments = input_moments(teacher.config, teacher.weights, some)
+        allocate_on = some if settings.allocation == "by_loss" else None
+        student, factors = whitened_start(student, teacher.weights, moments, allocate_on)
+        frozen = dataclasses.replace(frozen, factors=factors)
     if params is None:
         params = init_state(student, OPTIMIZER, key_for(settings.seed, "distill", "init"), frozen).params
     return Prepared(

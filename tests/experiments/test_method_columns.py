@@ -11,7 +11,17 @@ import pytest
 from experiments.run_one import pipeline
 from experiments.run_one import setup as setups
 from experiments.run_one.columns.method import cost_by_formula, method_of
-from experiments.run_one.config import Loss, Measure, RunConfig, Student, SyntheticData, TinyTeacher, checked
+from experiments.run_one.config import (
+    NEWER,
+    Loss,
+    Measure,
+    RunConfig,
+    Student,
+    SyntheticData,
+    TinyTeacher,
+    checked,
+    identity,
+)
 from experiments.run_one.run import Run
 from experiments.sweep.job import defined
 from experiments.sweep.rows import table
@@ -61,6 +71,9 @@ def cache(tmp_path_factory):
         (Student("svd"), Loss(), "svd"),
         (Student("factorized", init="pca"), Loss(), "factorized:svd"),
         (Student("factorized", init="random"), Loss(), "factorized:random"),
+        (Student("factorized", init="whitened"), Loss(), "whitened_svd"),
+        (Student("factorized", init="whitened", allocation="uniform"), Loss(), "whitened_svd"),
+        (Student("factorized", init="whitened", allocation="by_loss"), Loss(), "whitened_svd:allocated"),
         (Student("factorized", matrices="head"), Loss(), None),
         (Student("bilinear"), Loss(), None),
     ],
@@ -70,6 +83,13 @@ def test_every_student_has_the_name_of_its_method(student, loss, name):
     if name is not None and student.name in ("lrc", "direct"):  # what the judge pairs
         assert kind_of(name) == {"lrc": CLONE, "direct": DIRECT}[student.name]
         assert start_of(name) == student.init
+
+
+def test_keys_that_are_newer_than_a_study_change_no_id_at_their_defaults():
+    assert not set(NEWER["student"]) & set(identity(config_of())["student"])
+    changed = identity(config_of(student=Student("factorized", init="whitened", allocation="uniform")))["student"]
+    assert changed["allocation"] == "uniform"
+    assert all(getattr(Student(), key) == default for key, default in NEWER["student"].items())
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +137,29 @@ def test_a_sweep_of_methods_is_judged_without_work_by_hand(cache):
     assert {c["cost"] for c in report.claims["compression"].fields["comparisons"]} == {
         "weight_bytes", "flops_per_token",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_rival_of_a_clones_size_is_built_and_fine_tuned(cache):
+    """At equal bytes with a clone of the same `rank`, from the same text; steps = 0 leaves it as it is built."""
+    rows = {
+        (name, steps): run(cache, student=student, steps=steps, samples=64)["columns"]
+        for name, student in {
+            "clone": Student("lrc"),
+            "plain": Student("factorized", init="pca", allocation="uniform"),
+            "whitened": Student("factorized", init="whitened", allocation="uniform"),
+            "allocated": Student("factorized", init="whitened", allocation="by_loss"),
+        }.items()
+        for steps in (0, 30)
+    }
+    clone = rows["clone", 0]["weight_bytes"]
+    for (name, steps), row in rows.items():
+        assert 0.9 * clone < row["weight_bytes"] <= clone, name
+        assert (row["tokens"] == 0) == (steps == 0)
+        if name != "clone" and steps:
+            assert row["start_test_loss"] == pytest.approx(rows[name, 0]["test_loss"], rel=1e-3)
+            assert row["test_loss"] < rows[name, 0]["test_loss"]
+    assert rows["allocated", 0]["excess"] <= rows["whitened", 0]["excess"] * 1.05
 
 
 @pytest.mark.slow

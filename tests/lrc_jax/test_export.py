@@ -61,6 +61,7 @@ KINDS: dict[str, tuple[str, CloneFlags, StudentOptions]] = {
     "scratch": ("scratch", CloneFlags(10, del_layers=(1,)), StudentOptions()),
     "svd": ("svd", CloneFlags(12), StudentOptions(init="pca")),
     "factorized": ("factorized", CloneFlags(5), StudentOptions(matrices="all")),
+    "factorized_ranks": ("factorized", CloneFlags(8), StudentOptions(allocation="uniform")),
     "factorized_head": ("factorized", CloneFlags(5), StudentOptions(matrices="head")),
 }
 TOKENS_BT = (np.arange(40).reshape(2, 20) ** 2 + 5) % 37

@@ -324,7 +324,7 @@ def test_defaults_are_written_once():
         if name in library and library[name].default is not inspect.Parameter.empty:
             assert library[name].default == default, name
             shared += 1
-    assert shared == 16
+    assert shared == 17
 
 
 @pytest.mark.slow

@@ -61,7 +61,9 @@ def matched_steps(run: Run, pool: Pool) -> int:
     if not run.student.trained:
         return config.steps
     losses = dataclasses.replace(config, clone_weight=0.2, temperature=1.0, loss=Loss())
-    plain = dataclasses.replace(losses, student=dataclasses.replace(config.student, name="lrc", matrices="all"))
+    init = "pca" if config.student.init == "whitened" else config.student.init
+    student = dataclasses.replace(config.student, name="lrc", init=init, matrices="all", allocation="none")
+    plain = dataclasses.replace(losses, student=student)
     made_of = identity(config) | {"data": run.setup.data_digest}
     for key in ("seed", "steps", "measure", "arm", "optimizer"):
         del made_of[key]

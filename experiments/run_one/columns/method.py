@@ -24,6 +24,8 @@ def method_of(config: RunConfig) -> str | None:
         return f"{kind}:{student.init}"
     if student.name == "scratch":
         return "scratch" if config.loss.kl_weight else "scratch:labels"
+    if student.name == "factorized" and student.init == "whitened":
+        return "whitened_svd:allocated" if student.allocation == "by_loss" else "whitened_svd"
     if student.name == "factorized":
         return "factorized:svd" if student.init == "pca" else "factorized:random"
     return student.name
