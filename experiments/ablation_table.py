@@ -16,10 +16,10 @@ from experiments.common.command import guarded, study_arguments
 from experiments.common.files import write_csv
 from experiments.show.ablation_table import KEPT, SHOWN, arm_table, arms_figure, draw_kept
 from experiments.show.figures import save
-from experiments.show.theme import theme
 from experiments.sweep.rows import collect
 from experiments.sweep.store import REFERENCE, Study
 from theory.show.render import console, grid
+from theory.show.theme import theme
 
 
 def main() -> int:

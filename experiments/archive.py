@@ -26,11 +26,11 @@ from experiments.show.forest import forest
 from experiments.show.lines import lines_of
 from experiments.show.page import parts_of
 from experiments.show.power import FILE as POWER
-from experiments.show.theme import theme
 from experiments.sweep.provenance import ENVIRONMENT, environment
 from experiments.sweep.store import REFERENCE, Study
 from lrc_jax.errors import InputError
 from theory.judge.verdicts import MARGIN
+from theory.show.theme import theme
 
 VALIDATION = "validation.json"  # of the judge, by `theory validate`
 VERDICTS = "verdicts.md"  # what README shows of it

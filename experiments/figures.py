@@ -2,7 +2,7 @@
 
     python -m experiments.figures study=NAME
 
-Nothing here runs a model; the figures themselves are in experiments.show.claim_figures.
+Nothing here runs a model; the figures themselves are in theory.show.claims and experiments.show.table_figures.
 """
 
 from __future__ import annotations

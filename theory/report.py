@@ -83,6 +83,7 @@ class ClaimReport:
         points: cell means with 95 % intervals (`mean`, `low`, `high`), the fitted law (`fitted`) and the claimed law
             scaled to the data (`claimed`), one row per cell, for figures.
         curves: further points for figures (risk curves of optimal_rank), or empty.
+        rows: the rows that speak about the claim, for figures.
     """
 
     name: str
@@ -93,8 +94,9 @@ class ClaimReport:
     cells: int
     seeds: int
     fields: Mapping[str, Any] = field(default_factory=dict)
-    points: pd.DataFrame = field(default_factory=pd.DataFrame)
-    curves: pd.DataFrame = field(default_factory=pd.DataFrame)
+    points: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    curves: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    rows: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.show.claim_figures import Drawn, plain_decades
 from experiments.show.figures import save
-from experiments.show.theme import COLUMN, series_style, theme, words
 from experiments.sweep.store import Study
 from lrc_jax.errors import InputError
+from theory.show.axes import plain_decades
+from theory.show.claims import Drawn
+from theory.show.theme import COLUMN, series_style, theme, words
 
 KEPT = "ablation"  # the folder under results/reference
 SHOWN = ["match", "arm", "seeds", "learning_rate", "tokens", "perplexity", "low", "high", "least", "most", "params"]

@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.show.lines import claims_of, lines_of
-from experiments.show.tables import rows_of
-from theory.judge.check import check_table
+from theory.judge.check import check_table, rows_of
 from theory.judge.intervals import mean_interval
 from theory.judge.ledger import all_claims
 from theory.tables import InputError as TableError

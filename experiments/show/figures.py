@@ -1,6 +1,6 @@
 """Every figure of a study, from its table alone: PDF, PNG and the CSV of the points.
 
-Nothing here runs a model; the figures themselves are in experiments.show.claim_figures.
+Nothing here runs a model; the figures themselves are in theory.show.claims and experiments.show.table_figures.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from experiments.common.files import csv_text, write_bytes, write_text
-from experiments.show.claim_figures import CLAIM_FIGURES, TABLE_FIGURES, Drawn
-from experiments.show.tables import FILE, rows_of
-from experiments.show.theme import COLUMN, series_style, theme
+from experiments.show.table_figures import CLAIM_FIGURES, TABLE_FIGURES
+from experiments.show.tables import FILE
 from experiments.sweep.store import Study
 from lrc_jax.errors import InputError
-from theory.judge.check import check_file
+from theory.judge.check import check_file, rows_of
 from theory.report import Report
+from theory.show.axes import SCALE, level_bar, level_colours
+from theory.show.claims import Drawn
+from theory.show.theme import COLUMN, theme
 from theory.tables import InputError as TableError
 
 TRAINING_POINTS = "training.csv"
@@ -65,13 +67,14 @@ def training_curves(study: Study) -> Drawn | None:
         return None
     figure = Figure(figsize=(COLUMN, 2.4))
     axes = figure.add_subplot()
-    for i, (rank, part) in enumerate(points.groupby("rank")):
-        colour = series_style(i)["color"]
-        axes.plot(part["share"], part["median"], color=colour, label=f"r = {rank:g}")
+    colours = level_colours(sorted(points["rank"].unique()), SCALE["rank"])
+    for rank, colour in colours.items():
+        part = points[points["rank"] == rank]
+        axes.plot(part["share"], part["median"], color=colour)
         axes.fill_between(part["share"], part["low"], part["high"], color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="share of the run's steps", ylabel="training loss (nats/token)")
-    axes.legend(ncols=2)
-    caption = "Training loss over the runs, median and quartiles over sample sizes and seeds, one curve a rank."
+    level_bar(figure, axes, "rank", list(colours))
+    caption = "Training loss over the runs, one curve per rank: median and quartiles over sample sizes and seeds."
     return Drawn("training_curves", caption, figure, points)
 
 

@@ -17,11 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import blended_transform_factory
 
-from experiments.show.claim_figures import Drawn
 from experiments.show.lines import CAUSE, UNDECIDED, Line, lines_of
-from experiments.show.theme import words
 from theory.judge.verdicts import MARGIN, MEANING, REFUTED
+from theory.show.claims import Drawn
 from theory.show.palette import INK
+from theory.show.theme import words
 
 WIDTH = 6.3  # inches; 900 pixels wide on a page, the smallest text has 11 of them
 LEFT, RIGHT = 0.2, 0.6  # of the width: where the axes begin and end; names stand before, verdicts behind

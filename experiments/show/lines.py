@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.show.claim_figures import interval_words
 from theory.claims.compression import ALLOWED
 from theory.claims.dynamics import PRESERVED
 from theory.claims.efficiency import DRASTIC
 from theory.claims.information import REACHES
 from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, MEANING, REFUTED, UNTESTABLE
 from theory.report import Report, to_json
+from theory.show.axes import interval_words
 from theory.show.palette import LETTER, QUANTITY, RATIOS
 
 UNDECIDED = (INCONCLUSIVE, UNTESTABLE)

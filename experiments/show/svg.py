@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from experiments.show.theme import theme
+from theory.show.theme import theme
 
 DARK_GROUND = "#16181b"
 LEGIBLE = 4.5  # contrast that WCAG 2.1 (1.4.3, level AA) asks of text; lines and markers need 3

@@ -115,8 +115,8 @@ def test_a_study_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys, ar
 
 
 def test_a_figure_that_looks_the_same_is_left_alone(tmp_path):
-    from experiments.show.claim_figures import Drawn
     from experiments.show.figures import save
+    from theory.show.claims import Drawn
 
     def draw(height):
         figure = Figure()

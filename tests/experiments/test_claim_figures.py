@@ -8,20 +8,20 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import Polygon
 
-from experiments.show.claim_figures import (
+from theory.judge.check import check_table
+from theory.judge.intervals import Interval
+from theory.judge.verdicts import MARGIN
+from theory.planted.surfaces import Design, gap_table
+from theory.report import Bound, ClaimReport, Exponent
+from theory.show.axes import OPTIMA, level_colours
+from theory.show.claims import (
     gap_against_rank,
     gap_against_samples,
     gap_local_slopes,
     optimal_rank_against_samples,
     risk_against_rank,
 )
-from experiments.show.theme import theme
-from theory.judge.check import check_table
-from theory.judge.intervals import Interval
-from theory.judge.verdicts import MARGIN
-from theory.planted.surfaces import Design, gap_table
-from theory.report import Bound, ClaimReport, Exponent
-from theory.show.figures import OPTIMA, level_colours
+from theory.show.theme import theme
 
 STATUSES = ["at_most", "outside", "used", "used", "unresolved", "at_least"]
 RANKS = (2.0, 4.0, 8.0, 16.0, 32.0)

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.show.claim_figures import convergence_arms, generalization_arms
 from experiments.show.controls import arm_table
+from experiments.show.table_figures import convergence_arms, generalization_arms
 from theory.planted.surfaces import Design, gap_table, gradient_table
 
 DESIGN = Design(ranks=(8,), samples=(64, 256, 1024, 8192), steps=(256, 1024, 4096, 16384, 65536))

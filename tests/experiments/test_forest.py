@@ -9,8 +9,8 @@ from matplotlib.text import Text
 
 from experiments.show.forest import WIDTH, data_set, forest
 from experiments.show.lines import lines_of
-from experiments.show.theme import theme
 from theory.show.palette import INK
+from theory.show.theme import theme
 
 
 def exponent(verdict, estimate, claimed, half=0.05, **details):

@@ -62,7 +62,7 @@ def test_a_report_shows_itself(report, frame):
     assert shown.startswith("<table>") and "generalization" in shown and "&lt;memory&gt;" in shown
     assert "<memory>" not in shown  # escaped: a path can be anything
     figure = report.plot("generalization")
-    assert report["generalization"].verdict in figure.axes[-1].get_title()
+    assert report["generalization"].verdict in figure.get_suptitle()
     with pytest.raises(ValueError, match=r"claim 'speed' has no figure; choose one of .*generalization"):
         report.plot("speed")
     with pytest.raises(KeyError, match=r"dynamics: not judged on <memory>; judged: .*generalization"):

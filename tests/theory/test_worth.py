@@ -27,7 +27,8 @@ from theory.planted.cases import (
 )
 from theory.planted.validate import HARMFUL, RIGHT, judge_draw, run_case, stream_of
 from theory.planted.worth import Curve, WorthDesign, budget_table, front_table, true_factor
-from theory.show.figures import draw, front_of, method_colours
+from theory.show.figures import draw
+from theory.show.methods import front_of, method_colours
 from theory.tables import InputError
 
 NEAR = 1e-6

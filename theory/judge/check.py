@@ -13,7 +13,7 @@ from theory.errors import OptionError
 from theory.judge.ledger import Claim, all_claims
 from theory.judge.verdicts import MARGIN
 from theory.report import Report
-from theory.tables import InputError, Table, load_table, primary_rows, table_from_frame
+from theory.tables import InputError, Table, load_table, primary_frame, primary_rows, table_from_frame
 
 #: The column of every claim: it speaks for none.
 SHARED = "seed"
@@ -59,8 +59,21 @@ def check(table: Table, *, claims: Sequence[str] = (), margin: float = MARGIN) -
     selected, skipped = _select(table, claims)
     # Numbers beyond floating point become NaN or infinite and end in UNTESTABLE or INCONCLUSIVE, never in a warning.
     with np.errstate(all="ignore"):
-        reports = {claim.name: claim.judge(table, margin) for claim in selected}
+        reports = {
+            claim.name: dataclasses.replace(claim.judge(table, margin), rows=rows_of(claim.name, table.frame))
+            for claim in selected
+        }
     return Report(table.path, table.sha256, len(table.frame), margin, reports, (*remarks, *arms, *skipped))
+
+
+def rows_of(name: str, frame: pd.DataFrame, *, arms: bool = False) -> pd.DataFrame:
+    """The rows that speak about a claim: of its primary design, with `arms` of its controls too."""
+    measured = all_claims()[name].measured
+    if "claim" in frame:
+        mine = frame["claim"] == name
+        frame = frame[mine | (frame["claim"].isna() & (frame["arm"].isna() if "arm" in frame else True))]
+    frame = frame if arms else primary_frame(frame)
+    return frame[frame[measured].notna()] if measured in frame else frame.iloc[:0]
 
 
 def _select(table: Table, names: Sequence[str]) -> tuple[list[Claim], list[str]]:
