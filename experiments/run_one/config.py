@@ -89,7 +89,7 @@ class LanguageTeacher:
 class Student:
     """Which student (lrc_jax.students), and Low-Rank Clone's switches under the reference's names."""
 
-    name: str = "lrc"  # lrc | direct | scratch | svd | factorized | bilinear
+    name: str = "lrc"  # lrc | direct | scratch | svd | factorized | quantised | bilinear
     # random (the authors' N(0, 0.02^2)) | fan_in (N(0, 1/D)) | pca | channels; factorized: random, pca (each matrix's
     # truncated SVD) or whitened (the activation-aware one)
     init: str = DEFAULT.init
@@ -97,6 +97,7 @@ class Student:
     # factorized: none (rank is every matrix's) | uniform (as many numbers as a clone of this rank, one rank for all
     # matrices) | by_loss (as many, each matrix at its own rank; needs init=whitened)
     allocation: str = "none"
+    bits: int = 8  # quantised: 8 (a scale for each output channel) | 4 (one for every 32 inputs of it)
     whiten: bool = True  # factorized head: in the metric of the teacher's features
     use_all_attn: bool = True  # a projection each for q, k and v; false: one for all three
     use_in_out_mlp: bool = False  # one projection for gate and up; false: one each
@@ -223,7 +224,7 @@ class RunConfig:
 
 
 #: Keys that came after studies were run, and their defaults: there they are no part of a run's id.
-NEWER: dict[str, dict[str, Any]] = {"student": {"allocation": "none"}}
+NEWER: dict[str, dict[str, Any]] = {"student": {"allocation": "none", "bits": 8}}
 MACHINE_KEYS = (
     "results_dir", "cache_dir", "threads", "platform", "matmul_precision", "mesh", "accumulate", "remat",
     "allocator", "force", "tensorboard", "study",
@@ -236,7 +237,8 @@ CHOICES = {
     "matmul_precision": ("highest", "tensorfloat32", "bfloat16"),
     "measure.reference": ("teacher", "student"),
     "measure.spacing": ("mixed", "linear"),
-    "student.name": ("lrc", "direct", "scratch", "svd", "factorized", "bilinear"),
+    "student.name": ("lrc", "direct", "scratch", "svd", "factorized", "quantised", "bilinear"),
+    "student.bits": (8, 4),
     "student.init": ("random", "fan_in", "pca", "channels", "whitened"),
     "student.allocation": ("none", "uniform", "by_loss"),
     "student.matrices": ("all", "head"),

@@ -137,13 +137,14 @@ class Run:
             init=chosen.init,
             matrices=chosen.matrices,
             allocation=chosen.allocation,
+            bits=chosen.bits,
             whiten=chosen.whiten,
             clone=config.clone_weight > 0,
             unit_embedding=chosen.unit_embedding,
         )
         student = make_student(chosen.name, teacher.config, flags, options)
         basis = whitener = None
-        if chosen.init in ("pca", "channels") and chosen.name != "factorized":
+        if chosen.init in ("pca", "channels") and chosen.name not in ("factorized", "quantised"):
             basis = residual_basis(chosen.init, setup.moments[0], config.rank)
         if chosen.name == "factorized" and chosen.matrices == "head" and chosen.whiten:
             whitener = inverse_square_root(setup.moments[1])

@@ -19,8 +19,9 @@ from lrc_jax.model import DecoderConfig, forward
 from lrc_jax.objective import Objective
 from lrc_jax.students.base import Student
 from lrc_jax.students.dense import DenseStudent
-from lrc_jax.students.factorized import FactorizedHead, FactorizedStudent, factored_size
+from lrc_jax.students.factorized import FactorizedHead, FactorizedStudent, factored_size, matrix_shapes
 from lrc_jax.students.projected import ProjectedStudent
+from lrc_jax.students.quantised import QuantisedTeacher, quantised_bytes
 
 
 def parameter_count(config: DecoderConfig) -> int:
@@ -172,7 +173,11 @@ def inference_cost(student: Student, length: int) -> InferenceCost:
                 flops += 2 * ranks[name] * n
             if name == "embed" and config.tie_word_embeddings:
                 flops += 2 * (small - m * n)
-    return InferenceCost(numbers, 4.0 * numbers, flops)
+    stored = 4.0 * numbers
+    if isinstance(student, QuantisedTeacher):
+        whole = sum(math.prod(shape) for shape in matrix_shapes(config).values())
+        stored = 4.0 * (numbers - whole) + quantised_bytes(config, student.bits)
+    return InferenceCost(numbers, stored, flops)
 
 
 def weight_bytes(config: DecoderConfig, bytes_each: float = 4) -> float:

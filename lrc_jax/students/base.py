@@ -48,6 +48,7 @@ class StudentOptions:
       allocation: factorized all only: "none" (the rank is every matrix's), "uniform" (as many numbers as a clone of
         that rank has, at one rank for all matrices) or "by_loss" (the same, at the ranks that cost least; whitened
         only).
+      bits: quantised only: 8 (a scale for each output channel) or 4 (one for every 32 inputs of it).
       whiten: factorized head only: train in coordinates in which the trunk's features are white. A free
         reparametrisation, but without it estimation saturates in the rank.
       clone: whether clone losses will be asked for (direct and scratch then carry aligners for them).
@@ -57,6 +58,7 @@ class StudentOptions:
     init: str = AUTHORS.init
     matrices: str = "all"
     allocation: str = "none"
+    bits: int = 8
     whiten: bool = True
     clone: bool = True
     unit_embedding: bool = False

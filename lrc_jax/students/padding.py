@@ -31,8 +31,9 @@ def rank_of(student: Student) -> int:
     """The rank as configured: a residual width, or the inner dimension of U V^T."""
     if isinstance(student, ProjectedStudent | DenseStudent):
         return student.lrc.flags.rank
-    assert isinstance(student, FactorizedStudent | FactorizedHead)
-    return student.rank
+    if isinstance(student, FactorizedStudent | FactorizedHead):
+        return student.rank
+    return student.config.hidden_size  # of a kind that has no rank to choose
 
 
 def with_rank(student: Student, rank: int) -> Student:
@@ -40,8 +41,9 @@ def with_rank(student: Student, rank: int) -> Student:
     if isinstance(student, ProjectedStudent | DenseStudent):
         flags = dataclasses.replace(student.lrc.flags, rank=rank)
         return dataclasses.replace(student, lrc=dataclasses.replace(student.lrc, flags=flags))
-    assert isinstance(student, FactorizedStudent | FactorizedHead)
-    return dataclasses.replace(student, rank=rank)
+    if isinstance(student, FactorizedStudent | FactorizedHead):
+        return dataclasses.replace(student, rank=rank)
+    return student
 
 
 def width_scale(student: Student, rank: int) -> float:

@@ -11,8 +11,9 @@ from lrc_jax.students.base import Student, StudentOptions
 from lrc_jax.students.dense import DenseStudent
 from lrc_jax.students.factorized import FactorizedHead, FactorizedStudent, matrix_budget, uniform_ranks
 from lrc_jax.students.projected import ProjectedStudent
+from lrc_jax.students.quantised import GROUP, QuantisedTeacher
 
-STUDENT_KINDS = ("lrc", "direct", "scratch", "svd", "factorized")
+STUDENT_KINDS = ("lrc", "direct", "scratch", "svd", "factorized", "quantised")
 INITS = ("random", "fan_in", "pca", "channels", "whitened")
 ALLOCATIONS = ("none", "uniform", "by_loss")
 
@@ -58,4 +59,8 @@ def make_student(kind: str, teacher: DecoderConfig, flags: CloneFlags, options: 
             budget = matrix_budget(teacher, lrc.config)
             return dataclasses.replace(student, ranks=uniform_ranks(list(student.shapes().values()), budget))
         raise InputError(f"student.matrices: {options.matrices!r} is unknown; choose all or head")
+    if kind == "quantised":
+        if options.bits not in GROUP:
+            raise InputError(f"student.bits: {options.bits} is unknown; choose 8 or 4")
+        return QuantisedTeacher(teacher, options.bits)
     raise InputError(f"student: {kind!r} is unknown; choose one of {', '.join(STUDENT_KINDS)}")

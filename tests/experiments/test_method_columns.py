@@ -74,6 +74,8 @@ def cache(tmp_path_factory):
         (Student("factorized", init="whitened"), Loss(), "whitened_svd"),
         (Student("factorized", init="whitened", allocation="uniform"), Loss(), "whitened_svd"),
         (Student("factorized", init="whitened", allocation="by_loss"), Loss(), "whitened_svd:allocated"),
+        (Student("quantised"), Loss(), "quantised:int8"),
+        (Student("quantised", bits=4), Loss(), "quantised:int4"),
         (Student("factorized", matrices="head"), Loss(), None),
         (Student("bilinear"), Loss(), None),
     ],

@@ -21,6 +21,7 @@ from lrc_jax.measure.certificate import Compression, Fit, certificate_table
 from lrc_jax.measure.complexity import factor_norm, matrix_norms
 from lrc_jax.measure.cost import inference_columns
 from lrc_jax.measure.dynamics import divergence, dynamics_columns, matched_step, same_start, whiten_teacher
+from lrc_jax.measure.flops import inference_cost, weight_bytes
 from lrc_jax.measure.gap import control_variate_gap, mean, raw_gap
 from lrc_jax.measure.sites import information_rows
 from lrc_jax.seeds import key_for, rng_for
@@ -249,14 +250,20 @@ def _at_equal_loss(starts: dict[str, tuple[Run, Any, int]], pool: Pool) -> tuple
 
 
 def cost_columns(run: Run, params: Any) -> Columns:
-    """What inference costs, of the student and of its teacher (columns teacher.*), measured on this machine."""
+    """What inference costs, of the student and of its teacher (columns teacher.*), measured on this machine.
+
+    Factors and rounded weights are computed with as whole matrices of float32, whose time and memory are not theirs:
+    for such students nothing is measured.
+    """
     config, teacher = run.config, run.setup.network()
     prompt = min(config.sequence_length, teacher.config.max_position_embeddings // 2)
     new = min(32, teacher.config.max_position_embeddings - prompt)
     sizes = {"prompt": prompt, "new_tokens": new}
-    own = inference_columns(
-        run.student.config, run.student.weights(params, run.frozen), rng_for(config.seed, "cost"), **sizes
-    )
+    own, student = {}, run.student
+    if inference_cost(student, prompt).weight_bytes == weight_bytes(student.config):
+        own = inference_columns(
+            student.config, student.weights(params, run.frozen), rng_for(config.seed, "cost"), **sizes
+        )
     whole = inference_columns(teacher.config, teacher.weights, rng_for(config.seed, "cost"), **sizes)
     return own | {f"teacher.{name}": value for name, value in whole.items()}
 

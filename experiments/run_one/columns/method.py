@@ -28,7 +28,7 @@ def method_of(config: RunConfig) -> str | None:
         return "whitened_svd:allocated" if student.allocation == "by_loss" else "whitened_svd"
     if student.name == "factorized":
         return "factorized:svd" if student.init == "pca" else "factorized:random"
-    return student.name
+    return f"quantised:int{student.bits}" if student.name == "quantised" else student.name
 
 
 def cost_by_formula(run: Run, steps: int) -> Columns:

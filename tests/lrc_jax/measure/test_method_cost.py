@@ -86,3 +86,18 @@ def test_a_factorized_forward_pass_takes_the_flops_that_are_said():
     exact = flops.forward_flops(config, LENGTH)
     rest = exact.total - exact.attention_projections - exact.mlp - exact.head
     assert flops.inference_cost(student, LENGTH).flops_per_token == thin + 2 * rank * config.hidden_size + rest
+
+
+@pytest.mark.parametrize(("config", "bits"), [(UNTIED, 8), (UNTIED, 4), (TIED, 8), (TIED, 4)])
+def test_a_quantised_teacher_has_the_bytes_of_its_levels_and_scales(config, bits):
+    student = make_student("quantised", config, CloneFlags(rank=1), StudentOptions(bits=bits))
+    found, norms = flops.inference_cost(student, LENGTH), (2 * config.num_layers + 1) * config.hidden_size
+    matrices = flops.parameter_count(config) - norms
+    assert found.numbers == matrices + norms
+    D, V, F, Q, K = config.hidden_size, config.vocab_size, config.intermediate_size, config.q_size, config.kv_size
+    # Scales: of float16, for every output channel and 32 of its inputs, or all of them.
+    groups = (lambda n: -(-n // 32)) if bits == 4 else (lambda n: 1)
+    layer = groups(D) * (Q + 2 * K + 2 * F) + groups(Q) * D + groups(F) * D
+    scales = config.num_layers * layer + groups(D) * V * (1 if config.tie_word_embeddings else 2)
+    assert found.weight_bytes == matrices * bits / 8 + 2 * scales + 4 * norms
+    assert found.flops_per_token == flops.forward_flops(config, LENGTH).total
