@@ -177,6 +177,13 @@ def _without_start(frozen: Frozen) -> Frozen:
     return dataclasses.replace(frozen, basis_DS=None, factors=None)
 
 
+def _as_trained(member: Member) -> Member:
+    """A student that is built, not trained, takes no step."""
+    if member.student.trained:
+        return member
+    return dataclasses.replace(member, hyper=dataclasses.replace(member.hyper, steps=jnp.zeros((), jnp.int32)))
+
+
 def _shape_of(member: Member, widest: int | None) -> Shape:
     student = member.student
     if widest is not None and can_pad(member.objective):
@@ -208,6 +215,7 @@ def train_together(
     """
     if vectorised is None:
         vectorised = jax.default_backend() != "cpu"
+    streams = [dataclasses.replace(s, members=tuple(map(_as_trained, s.members))) for s in streams]
     everyone = [member for stream in streams for member in stream.members]
     ranks = [rank_of(m.student) for m in everyone]
     widest = max(ranks) if vectorised else None

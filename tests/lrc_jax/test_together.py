@@ -80,6 +80,16 @@ def test_members_of_other_ranks_rates_steps_weights_and_starts_are_the_runs_alon
         alone(members[2])
 
 
+def test_a_student_that_is_built_takes_no_step(frozen):
+    """As alone: neither one that could be trained (`svd`), nor one without parameters."""
+    for kind in ("svd", "quantised"):
+        m = member(frozen, kind=kind)
+        ((outcome,),) = train_together(CONFIG, [stream([m])], batch_size=8)
+        state, _ = alone(m)
+        assert int(outcome.step) == int(state.step) == 0
+        jax.tree.map(np.testing.assert_array_equal, outcome.params, state.params)
+
+
 KINDS = {
     "lrc": {},
     "shared_projections": {"use_all_attn": False, "use_in_out_mlp": True, "tie_word_emb_proj": True},
