@@ -11,8 +11,7 @@ from sphinx.application import Sphinx
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from experiments.archive import validation_markdown, verdicts_markdown  # noqa: E402
-from experiments.show.ablation_table import arms_markdown, kept_tables  # noqa: E402
+from experiments.archive import fill_pages  # noqa: E402
 from experiments.sweep.store import REFERENCE, Study  # noqa: E402
 from theory.judge.ledger import all_claims  # noqa: E402
 from theory.show.page import theory_markdown  # noqa: E402
@@ -24,7 +23,7 @@ html_theme = "furo"
 html_show_copyright = False
 html_copy_source = False
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["examples", "_*.md"]
+exclude_patterns = ["examples"]
 if tags.has("quick"):  # without the API reference, which takes most of the time
     exclude_patterns.append("api")
     suppress_warnings = ["toc.not_readable"]
@@ -42,17 +41,10 @@ default_role = "code"
 
 def write_pages(app: Sphinx) -> None:
     """What is read off the program and the kept studies, written anew at every build so that it cannot differ."""
-    reference = Study.of(str(HERE.parent / "results"), REFERENCE)
-    made = {
-        "theory.md": theory_markdown(all_claims().values()),
-        "_verdicts.md": verdicts_markdown(reference),
-        "_validation.md": validation_markdown(reference),
-    }
-    made |= {f"_ablation_{name}.md": arms_markdown(table) for name, table in kept_tables(reference).items()}
-    for name, text in made.items():
-        page = HERE / name
-        if not page.is_file() or page.read_text() != text:
-            page.write_text(text)
+    fill_pages(Study.of(str(HERE.parent / "results"), REFERENCE), HERE)
+    page, text = HERE / "theory.md", theory_markdown(all_claims().values())
+    if page.read_text() != text:
+        page.write_text(text)
 
 
 def as_plain_text(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:

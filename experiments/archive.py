@@ -6,12 +6,14 @@
 The copy holds the table of measurements, the points of the training curves, the verdicts, the power of the design, and
 the environment and commands that made them; figures, verdicts and pages are made from these alone, without a model.
 Files that say the same up to rounding are left alone, so that drawing them on another machine changes nothing. PDF
-files and pages are not kept in git. `study=all` also draws the forest, results/reference/forest.png, from the verdicts.
+files and pages are not kept in git. `study=all` also draws the forest, results/reference/forest.png, from the verdicts,
+and puts the kept tables into the pages of docs/ that show them.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,8 +21,9 @@ from typing import Any
 
 from experiments.common.command import guarded, study_arguments
 from experiments.common.files import read_json, write_bytes, write_csv, write_json, write_text
+from experiments.common.paths import ROOT
 from experiments.reproduce import tell
-from experiments.show.ablation_table import draw_kept
+from experiments.show.ablation_table import arms_markdown, draw_kept, kept_tables
 from experiments.show.figures import TRAINING_POINTS, same_verdicts, save, training_points
 from experiments.show.forest import forest
 from experiments.show.lines import lines_of
@@ -34,6 +37,7 @@ from theory.show.theme import theme
 
 VALIDATION = "validation.json"  # of the judge, by `theory validate`
 VERDICTS = "verdicts.md"  # what README shows of it
+TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def keep(study: Study, target: Study) -> list[Study]:
@@ -109,6 +113,27 @@ def validation_markdown(reference: Study) -> str:
     return "\n".join(lines) + "\n"
 
 
+def fill_pages(reference: Study, docs: Path) -> None:
+    """Write the kept tables into the pages that show them, between `<!-- table: NAME -->` and `<!-- end -->`: a code
+    host shows the pages as they are.
+
+    Raises:
+      InputError: a page asks for a table that is not kept.
+    """
+    tables = {"verdicts": verdicts_markdown(reference), "validation": validation_markdown(reference)}
+    tables |= {name: arms_markdown(table) for name, table in kept_tables(reference).items()}
+    for page in sorted(docs.glob("*.md")):
+        before = page.read_text()
+
+        def filled(block: re.Match[str], page: Path = page) -> str:
+            if block[2] not in tables:
+                raise InputError(f"{page}: table {block[2]} is not kept; known: {', '.join(tables)}")
+            return f"{block[1]}\n{tables[block[2]]}\n{block[3]}"
+
+        if (after := TABLE.sub(filled, before)) != before:
+            write_text(page, after)
+
+
 def draw_forest(reference: Study) -> None:
     """The forest of all kept verdicts."""
     verdicts = kept_verdicts(reference)
@@ -146,6 +171,8 @@ def main() -> int:
     draw_kept(reference)
     draw_forest(reference)
     write_text(reference.path / VERDICTS, verdicts_markdown(reference))
+    if (docs := ROOT / "docs").is_dir() and reference.path.resolve() == (ROOT / "results" / REFERENCE).resolve():
+        fill_pages(reference, docs)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,8 @@ import pandas as pd
 import pytest
 from commands import ROOT
 
+from experiments.archive import TABLE, fill_pages
+from experiments.sweep.store import REFERENCE, Study
 from theory.judge.ledger import all_claims
 from theory.show.page import claims_markdown, theory_markdown
 from theory.tables import table_from_frame
@@ -51,6 +54,19 @@ def test_the_theory_page_has_every_problem_of_the_register():
         assert f"## {claim.name}: " in text
         for column in claim.columns:
             assert f"`{column}`" in text
+
+
+def test_pages_show_the_kept_tables(tmp_path):
+    """The pages of a code host are those of the site: their tables are those of results/reference/."""
+    for name in ("findings.md", "ablation.md"):
+        shutil.copy(DOCS / name, tmp_path / name)
+    page = tmp_path / "findings.md"
+    page.write_text(page.read_text().replace("LOOSE", "UNTRUE"))
+    fill_pages(Study.of(str(ROOT / "results"), REFERENCE), tmp_path)
+    for name in ("findings.md", "ablation.md"):
+        shown = (DOCS / name).read_text()
+        assert "| verdict |" in shown or "| perplexity" in shown, name
+        assert [m[0] for m in TABLE.finditer((tmp_path / name).read_text())] == [m[0] for m in TABLE.finditer(shown)]
 
 
 def test_the_kept_theory_page_is_the_program_s():
