@@ -433,7 +433,7 @@ def train(
     if state is None:
         state = init_state(student, optimizer, init_key, frozen)
     steps = int(hyper.steps) if until is None else min(until, int(hyper.steps))
-    if not student.trained or steps == 0:
+    if not student.trained or int(state.step) >= steps:  # a kill after the last checkpoint leaves none to take
         empty = np.zeros(0, np.float32)
         return state, History(Terms(empty, empty, empty, empty), empty)
     if mesh is not None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lrc_jax.data.windows import Windows
 from lrc_jax.errors import InputError
 from lrc_jax.model import DecoderConfig, Weights, forward
 from lrc_jax.teachers.huggingface import build_weights, tensor_layout
@@ -54,6 +55,23 @@ def test_the_name_follows_the_content(weights: Weights, tmp_path: Path) -> None:
     for digest, tokens, sites in (("a", TOKENS_NT, ("final",)), ("b", TOKENS_NT, ("final",)), ("a", other, ("final",))):
         cached_activations(tmp_path, CONFIG, weights, digest, tokens, sites)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_sequences_of_a_text_are_read_a_batch_at_a_time(
+    weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows are never whole in memory, and give the entry of the array with their tokens."""
+    ids = np.random.default_rng(2).integers(0, 20, 200).astype(np.uint16)
+    windows = Windows(ids, np.array([0]), np.array([200]), 6, np.random.default_rng(3).permutation(33), slice(0, 5))
+    tokens_NT = np.asarray(windows)
+    expected = np.array(cached_activations(tmp_path / "a", CONFIG, weights, "d", tokens_NT, ("final",))["final"])
+    monkeypatch.setattr(activation_cache, "READ", 20)
+    read, most = Windows._read, []
+    monkeypatch.setattr(Windows, "_read", lambda self, rows: most.append(np.size(rows)) or read(self, rows))
+    found = cached_activations(tmp_path / "b", CONFIG, weights, "d", windows, ("final",))["final"]
+    np.testing.assert_array_equal(found, expected)
+    assert max(most) <= 8
+    assert [p.name for p in (tmp_path / "a").iterdir()] == [p.name for p in (tmp_path / "b").iterdir()]
 
 
 def test_interrupted_and_damaged(weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

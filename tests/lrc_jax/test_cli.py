@@ -16,7 +16,7 @@ from lrc_jax.errors import InputError
 from lrc_jax.model import forward
 from lrc_jax.teachers.load import load_teacher
 from lrc_jax.training import checkpoint
-from lrc_jax.training.distill import DistillSettings, distill, prepare, with_reference_losses
+from lrc_jax.training.distill import DistillSettings, distill, prepare, training_folder, with_reference_losses
 
 
 def settings(teacher: Path, text: Path, **changes: Any) -> DistillSettings:
@@ -130,6 +130,19 @@ def test_a_killed_run_goes_on_bit_for_bit(teacher_folder: Path, text_file: Path,
     assert not work.exists()
     assert (whole / "losses.jsonl").read_text() == (parts / "losses.jsonl").read_text()
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+
+
+def test_a_training_whose_result_is_written_leaves_nothing(tmp_path: Path) -> None:
+    """A kill between the renaming of the result and the end is seen at the next start; other trainings stay."""
+    out, work = tmp_path / "out", tmp_path / "out.training"
+    for name, kept in (("losses of another", True), ("losses", False)):
+        for folder, text in ((out, "losses"), (work, name)):
+            folder.mkdir(exist_ok=True)
+            (folder / "losses.jsonl").write_text(text)
+        with pytest.raises(InputError, match="exists and is not empty"):
+            training_folder(out, overwrite=False)
+        assert work.exists() == kept
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors
 
+from lrc_jax import owners
 from lrc_jax.clone import CloneFlags
 from lrc_jax.errors import InputError
 from lrc_jax.model import DecoderConfig, RopeScaling, Weights, forward
@@ -28,6 +30,7 @@ from lrc_jax.students import Frozen, StudentOptions, make_student
 from lrc_jax.teachers.huggingface import build_weights, tensor_layout
 from lrc_jax.teachers.load import load_teacher
 from lrc_jax.teachers.tokenizer import Tokenizer
+from lrc_jax.training import export
 from lrc_jax.training.export import atomic_folder, export_student, write_model
 
 LLAMA = DecoderConfig(
@@ -233,6 +236,31 @@ def test_all_or_nothing(tmp_path: Path) -> None:
     assert [p.name for p in out.iterdir()] == ["b"] and [p.name for p in tmp_path.iterdir()] == ["out"]
     with pytest.raises(InputError, match="cannot be made"), atomic_folder(out / "b" / "c"):
         pass
+
+
+@pytest.mark.parametrize("can", [True, False], ids=["names swapped", "two renames"])
+def test_an_old_folder_is_there_until_the_new_one_is(
+    can: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill at any moment leaves one of the two: in place, or, where a system swaps no names, the old one beside."""
+    out, seen = tmp_path / "out", []
+    out.mkdir()
+    (out / "a").write_text("old")
+
+    def looked(act: Callable[..., Any], *args: Any) -> Any:
+        found = act(*args)
+        seen.append(sorted(p.name for p in tmp_path.rglob("[ab]") if p.parent.suffix != ".part"))
+        return found
+
+    swap, rename = owners.exchange, Path.rename
+    monkeypatch.setattr(export, "exchange", lambda *paths: can and looked(swap, *paths))
+    monkeypatch.setattr(Path, "rename", lambda *paths: looked(rename, *paths))
+    if can and not swap(tmp_path, tmp_path):
+        pytest.skip("no swapping of names here")
+    with atomic_folder(out, overwrite=True) as folder:
+        (folder / "b").write_text("new")
+    assert seen == ([["b"]] if can else [["a"], ["a", "b"], ["b"]])
+    assert [p.name for p in out.iterdir()] == ["b"] and [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_exported_files_can_be_read_by_others(tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ def test_stopped_and_resumed_is_uninterrupted(setting):
     rest, rest_history = fit(setting, state=jax.tree.map(jnp.asarray, kept["state"]))
     assert same(whole, rest)
     np.testing.assert_array_equal(history.terms.total[20:], rest_history.terms.total)
+    again, none = fit(setting, state=whole)  # killed after the last checkpoint
+    assert same(whole, again) and len(none.grad_norm) == 0
 
 
 def test_nan_is_reported_with_its_step(setting):
