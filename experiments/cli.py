@@ -24,6 +24,8 @@ COMMANDS = {
     "generate": ("lrc_jax.__main__", CLONE, "continue a text with a teacher or a student"),
     "export": ("lrc_jax.__main__", CLONE, "a Low-Rank Clone checkpoint -> a Hugging Face folder"),
     "plan": ("lrc_jax.__main__", CLONE, "memory, FLOPs and time of a clone, before anything is run"),
+    "cloze": ("lrc_jax.__main__", CLONE, "a text -> a task: which of four continuations is the true one?"),
+    "evaluate": ("lrc_jax.__main__", CLONE, "teachers and students on tasks: cloze folders, or lm-eval's"),
     "run": ("experiments.run", RUN, "one run, or with -m a sweep of them"),
     "watch": ("experiments.watch", RUN, "follow a sweep as it goes"),
     "status": ("experiments.status", RUN, "what of a study is done, running, failed, missing"),

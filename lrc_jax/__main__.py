@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,6 +92,70 @@ def _generate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _cloze(args: argparse.Namespace) -> int:
+    from lrc_jax.data.text import read_splits
+    from lrc_jax.inference.cloze import build_items, write_task
+    from lrc_jax.training.export import atomic_folder
+
+    for name in ("items", "words", "context_words"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')}: {getattr(args, name)} is less than 1")
+    held_out = read_splits(Path(args.text), args.text_field).test
+    items = build_items(held_out, args.items, seed=args.seed, context_words=args.context_words, words=args.words)
+    with atomic_folder(args.out, overwrite=args.overwrite) as folder:
+        write_task(folder, args.out.resolve().name, items)
+    documents = len({item.document for item in items})
+    print(f"{args.out}: {len(items)} items from {documents} of {len(held_out)} held-out documents; chance is 1 in 4")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from lrc_jax.inference.cloze import ITEMS_FILE, accuracy, choices_made, read_items
+    from lrc_jax.teachers.load import load_teacher
+
+    if args.limit is not None and args.limit < 1:
+        raise InputError(f"--limit: {args.limit} is less than 1")
+    named = [name for name in args.tasks.split(",") if name]
+    folders = [Path(name) for name in named if (Path(name) / ITEMS_FILE).is_file()]
+    others = [name for name in named if Path(name) not in folders]
+    if others:
+        try:
+            from lrc_jax.inference.harness import evaluate_tasks
+        except ModuleNotFoundError as missing:
+            raise InputError(
+                f"--tasks: {others[0]} is no folder of a cloze task, and lm-eval's tasks need {missing.name}; pip "
+                "install 'lrc-scaling-suite[lm_eval]' brings it"
+            ) from None
+    found: dict[str, dict[str, Any]] = {}
+    for name in args.model:
+        model = load_teacher(name)
+        results: dict[str, Any] = {}
+        for folder in folders:
+            items = read_items(folder)[: args.limit]
+            made = choices_made(model.config, model.weights, model.require_tokenizer(), items)
+            results[str(folder)] = accuracy(made, items)
+        if others:
+            results |= evaluate_tasks(model, others, limit=args.limit, folder=args.include)
+        found[name] = results
+        for task, numbers in results.items():
+            print(f"{name}: {task}: {_told(numbers)}", file=sys.stderr if args.json == "-" else sys.stdout)
+    if args.json is not None:
+        text = json.dumps({"schema": 1, "models": found}, indent=2) + "\n"
+        if args.json == "-":
+            print(text, end="")
+        else:
+            Path(args.json).write_text(text, encoding="utf-8")
+    return 0
+
+
+def _told(numbers: dict[str, Any]) -> str:
+    """A task's numbers in a line."""
+    if "ci95" in numbers:
+        low, high = numbers["ci95"]
+        return f"{numbers['accuracy']:.3f} of {numbers['items']} items ({low:.3f} to {high:.3f})"
+    return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items() if value is not None)
+
+
 def _plan(args: argparse.Namespace) -> int:
     from lrc_jax.measure.cost import run_plan
 
@@ -169,6 +234,31 @@ def _parser(prog: str = PROG) -> argparse.ArgumentParser:
     add("--top-p", type=float, default=1.0, help="draw from the likeliest tokens with this share of probability")
     add("--seed", type=int, default=0)
     generate.set_defaults(run=_generate)
+
+    cloze = commands.add_parser(
+        "cloze",
+        help="a text -> a task: which of four continuations is the true one?",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = cloze.add_argument
+    add("--text", required=True, help=f"{layouts}; its test part is asked about")
+    add("--text-field", metavar="NAME", help="of JSON lines and parquet, the field with the text (default: text)")
+    add("--out", required=True, type=Path, help="folder to write: items.jsonl, and a task file for lm-eval")
+    add("--items", type=int, default=500, help="how many")
+    add("--context-words", type=int, default=40, help="words before the continuation, at most")
+    add("--words", type=int, default=10, help="words of a continuation")
+    add("--seed", type=int, default=0)
+    add("--overwrite", action="store_true", help="replace --out where it exists")
+    cloze.set_defaults(run=_cloze)
+
+    evaluate = commands.add_parser("evaluate", help="teachers and students on tasks: cloze folders, or lm-eval's")
+    add = evaluate.add_argument
+    add("--model", required=True, nargs="+", help=f"one or more: {teacher_help}")
+    add("--tasks", required=True, metavar="T1,T2", help="folders that `cloze` made, or names of lm-eval's tasks")
+    add("--include", type=Path, metavar="DIR", help="folder with further task files for lm-eval")
+    add("--limit", type=int, help="items of each task; left out: all")
+    add("--json", metavar="OUT", help="file for the numbers; - is standard output")
+    evaluate.set_defaults(run=_evaluate)
 
     from lrc_jax.measure.cost import add_plan_arguments
 

@@ -160,6 +160,7 @@ class Measure:
     # Failure probability of this run's certificates together; share 0.05 over the sample sizes that are printed.
     certificate_delta: float = 0.025
     ablation: bool = False  # methods are compared: the method's name, validation loss, intervals over documents
+    cloze: int = 0  # items of a cloze task of the held-out text that the student is asked (lrc_jax.inference.cloze)
     cost: bool = False  # throughput and latency of inference, and memory (FLOPs and bytes are in every row)
     convergence: bool = False  # squared gradient norm, smoothness, variance along plain SGD
     # Seeds whose runs give the constants of claim 1's bound; a run takes those of pilot number (seed mod their number).
@@ -224,7 +225,7 @@ class RunConfig:
 
 
 #: Keys that came after studies were run, and their defaults: there they are no part of a run's id.
-NEWER: dict[str, dict[str, Any]] = {"student": {"allocation": "none", "bits": 8}}
+NEWER: dict[str, dict[str, Any]] = {"student": {"allocation": "none", "bits": 8}, "measure": {"cloze": 0}}
 MACHINE_KEYS = (
     "results_dir", "cache_dir", "threads", "platform", "matmul_precision", "mesh", "accumulate", "remat",
     "allocator", "force", "tensorboard", "study",
@@ -294,6 +295,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "measure.information_samples": (64, COUNT),
     "measure.certificate_delta": (0.0, 1.0),
     "measure.smoothness_batch": (1, COUNT),
+    "measure.cloze": (0, COUNT),
     "measure.pool": (1, COUNT),
     "mesh.data": (0, 4096),
     "mesh.model": (1, 4096),
@@ -449,6 +451,8 @@ def check(config: RunConfig) -> None:
         raise InputError("data: student=bilinear needs data=synthetic data.kind=markov data.order=1")
     if isinstance(config.data, TextData) and config.data.name == "text" and not config.data.path:
         raise InputError("data.path: data=text needs a file or folder; give data.path=PATH")
+    if config.measure.cloze and isinstance(config.data, SyntheticData):
+        raise InputError("measure.cloze: asks for continuations of a text; use data=text or data=wikitext2")
     if isinstance(config.data, SyntheticData) and isinstance(config.teacher, PretrainedTeacher):
         raise InputError("data: a pretrained teacher reads text; use data=text data.path=PATH or data=wikitext2")
 

@@ -15,6 +15,7 @@ from experiments.run_one.columns.bilinear import run_bilinear
 from experiments.run_one.columns.groups import (
     approximation_columns,
     certificate_columns,
+    cloze_columns,
     cost_columns,
     describe,
     dynamics_group,
@@ -135,6 +136,8 @@ def measure(prepared: Prepared, params: Any) -> Columns:
         columns |= norm_columns(run, params)
     if wanted.information:
         columns |= information_columns(run, params)
+    if wanted.cloze:
+        columns |= cloze_columns(run, params)
     if wanted.cost:
         columns |= cost_columns(run, params)
     return columns | cost_by_formula(run, columns["steps"])

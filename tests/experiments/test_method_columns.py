@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 
 import jax
+import numpy as np
 import pytest
 
 from experiments.run_one import pipeline
@@ -18,6 +19,7 @@ from experiments.run_one.config import (
     RunConfig,
     Student,
     SyntheticData,
+    TextData,
     TinyTeacher,
     checked,
     identity,
@@ -26,6 +28,7 @@ from experiments.run_one.run import Run
 from experiments.sweep.job import defined
 from experiments.sweep.rows import table
 from lrc_jax.data.synthetic import LanguageSpec, SyntheticSource
+from lrc_jax.errors import InputError
 from lrc_jax.measure.flops import parameter_count
 from lrc_jax.model import DecoderConfig, init_weights
 from lrc_jax.seeds import key_for
@@ -162,6 +165,30 @@ def test_a_rival_of_a_clones_size_is_built_and_fine_tuned(cache):
             assert row["start_test_loss"] == pytest.approx(rows[name, 0]["test_loss"], rel=1e-3)
             assert row["test_loss"] < rows[name, 0]["test_loss"]
     assert rows["allocated", 0]["excess"] <= rows["whitened", 0]["excess"] * 1.05
+
+
+@pytest.mark.slow
+def test_students_are_asked_for_continuations_of_held_out_text(cache, tmp_path):
+    rng = np.random.default_rng(0)
+    # Every document is about a word of its own, so that a model that reads its context can tell.
+    texts = [". ".join(" ".join([f"topic{k}"] * 4) for _ in range(12)) + "." for k in rng.integers(0, 40, 400)]
+    (tmp_path / "text.txt").write_text("\n\n".join(texts))
+    row = run(
+        cache,
+        student=Student("direct"),
+        data=TextData(path=str(tmp_path / "text.txt"), tokenizer_size=300),
+        teacher=TinyTeacher(hidden_size=32, intermediate_size=64, steps=600, pool=512),
+        sequence_length=32,
+        measure=dataclasses.replace(SMALL.measure, cloze=15),
+    )["columns"]
+    assert row["cloze_items"] == 15
+    assert row["cloze_low"] <= row["cloze_accuracy"] <= row["cloze_high"]
+    assert row["teacher.cloze_accuracy"] > 0.5
+
+
+def test_continuations_need_a_text():
+    with pytest.raises(InputError, match=r"measure\.cloze: asks for continuations of a text"):
+        checked(config_of(measure=Measure(cloze=5)))
 
 
 @pytest.mark.slow

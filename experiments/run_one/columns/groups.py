@@ -15,7 +15,9 @@ from experiments.run_one.run import Columns, Run, learning_rate, only_kl, optimi
 from experiments.run_one.setup import Setup, at_most
 from lrc_jax import clock
 from lrc_jax.data.pools import Pool
+from lrc_jax.data.text import TextSource
 from lrc_jax.errors import InputError
+from lrc_jax.inference.cloze import accuracy, build_items, choices_made
 from lrc_jax.inference.evaluate import SequenceLosses
 from lrc_jax.measure.certificate import Compression, Fit, certificate_table
 from lrc_jax.measure.complexity import factor_norm, matrix_norms
@@ -24,6 +26,7 @@ from lrc_jax.measure.dynamics import divergence, dynamics_columns, matched_step,
 from lrc_jax.measure.flops import inference_cost, weight_bytes
 from lrc_jax.measure.gap import control_variate_gap, mean, raw_gap
 from lrc_jax.measure.sites import information_rows
+from lrc_jax.model import DecoderConfig, Weights
 from lrc_jax.seeds import key_for, rng_for
 from lrc_jax.students import Student
 from lrc_jax.training.train import TrainState
@@ -247,6 +250,23 @@ def _at_equal_loss(starts: dict[str, tuple[Run, Any, int]], pool: Pool) -> tuple
         steps[name] = matched_step(losses, target * (1 + 1e-6), window) or horizon
         matched[name] = params if steps[name] == horizon else trained(name, steps[name])[0]
     return matched, steps, target
+
+
+def cloze_columns(run: Run, params: Any) -> Columns:
+    """Share of true continuations chosen, of the student and of its teacher, with 95 % intervals over items."""
+    source, teacher = run.setup.source, run.setup.network()
+    assert isinstance(source, TextSource)
+    tokenizer, count = source.tokenizer, run.config.measure.cloze
+    items = run.setup.once(f"cloze {count}", lambda: build_items(source.splits.test, count))
+
+    def asked(config: DecoderConfig, weights: Weights) -> dict[str, Any]:
+        found = accuracy(choices_made(config, weights, tokenizer, items), items)
+        low, high = found["ci95"]
+        return {"cloze_accuracy": found["accuracy"], "cloze_low": low, "cloze_high": high}
+
+    own = asked(run.student.config, jax.jit(run.student.weights)(params, run.frozen))
+    whole = run.setup.once(f"cloze {count} teacher", lambda: asked(teacher.config, teacher.weights))
+    return own | {"cloze_items": count, "teacher.cloze_accuracy": whole["cloze_accuracy"]}
 
 
 def cost_columns(run: Run, params: Any) -> Columns:
