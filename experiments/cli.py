@@ -35,6 +35,7 @@ COMMANDS = {
     "students": ("experiments.students", RUN, "a study's students side by side"),
     "controls": ("experiments.controls", RUN, "a study's controls beside its primary design"),
     "reproduce": ("experiments.reproduce", RUN, "a whole study: sweep, collect, judge, draw, report"),
+    "decide": ("experiments.decide", RUN, "a claim: buy the runs that decide it, until it is decided"),
     "archive": ("experiments.archive", RUN, "keep a finished study in compact form"),
     "bench": ("experiments.bench.__main__", RUN, "how fast steps, runs and sweeps are"),
 }

@@ -31,12 +31,13 @@ import yaml
 from rich.table import Table
 
 from experiments.common.command import INTERRUPTED, fail, guarded, study_arguments
-from experiments.common.files import write_json, write_text
+from experiments.common.files import write_text
 from experiments.common.paths import CONF
 from experiments.common.progress import duration
 from experiments.show.figures import save
 from experiments.show.lines import claims_of, lines_of
 from experiments.show.page import load_parts, parts_of, render, validation_of
+from experiments.sweep.provenance import write_note
 from experiments.sweep.rows import collect
 from experiments.sweep.store import Study
 from experiments.watch import Watch
@@ -234,7 +235,7 @@ def main() -> int:
         return fail("interrupted; the same command goes on with what is missing", INTERRUPTED)
     for path in {arm.study.path for arm in jobs}:
         lines = {arm.name: recorded(arm, given) for arm in jobs if arm.study.path == path}
-        write_json(path / "study.json", {"schema": 1, "description": description, "commands": lines})
+        write_note(Study(path), description=description, commands=lines)
         collect(Study(path))
     tell(study)
     runs = sum(len(part.runs()) for part in parts_of(study).values())

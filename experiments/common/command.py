@@ -191,10 +191,11 @@ def help_of(doc: str | None) -> str:
     return text.replace("python -m experiments.", "lrc ") if sys.argv[0].startswith("lrc ") else text
 
 
-def study_arguments(doc: str | None, **extra: Any) -> dict[str, Any]:
+def study_arguments(doc: str | None, *, others: list[str] | None = None, **extra: Any) -> dict[str, Any]:
     """Arguments of the commands that work on a study: key=value, as everywhere in this suite.
 
     Args:
+      others: takes the words with other keys, which are refused otherwise.
       extra: further keys with their defaults, whose type is kept.
 
     Raises:
@@ -207,6 +208,9 @@ def study_arguments(doc: str | None, **extra: Any) -> dict[str, Any]:
         raise SystemExit(0)
     for argument in sys.argv[1:]:
         key, equals, value = argument.partition("=")
+        if others is not None and key not in known:
+            others.append(argument)
+            continue
         if not equals or key not in known:
             raise InputError(f"{argument}: unknown argument; known: {', '.join(f'{k}=' for k in known)}")
         default = known[key]

@@ -33,6 +33,7 @@ from experiments.show.controls import arm_table
 from experiments.show.figures import draw, judge
 from experiments.show.forest import data_set, forest
 from experiments.show.lines import OUTCOME, Line, claims_of, lines_of
+from experiments.show.looks import looks
 from experiments.show.power import power
 from experiments.show.students import side_by_side
 from experiments.show.svg import DARK_GROUND, dark_variables, inline_svg, on_dark
@@ -250,6 +251,12 @@ def _needed(claim: ClaimReport) -> dict[str, Any] | None:
     return data_table(frame.assign(seeds=seeds.astype(int)), f"{claim.name}_needed")
 
 
+def _looks(part: Part, name: str) -> dict[str, Any] | None:
+    """The history of looks, where the claim was decided run by run."""
+    found = looks(part.study, name)
+    return None if found is None else {"said": found[0], "table": data_table(found[1], f"{name}_looks")}
+
+
 def _claim(claim: ClaimReport, part: Part, figures: list[dict[str, Any]]) -> dict[str, Any]:
     ledger = all_claims()[claim.name]
     rows = rows_of(claim.name, part.frame)
@@ -275,6 +282,7 @@ def _claim(claim: ClaimReport, part: Part, figures: list[dict[str, Any]]) -> dic
         "sources": ledger.sources,
         "details": _details(claim, lines),
         "needed": _needed(claim),
+        "looks": _looks(part, claim.name),
         "points": data_table(claim.points, f"{claim.name}_cells") if len(claim.points) else None,
         "rows": data_table(rows, f"{claim.name}_rows", first=first) if len(rows) else None,
         "arms": _arms(part, claim.name),
@@ -462,9 +470,9 @@ def _environment(parts: list[Part]) -> list[dict[str, Any]]:
         for key, value in environment(part.study).items():
             if key == "commands":
                 commands = list(value.values()) if isinstance(value, dict) else list(value)
-            elif isinstance(value, dict):
+            elif isinstance(value, dict) and key != "decide":
                 facts.append((key.replace("_", " "), "; ".join(f"{k} ({n} runs)" for k, n in value.items())))
-            elif key != "schema":
+            elif key not in ("schema", "decide"):
                 facts.append((key.replace("_", " "), str(value)))
         facts += [("note", remark) for remark in getattr(part.report, "remarks", ())]
         facts.append(("table", f"{part.report.rows} rows, sha256 {part.report.sha256}"))

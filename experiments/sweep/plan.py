@@ -44,6 +44,31 @@ def jobs_of(overrides: Sequence[str], grid: Mapping[Any, Any] | None) -> list[li
     return [list(job) for job in itertools.product(*choices.values())]
 
 
+def configs_of(overrides: Sequence[str], *, many: bool) -> list[tuple[list[str], config.RunConfig]]:
+    """The jobs of a command line, each as its overrides and its checked configuration.
+
+    Raises:
+      InputError: a run's configuration is wrong.
+    """
+    config.register()
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="run"):
+        jobs = [list(overrides)]
+        if many:
+            whole = compose("config", overrides=jobs_of(overrides, None)[0], return_hydra_config=True)
+            jobs = jobs_of(overrides, whole.hydra.sweeper.get("params"))
+        composer = Composer(lambda job: compose("config", overrides=job))
+        return [(job, composer.typed(job)) for job in jobs]
+
+
+def identity_of(run: config.RunConfig) -> str:
+    """The same text for the same experiment; that of a finished run is `text_of(row["config"])`."""
+    return text_of(config.identity(run))
+
+
+def text_of(identity: Mapping[str, Any]) -> str:
+    return json.dumps(identity, sort_keys=True)
+
+
 def plan(overrides: list[str], *, many: bool) -> str:
     """How many runs there would be, how many of them are done, and about how long the others take.
 
@@ -53,18 +78,11 @@ def plan(overrides: list[str], *, many: bool) -> str:
     Raises:
       InputError: a run's configuration is wrong.
     """
-    config.register()
-    with initialize_config_dir(str(CONF), version_base="1.3", job_name="run"):
-        jobs = [overrides]
-        if many:
-            whole = compose("config", overrides=jobs_of(overrides, None)[0], return_hydra_config=True)
-            jobs = jobs_of(overrides, whole.hydra.sweeper.get("params"))
-        composer = Composer(lambda job: compose("config", overrides=job))
-        runs = [composer.typed(job) for job in jobs]
+    runs = [run for _, run in configs_of(overrides, many=many)]
     studies = {(c.results_dir, c.study) for c in runs}
     rows = [row for names in studies for folder in Study.of(*names).runs() if (row := folder.row()) is not None]
-    done = {_text(row["config"]) for row in rows if row["code_version"] == code_version()}
-    left = [c for c in runs if c.force or _text(config.identity(c)) not in done]
+    done = {text_of(row["config"]) for row in rows if row["code_version"] == code_version()}
+    left = [c for c in runs if c.force or identity_of(c) not in done]
     words = f"{len(runs)} run{'s' * (len(runs) != 1)}, {len(runs) - len(left)} done already, {len(left)} to run"
     where = ", ".join(str(Study.of(*names).path) for names in sorted(studies))
     if not left:
@@ -73,10 +91,6 @@ def plan(overrides: list[str], *, many: bool) -> str:
         return f"{words}; how long is not known: nothing is done yet in {where}"
     seconds = duration(sum(_seconds(c, rows) for c in left))
     return f"{words}; about {seconds} one after another, judging by the {len(rows)} done in {where}"
-
-
-def _text(identity: dict[str, Any]) -> str:
-    return json.dumps(identity, sort_keys=True)
 
 
 def _seconds(run: config.RunConfig, rows: list[dict[str, Any]]) -> float:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from experiments.common.files import write_json
 from experiments.sweep.rows import load_rows
 from experiments.sweep.store import Study, read_object
 
 ENVIRONMENT = "environment.json"
+STUDY = "study.json"
 
 
 def environment(study: Study) -> dict[str, Any]:
@@ -35,4 +37,21 @@ def environment(study: Study) -> dict[str, Any]:
             [f"Python {m.get('python')}, jax {m.get('jax')}, jaxlib {m.get('jaxlib')}" for m in machines]
         ),
     }
-    return found | (read_object(study.path / "study.json", lambda note: True) or {})
+    note = note_of(study)
+    if isinstance(kept := note.get("decide"), dict):  # without overrides, which may name this machine's paths
+        note["decide"] = {
+            claim: {key: value for key, value in record.items() if key != "overrides"}
+            for claim, record in kept.items()
+            if isinstance(record, dict)
+        }
+    return found | note
+
+
+def note_of(study: Study) -> dict[str, Any]:
+    """What commands wrote down about a study as a whole: its description, its commands, its decisions."""
+    return read_object(study.path / STUDY, lambda note: True) or {}
+
+
+def write_note(study: Study, **entries: Any) -> None:
+    """Write some entries down; the others stay as they are."""
+    write_json(study.path / STUDY, {**note_of(study), "schema": 1, **entries})

@@ -17,10 +17,12 @@ import pytest
 
 from experiments import controls, report
 from experiments.archive import verdicts_markdown
+from experiments.common.files import write_json
 from experiments.show import figures, power
 from experiments.show import page as shown
 from experiments.show.lines import OUTCOME
 from experiments.show.svg import contrast, on_dark
+from experiments.sweep.provenance import ENVIRONMENT
 from experiments.sweep.store import Study
 from theory.__main__ import main as judge
 from theory.judge.verdicts import MEANING
@@ -163,7 +165,14 @@ def test_missing_runs_are_a_table(study, tmp_path):
     (part,) = shown.load_parts(short)
     table = shown._needed(part.report.claims["generalization"])
     assert table["columns"] == ["N", "seeds"] and ["every", 3] in table["rows"]
+    look = {"number": 1, "runs": 50, "spent_s": 90.0, "level": 0.982, "verdict": "INCONCLUSIVE", "measured": []}
+    block = {"why": "<b>more</b> seeds", "chance": 0.25, "look": look}
+    kept = {"decide": {"generalization": {"looks": 4, "spending": "pocock", "blocks": [block]}}}
+    write_json(short.path / ENVIRONMENT, kept)  # as in a study that is kept without its runs
     page = shown.render(short, [part])
+    assert "History of looks" in page and "&lt;b&gt;more" in page and "<b>more" not in page
+    assert "at most 4 looks" in page and "98.2 %" in page and "1m30s" in page
+    assert "decide" not in [key for part in shown._environment([part]) for key, _ in part["facts"]]
     assert "Runs that would help" in page and "The design fails gates, so nothing was simulated" in page
 
 

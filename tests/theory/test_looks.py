@@ -78,7 +78,7 @@ def test_a_table_that_one_look_refutes_narrowly_is_not_refuted_by_one_of_four():
     words = {}
     for share in (1.0, Looks(4, "obrien_fleming").share(1)):
         word, report = looks.look(table_from_frame(frame), "generalization", share)
-        width = report.exponents["samples"].ci95.width
+        width = report["generalization"].exponents["samples"].ci95.width
         words[word] = width
     usual = check_table(frame, claims=["generalization"])["generalization"]
     assert usual.verdict == REFUTED

@@ -154,6 +154,13 @@ def test_the_cost_of_a_run_is_fitted_in_the_coordinates():
     assert (stepped.unit, stepped.of_runs(runs)) == ("steps x batch size", pytest.approx(2 * 50100.0))
 
 
+def test_a_few_runs_that_take_long_are_paid_for():
+    frame = gap_table(1.0, 1.0, DEMO, np.random.default_rng(0)).assign(seconds=1.0)
+    frame.loc[frame.index[::25], "seconds"] = 50.0
+    runs = frame[["rank", "samples", "seed"]]
+    assert Price.of(frame, ["rank", "samples"], None).of_runs(runs) == pytest.approx(frame["seconds"].sum())
+
+
 def test_gates_are_asked_until_they_pass():
     """Three horizons over one decade: the levels that are asked for have to pass the gate on the top half as well."""
     frame = gradient_table(-1.0, Design(steps=(128, 512, 1600), seeds=5, noise=0.2), np.random.default_rng(0))

@@ -123,6 +123,13 @@ def check_arguments(words: list[str]) -> None:
                 compose([a for a in arguments if a not in ("-m", "--plan")])
         case ["python", "-m", "experiments.reproduce", *arguments]:
             check_study(arguments)
+        case ["python", "-m", "experiments.decide", *arguments]:
+            from unittest import mock
+
+            from experiments.decide import declare
+
+            with mock.patch("sys.argv", ["decide", *arguments]):
+                declare()
         case ["python", "-m", module, *arguments] if module.startswith("experiments."):
             check_keys(module, arguments)
         case ["python", "-m", "pytest", *arguments]:

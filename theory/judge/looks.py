@@ -22,7 +22,7 @@ from theory.errors import OptionError
 from theory.judge.check import check
 from theory.judge.intervals import spending
 from theory.judge.verdicts import DECIDED, HOLDS, INCONCLUSIVE, MARGIN, REFUTED
-from theory.report import ClaimReport
+from theory.report import Report
 from theory.tables import InputError, Table
 
 ERROR = 0.05  # of one look, two-sided
@@ -73,14 +73,14 @@ def level(share: float) -> float:
     return 1 - ERROR * share
 
 
-def look(table: Table, claim: str, share: float, margin: float = MARGIN) -> tuple[str, ClaimReport]:
+def look(table: Table, claim: str, share: float, margin: float = MARGIN) -> tuple[str, Report]:
     """Judge a claim at the level of one look.
 
     Args:
         table: the measurements (`Table.known`). share: of the error, see `Looks.share`.
 
     Returns:
-        The look's word, and the claim judged with the look's intervals: its `ci95` are intervals of `level(share)`.
+        The look's word, and the table judged with the look's intervals: its `ci95` are intervals of `level(share)`.
 
     Raises:
         InputError: the table cannot be judged.
@@ -90,7 +90,7 @@ def look(table: Table, claim: str, share: float, margin: float = MARGIN) -> tupl
         raise InputError(f"{table.path}: {usual.remarks[-1]}")
     with spending(share):
         strict = check(table, claims=[claim], margin=margin)
-    return agreed(strict[claim].verdict, usual[claim].verdict), strict[claim]
+    return agreed(strict[claim].verdict, usual[claim].verdict), strict
 
 
 def agreed(strict: str, usual: str) -> str:
