@@ -277,6 +277,7 @@ def test_information_is_a_line_a_site(workplace):
     assert len(pd.read_csv(folder / "results/information/measurements.csv")) == 4
 
 
+@pytest.mark.slow
 def test_dynamics_compares_with_direct_students(workplace):
     arguments = ["optimizer=sgd", "optimizer.horizon_power=0", "optimizer.learning_rate=0.1", "measure.dynamics=true"]
     plain = columns_of(workplace, "dynamics", *arguments, "student.init=fan_in")

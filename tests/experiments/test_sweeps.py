@@ -103,14 +103,14 @@ def test_random_overrides_are_as_hydra_composes_them():
     """The same run or the same error, in one composer that has seen the jobs before."""
     draw, counting = random.Random(0), Counting()
     composer, same = Composer(counting), 0
-    for _ in range(160):
+    for _ in range(64):
         job = draw.sample(PLAIN, draw.randint(1, 5))
         job += draw.sample(OTHERS, draw.choice([0, 0, 0, 1, 2])) + draw.sample(WRONG, draw.choice([0, 0, 0, 1]))
         draw.shuffle(job)
         ours, hydras = outcome(lambda j=job: composer.typed(j)), outcome(lambda j=job: by_hydra(j))
         assert ours == hydras, job
         same += isinstance(hydras, config.RunConfig)
-    assert same > 50
+    assert same > 20
     before = len(counting.jobs)
     for rank in range(1, 17):  # plain values alone need no composition more
         assert composer.typed(["rank=4", f"seed={rank}"]).seed == rank

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow import some_slow
 
 from lrc_jax.clone import CloneFlags, LowRankClone
 from lrc_jax.data.pools import Pool
@@ -48,7 +49,7 @@ def tokens_of(config: DecoderConfig, batch: int = 3, length: int = 9, seed: int 
     return jax.random.randint(jax.random.key(seed), (batch, length), 0, config.vocab_size)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", some_slow(VARIANTS, fast=("tied", "qwen3")))
 def test_causality_by_gradient(name):
     """No logit at position i may depend on the embedding of a later token."""
     config = VARIANTS[name]
@@ -115,7 +116,7 @@ STUDENTS = [(kind, {}) for kind in STUDENT_KINDS] + [
 @pytest.mark.parametrize(
     ("kind", "options"), STUDENTS, ids=[f"{k}-{'-'.join(map(str, o.values()))}" for k, o in STUDENTS]
 )
-@pytest.mark.parametrize("variant", ["tied", "qwen2"])
+@pytest.mark.parametrize("variant", some_slow(["tied", "qwen2"], fast=["tied"]))
 def test_a_student_is_the_decoder_that_it_says_it_is(kind, options, variant):
     """forward() of the student equals an ordinary decoder run on its merged weights; and its loss has gradients."""
     config = VARIANTS[variant]

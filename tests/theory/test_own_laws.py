@@ -110,7 +110,7 @@ def test_random_laws_are_fitted_or_refused_without_a_warning():
     frame["y"] = 1.0 + frame["x"] ** -0.5
     frame.loc[3, "z"] = 0.0
     fitted = refused = 0
-    while fitted + refused < 200:
+    while fitted + refused < 80:
         text = _random_law(rng)
         try:
             law = parse_law(text, {"x", "z", "k"})
@@ -125,7 +125,7 @@ def test_random_laws_are_fitted_or_refused_without_a_warning():
                 fitted += 1
             except InputError:
                 refused += 1
-    assert fitted > 80
+    assert fitted > 30
 
 
 @pytest.mark.parametrize("name", coverage_of_fits.LAWS)

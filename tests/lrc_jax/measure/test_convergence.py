@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
+from slow import some_slow
 
 from lrc_jax.errors import DivergedError
 from lrc_jax.measure import convergence as cv
@@ -79,7 +80,9 @@ def test_gradient_moments_are_unbiased_and_the_naive_norm_is_caught():
     assert np.std(norm_4) < np.std(norm)
 
 
-@pytest.mark.parametrize(("decay", "spacing"), [(0.0, "mixed"), (0.0, "linear"), (0.5, "mixed")])
+@pytest.mark.parametrize(
+    ("decay", "spacing"), some_slow([(0.0, "mixed"), (0.0, "linear"), (0.5, "mixed")], fast=[(0.5, "mixed")])
+)
 def test_run_average_matches_the_exact_recursion(decay, spacing):
     plan = cv.SgdPlan(
         steps=300, step_size=0.3, batch_size=32, decay=decay, spacing=spacing, strata=8, smoothness_batch=16,

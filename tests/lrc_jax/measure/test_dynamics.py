@@ -86,6 +86,7 @@ def test_angles_are_those_of_the_preconditioned_gradient():
         assert (row.floor > 0) == (name in SQUARE)
 
 
+@pytest.mark.slow
 def test_two_batch_products_are_unbiased_and_one_batch_is_not():
     _, frozen, params = setting()
     maps = Partial(merged, frozen), Partial(kl_loss, frozen)
@@ -172,6 +173,7 @@ def test_whitening_everything_makes_projections_of_the_tall_matrices():
         dyn.same_start(shared, frozen.teacher, everything)
 
 
+@pytest.mark.slow
 def test_kernel_eigenvalues_stay_within_the_teachers_spectrum():
     student, frozen, params = setting()
     rng = np.random.default_rng(1)
@@ -188,6 +190,7 @@ def test_kernel_eigenvalues_stay_within_the_teachers_spectrum():
     assert np.linalg.eigvalsh(kernels.direct).min() > -1e-3 * np.linalg.norm(kernels.direct)
 
 
+@pytest.mark.slow
 def test_ostrowski_bounds_are_both_needed_for_a_reparametrised_decoder():
     """Every matrix times a square one with s = 3, mu = 1: all eigenvalue ratios in [1, 9], and not all equal."""
     student, frozen, params = setting()

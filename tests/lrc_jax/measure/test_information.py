@@ -9,6 +9,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from slow import some_slow
 
 from lrc_jax.clone import CloneFlags
 from lrc_jax.data.pools import pool_from_sequences
@@ -87,6 +88,7 @@ def test_intervals_cover_also_where_tokens_depend_on_their_document():
     assert naive < 0.85 * 150  # resampling single tokens would claim too much
 
 
+@pytest.mark.slow
 def test_cubed_and_rotated_partner():
     """y -> y^3 and a rotation leave the information; linear estimates fall below, InfoNCE must not exceed it."""
     x, y = pair(2, 2.0, 12_288, 3)
@@ -171,7 +173,7 @@ def test_errors_name_the_fault():
         gaussian_information(x, y, np.zeros(64, int))
 
 
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("layers", some_slow([1, 2], fast=[2]))
 def test_rows_of_a_clone(layers):
     """Rows obey floor <= I <= ceiling up to their errors; a student equal to the teacher at full rank reaches a
     larger share of its ceiling than one of rank 4."""

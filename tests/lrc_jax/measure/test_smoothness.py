@@ -48,6 +48,7 @@ def mlp_loss(data, params, batch):
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits_NV), y_N[:, None], axis=-1))
 
 
+@pytest.mark.slow
 def test_lanczos_within_one_percent_of_the_dense_eigenvalue():
     k1, k2, k3, k4 = jax.random.split(jax.random.key(0), 4)
     params = {"w1": jax.random.normal(k1, (40, 40)), "b1": jnp.zeros(40), "w2": jax.random.normal(k2, (40, 9))}
