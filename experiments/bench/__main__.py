@@ -3,6 +3,7 @@
     python -m experiments.bench --preset big|small [--threads n] [--students K] [--json OUT]
     python -m experiments.bench --base                     # tokens a second of the studies' base model, whole runs
     python -m experiments.bench --sweep --threads 2        # runs a minute of a 60-run sweep on two cores
+    python -m experiments.bench --against COMMIT           # whether the step became slower since
     python -m experiments.bench --gpu [--json OUT]         # an accelerator, in ten minutes (experiments.bench.gpu)
 
 One step is the teacher's forward pass, the student's forward and backward pass with KL, cross-entropy and clone losses,
@@ -34,6 +35,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments.bench.against import measure_against, show_against
 from experiments.bench.gpu import PLAN, measure_gpu, show_gpu
 from experiments.bench.presets import PRESETS
 from experiments.bench.sweep import measure_sweep
@@ -212,10 +214,11 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--preset", choices=("big", "small"), default="small")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, help="alternating rounds (7; 2 of a sweep)")
+    parser.add_argument("--rounds", type=int, help="alternating rounds (7; 2 of a sweep, 15 --against)")
     parser.add_argument("--students", type=int, default=1, metavar="K", help="also K students on one teacher")
     parser.add_argument("--base", action="store_true", help="whole runs of the studies' base model instead")
     parser.add_argument("--sweep", action="store_true", help="a sweep instead")
+    parser.add_argument("--against", metavar="COMMIT", help="this tree's step against another commit's instead")
     parser.add_argument("--gpu", action="store_true", help="what an accelerator does instead")
     parser.add_argument("--tiny", action="store_true", help="with --gpu: toy shapes on the CPU, to try the command")
     parser.add_argument("--minutes", type=float, default=8.0, help="with --gpu: begin no further part after these")
@@ -234,6 +237,8 @@ def main() -> int:
     bench: Callable[..., dict[str, Any]]
     if args.base:
         bench, show = measure_base, show_base
+    elif args.against:
+        bench, show = functools.partial(measure_against, args.against, ("small", "big")), show_against
     else:
         peer = peer_interpreter(args.peer_python)
         if args.gpu:

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from experiments.common.paths import ROOT
@@ -75,12 +76,12 @@ class Worker:
       peak_mb: memory as of its last answer.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], root: Path = ROOT) -> None:
         self.name = " ".join(command[1:])
         self.peak_mb = 0.0
         self._began = time.perf_counter()
         self._process = subprocess.Popen(
-            command, cwd=ROOT, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, cwd=root, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def wait(self, at_most: float | None = None) -> None:
@@ -136,11 +137,13 @@ def workers() -> Iterator[Callable[..., Worker]]:
     """Starts workers; all of them end with the context."""
     started: list[Worker] = []
 
-    def start(module: str, *arguments: str, python: str = sys.executable, wait: bool = True) -> Worker:
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    def start(
+        module: str, *arguments: str, python: str = sys.executable, wait: bool = True, root: Path = ROOT
+    ) -> Worker:
+        path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
         # A cache that the caller set would make the first start warm.
         environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | {"PYTHONPATH": path}
-        worker = Worker([python, "-m", module, *arguments], environment)
+        worker = Worker([python, "-m", module, *arguments], environment, root)
         started.append(worker)
         if wait:
             worker.wait()
@@ -153,12 +156,17 @@ def workers() -> Iterator[Callable[..., Worker]]:
             worker.close()
 
 
-def take_turns(ways: Mapping[str, Worker], rounds: int, turn_s: float | None = None) -> dict[str, float]:
-    """Median seconds a step of each worker over alternating rounds, in turns of about `turn_s` seconds."""
+def rounds_of(ways: Mapping[str, Worker], rounds: int, turn_s: float | None = None) -> dict[str, list[float]]:
+    """Seconds a step of each worker in every alternating round, in turns of about `turn_s` seconds."""
     turn_s = TURN_SECONDS if turn_s is None else turn_s
     steps = {name: max(2, math.ceil(turn_s / worker.seconds(2))) for name, worker in ways.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, worker in ways.items():
             seconds[name].append(worker.seconds(steps[name]))
-    return {name: statistics.median(s) for name, s in seconds.items()}
+    return seconds
+
+
+def take_turns(ways: Mapping[str, Worker], rounds: int, turn_s: float | None = None) -> dict[str, float]:
+    """The medians of `rounds_of`."""
+    return {name: statistics.median(s) for name, s in rounds_of(ways, rounds, turn_s).items()}

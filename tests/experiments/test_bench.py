@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.bench import __main__ as bench
-from experiments.bench import gpu, timing
+from experiments.bench import against, gpu, timing
 from experiments.bench.presets import PRESETS
 from experiments.bench.step import arithmetic, product_flops, set_up
 from experiments.bench.timing import ROOT, workers
@@ -108,6 +108,25 @@ def test_bench_of_a_tiny_step(tmp_path, capsys, monkeypatch):
     assert 0 < result["share_of_limit"] < 1 and result["warm_start_s"] < result["cold_start_s"]
     assert (result["peer_s"] is None) == (bench.peer_interpreter(None) is None)
     assert "share of limit" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_this_tree_against_itself(capsys, monkeypatch):
+    """The last commit's step is timed beside ours, and its folder is gone afterwards."""
+    monkeypatch.setattr(timing, "TURN_SECONDS", 0.01)
+    result = against.measure_against("HEAD", ("test",), rounds=3)
+    found = result["presets"]["test"]
+    assert found["low"] < found["ratio"] < found["high"]
+    assert found["ours_s"] / found["theirs_s"] == pytest.approx(found["ratio"], rel=0.5)
+    kept = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert result["commit"] not in [Path(line.split()[0]).name for line in kept.splitlines()]
+    against.show_against(result)
+    assert f"against {result['commit']}" in capsys.readouterr().out
+
+
+def test_a_commit_that_is_none_is_named():
+    with pytest.raises(InputError, match=r"--against: git rev-parse.*revision"):
+        against.measure_against("no-such-commit", ("test",))
 
 
 @pytest.mark.slow
