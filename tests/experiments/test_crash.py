@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import status
+from experiments import collect, status
 from experiments.run_one import cache, setup
 from experiments.sweep import interrupt, job, rows, store
 from experiments.sweep.store import LeaseLost, RunFolder, Study
@@ -271,6 +271,13 @@ def test_a_state_file_of_any_content_is_one_line(tmp_path, capsys, monkeypatch, 
         assert len(err.splitlines()) <= 1
     assert study.run("a").state() == "done"
     assert study.run("b").state() in ("missing", "failed", "running")
+
+
+@pytest.mark.parametrize("main", [status.main, collect.main], ids=["status", "collect"])
+def test_words_of_the_sweep_may_be_given_to_commands_that_read_it(tmp_path, monkeypatch, main):
+    Study.of(str(tmp_path), "s").run("a").finish(ROW)
+    monkeypatch.setattr(sys, "argv", ["x", "study=s", f"results_dir={tmp_path}", f"cache_dir={tmp_path}"])
+    assert main() in (0, None)
 
 
 def test_a_damaged_row_is_made_anew(tmp_path):
