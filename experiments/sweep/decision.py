@@ -212,7 +212,7 @@ class Decision:
     @staticmethod
     def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         """The measurements of some rows with the seconds that each run took."""
-        seconds = {row["run_id"]: float(row["machine"]["seconds"]) for row in rows}
+        seconds = {row["run_id"]: spent([row]) for row in rows}
         frame = table([dict(row) for row in rows])
         return frame.assign(seconds=frame["run_id"].map(seconds))
 
@@ -271,7 +271,7 @@ class Decision:
         else:
             affordable = any(p.affordable for p in found.proposals)
             short = any(not p.affordable and p.chance > 0 for p in found.proposals)
-            self.end("budget" if short or not affordable else "nothing", word or found.verdict, found.notes[-1])
+            self.end("budget" if short or not affordable else "nothing", word or found.verdict, *found.notes[-1:])
             return found
         self.write()
         return found
@@ -306,8 +306,8 @@ class Decision:
 
 
 def spent(rows: Iterable[Mapping[str, Any]]) -> float:
-    """Seconds of some runs."""
-    return float(sum(row["machine"]["seconds"] for row in rows))
+    """Seconds of some runs, where their rows say them."""
+    return float(sum(s for row in rows if isinstance(s := row["machine"].get("seconds"), int | float)))
 
 
 @functools.lru_cache(maxsize=512)

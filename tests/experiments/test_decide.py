@@ -27,6 +27,7 @@ from experiments.sweep.decision import Decision
 from experiments.sweep.provenance import note_of, write_note
 from experiments.sweep.store import Study
 from theory.design.next import Next, Proposal, next_runs
+from theory.judge.check import check_table
 
 GRID = ["student=bilinear", "teacher=language", "data.order=1", "rank=2,4,8,15,26", "samples=164,512,1600,5120,16400",
         "seed=0,1,2,3,4"]  # fmt: skip
@@ -45,6 +46,8 @@ def gap_of(run, exponent=-1.0, noise=0.15):
 
 def finished(decision, gap=gap_of):
     """Finish the last block's runs: rows as a sweep writes them, with a planted gap and a cost of N / 1000 seconds."""
+    kept = note_of(decision.study)["decide"][decision.claim]["blocks"][-1]  # written down before it is bought
+    assert (kept["lines"], kept["look"]) == (decision.blocks[-1].lines, None)
     for identity, run in decision.configs(decision.blocks[-1].lines).items():
         name = f"{abs(hash(identity)):x}"
         columns = {"rank": run.rank, "samples": run.samples, "steps": run.steps, "seed": run.seed, "gap": gap(run)}
@@ -114,8 +117,14 @@ def test_the_advice_decides_with_a_part_of_the_grid(command, monkeypatch):
     assert last["spent_s"] < 0.7 * SECONDS_PER_SAMPLE * 25 * (164 + 512 + 1600 + 5120 + 16400)
 
 
-def test_a_refuted_claim_ends_with_1(command):
-    code, record = command(gap=functools.partial(gap_of, exponent=-0.1), grid=GRID)
+def test_an_early_look_refutes_less_than_theory_check_and_a_later_one_ends_with_1(command):
+    code, record = command("spending=obrien_fleming", gap=functools.partial(gap_of, exponent=-0.32))
+    frame = Decision.read(Study.of("results", "mine"), "generalization")
+    usual = check_table(frame.frame(frame.rows()), claims=["generalization"])["generalization"]
+    assert usual.verdict == "REFUTED"
+    seen = [(block["look"]["number"], block["look"]["verdict"]) for block in record["blocks"]]
+    assert seen[:2] == [(0, ""), (1, "INCONCLUSIVE")]
+    assert seen[2:] == [*((k, "INCONCLUSIVE") for k in range(2, len(seen) - 1)), (len(seen) - 1, "REFUTED")]
     assert (code, record["outcome"]["verdict"]) == (1, "REFUTED")
 
 
@@ -257,7 +266,9 @@ def test_times_are_read_as_one_writes_them():
 
 
 def declared(tmp_path, grid=GRID):
-    return Decision.declared(Study(tmp_path), "generalization", deciding.Looks(), 0.1, grid, 60.0)
+    found = Decision.declared(Study(tmp_path), "generalization", deciding.Looks(), 0.1, grid, 60.0)
+    found.write()
+    return found
 
 
 def test_a_sweep_that_gets_nowhere_is_not_started_for_ever(tmp_path, monkeypatch):
