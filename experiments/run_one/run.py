@@ -152,8 +152,8 @@ class Run:
         frozen = Frozen(teacher.weights, to_device(basis), to_device(whitener))
         if chosen.init == "whitened":
             assert isinstance(student, FactorizedStudent)
-            on = setup.calibration if options.allocation == "by_loss" else None
-            make = functools.partial(whitened_start, student, teacher.weights, setup.input_moments, on)
+            losses = setup.truncation_losses if options.allocation == "by_loss" else None
+            make = functools.partial(whitened_start, student, teacher.weights, setup.spectra, losses, setup.calibration)
             student, factors = setup.once(f"whitened {student} {options.allocation}", make)
             frozen = dataclasses.replace(frozen, factors=factors)
         return cls(config, setup, student, frozen)

@@ -26,6 +26,7 @@ from lrc_jax.inference.evaluate import batches
 from lrc_jax.model import DecoderConfig, Weights, init_weights
 from lrc_jax.seeds import key_for
 from lrc_jax.students.statistics import input_moments, second_moments
+from lrc_jax.students.whitened import Spectrum, measured_losses, spectra
 from lrc_jax.teachers.load import load_teacher
 from lrc_jax.teachers.tiny import TinyTeacherSpec, plant_spectrum, train_teacher
 from lrc_jax.teachers.tokenizer import Tokenizer
@@ -81,9 +82,17 @@ class Setup:
         return second_moments(self.network().config, self.network().weights, self.calibration)
 
     @functools.cached_property
-    def input_moments(self) -> dict[str, np.ndarray]:
-        """Second moments of what every matrix of the teacher reads, on the reference pool."""
-        return input_moments(self.network().config, self.network().weights, self.calibration)
+    def spectra(self) -> dict[str, Spectrum]:
+        """Of every matrix of the teacher, by the second moments of what it reads on the reference pool."""
+        teacher = self.network()
+        moments = input_moments(teacher.config, teacher.weights, self.calibration)
+        return spectra(teacher.config, teacher.weights, moments)
+
+    @functools.cached_property
+    def truncation_losses(self) -> dict[str, np.ndarray]:
+        """What truncating one matrix of the teacher costs at every rank, on the reference pool."""
+        teacher = self.network()
+        return measured_losses(teacher.config, teacher.weights, self.spectra, self.calibration)
 
     @property
     def calibration(self) -> Pool:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from lrc_jax.data.pools import Pool
 from lrc_jax.inference.evaluate import divergence_from
 from lrc_jax.model import DecoderConfig, Weights
-from lrc_jax.students.factorized import FactorizedStudent, factored_size, matrix, with_matrix
+from lrc_jax.students.factorized import FactorizedStudent, factored_size, matrix, matrix_shapes, with_matrix
 from lrc_jax.students.statistics import INPUTS
 
 PROBES = (0.125, 0.25, 0.5, 0.75)  # shares of a matrix's full rank at which its truncation is measured
@@ -87,18 +87,18 @@ class Spectrum:
         return (v.T, u.T) if self.transposed else (u, v)
 
 
-def spectra(student: FactorizedStudent, teacher: Weights, moments: Mapping[str, np.ndarray]) -> dict[str, Spectrum]:
-    """Of every matrix that the student factorizes, by name.
+def spectra(config: DecoderConfig, teacher: Weights, moments: Mapping[str, np.ndarray]) -> dict[str, Spectrum]:
+    """Of every matrix of a teacher, by name.
 
     An embedding that is the head too is taken as the head, transposed: there it meets features, not indicators.
 
     Args:
       moments: `lrc_jax.students.statistics.input_moments` of the teacher.
     """
-    tied = student.teacher.tie_word_embeddings
+    tied = config.tie_word_embeddings
     roots: dict[str, np.ndarray] = {}
     found = {}
-    for name in student.shapes():
+    for name in matrix_shapes(config):
         layer, _, field = name.rpartition(".")
         site = f"{layer}.{INPUTS[field]}" if layer else "tokens" if name == "embed" and not tied else "final"
         if site not in roots:
@@ -114,10 +114,10 @@ def measured_losses(
 ) -> dict[str, np.ndarray]:
     """What truncating one matrix costs, at rank 0, 1, ...: KL(teacher || truncated) in nats per token.
 
-    Measured at a few ranks of each matrix, all others whole; between them it is linear in the share of the matrix's
-    output that is lost, which is known at every rank.
+    Measured at a few ranks of each matrix, all others whole, on the first ALLOCATION_TOKENS of a pool; between them it
+    is linear in the share of the matrix's output that is lost, which is known at every rank.
     """
-    losses = {}
+    losses, pool = {}, _few(pool)
     for name, one in found.items():
         lost, most = one.lost(), len(one.values)
         probes = sorted({max(1, round(share * most)) for share in PROBES}, reverse=True)
@@ -179,33 +179,40 @@ def allocate(losses: Sequence[np.ndarray], shapes: Sequence[tuple[int, int]], bu
     return tuple(ranks)
 
 
+def _few(pool: Pool) -> Pool:
+    count = max(1, ALLOCATION_TOKENS // pool.tokens_NT.shape[1])
+    return Pool(np.asarray(pool.tokens_NT[:count]), np.asarray(pool.labels_NT[:count]))
+
+
 def whitened_start(
-    student: FactorizedStudent, teacher: Weights, moments: Mapping[str, np.ndarray], allocate_on: Pool | None = None
+    student: FactorizedStudent,
+    teacher: Weights,
+    found: Mapping[str, Spectrum],
+    losses: Mapping[str, np.ndarray] | None = None,
+    pool: Pool | None = None,
 ) -> tuple[FactorizedStudent, dict[str, Factors]]:
     """The student with its start: the activation-aware truncated SVD of every matrix of the teacher.
 
     Args:
-      moments: `lrc_jax.students.statistics.input_moments` of the teacher.
-      allocate_on: give each matrix a rank of its own, in as many numbers as the student has, by what truncating it
-        costs on (the first ALLOCATION_TOKENS of) this pool, unless the student's own ranks cost less; None keeps them.
+      found: `spectra` of the teacher.
+      losses: `measured_losses`, by which each matrix is given a rank of its own, in as many numbers as the student has.
+        Losses of single matrices need not add up: these ranks are taken where they cost less than the student's own on
+        (the first ALLOCATION_TOKENS of) `pool`. None keeps the student's ranks.
 
     Returns:
       The student (with its ranks, where they were allocated) and what `Frozen.factors` has to be.
     """
-    found = spectra(student, teacher, moments)
-    if allocate_on is not None:
+    if losses is not None:
+        assert pool is not None
         shapes = student.shapes()
         budget = sum(factored_size(*shapes[name], rank) for name, rank in student.rank_by_matrix().items())
-        few = max(1, ALLOCATION_TOKENS // allocate_on.tokens_NT.shape[1])
-        some = Pool(np.asarray(allocate_on.tokens_NT[:few]), np.asarray(allocate_on.labels_NT[:few]))
-        losses = measured_losses(student.teacher, teacher, found, some)
-        ranks = allocate(list(losses.values()), list(shapes.values()), budget)
+        ranks = allocate([losses[name] for name in shapes], list(shapes.values()), budget)
         other = dataclasses.replace(student, ranks=ranks)
-        # Losses of single matrices need not add up: what was allocated is taken where it is better as a whole.
-        costs = [
-            divergence_from(student.teacher, teacher, _truncated(s, teacher, found), some) for s in (student, other)
-        ]
-        student = other if costs[1] < costs[0] else student
+        own, allocated = (
+            divergence_from(student.teacher, teacher, _truncated(one, teacher, found), _few(pool))
+            for one in (student, other)
+        )
+        student = other if allocated < own else student
     factors = {}
     for name, rank in student.rank_by_matrix().items():
         u, v = found[name].factors(rank)

@@ -37,7 +37,7 @@ from lrc_jax.students import Frozen, Student, StudentOptions, make_student
 from lrc_jax.students.base import Params
 from lrc_jax.students.factorized import FactorizedStudent
 from lrc_jax.students.statistics import input_moments, residual_basis, second_moments
-from lrc_jax.students.whitened import whitened_start
+from lrc_jax.students.whitened import measured_losses, spectra, whitened_start
 from lrc_jax.teachers.load import Teacher, load_teacher
 from lrc_jax.training import checkpoint
 from lrc_jax.training.activation_cache import with_teacher_pass
@@ -312,9 +312,10 @@ def prepare(
     frozen = Frozen(teacher.weights, None if basis is None else jnp.asarray(basis))
     if isinstance(student, FactorizedStudent) and settings.init == "whitened":
         some = _calibration(pools.train)
-        moments = input_moments(teacher.config, teacher.weights, some)
-        allocate_on = some if settings.allocation == "by_loss" else None
-        student, factors = whitened_start(student, teacher.weights, moments, allocate_on)
+        found = spectra(teacher.config, teacher.weights, input_moments(teacher.config, teacher.weights, some))
+        by_loss = settings.allocation == "by_loss"
+        losses = measured_losses(teacher.config, teacher.weights, found, some) if by_loss else None
+        student, factors = whitened_start(student, teacher.weights, found, losses, some)
         frozen = dataclasses.replace(frozen, factors=factors)
     if params is None:
         params = init_state(student, OPTIMIZER, key_for(settings.seed, "distill", "init"), frozen).params

@@ -88,6 +88,13 @@ def teacher(request):
     return config, weights, pool, input_moments(config, weights, pool)
 
 
+def start_of(student, teacher, allocation="none"):
+    config, weights, pool, moments = teacher
+    found = spectra(config, weights, moments)
+    losses = measured_losses(config, weights, found, pool) if allocation == "by_loss" else None
+    return whitened_start(student, weights, found, losses, pool)
+
+
 def test_moments_are_of_what_every_matrix_reads(teacher):
     config, weights, pool, moments = teacher
     acts = forward(config, weights, jnp.asarray(pool.tokens_NT))
@@ -110,8 +117,8 @@ def test_every_matrix_of_a_student_loses_no_more_than_by_plain_svd(teacher):
     config, weights, _, moments = teacher
     for rank in (1, 3, 7, 16):
         student = make_student("factorized", config, CloneFlags(rank), StudentOptions(init="whitened"))
-        student, factors = whitened_start(student, weights, moments)
-        for name, one in spectra(student, weights, moments).items():
+        student, factors = start_of(student, teacher)
+        for name, one in spectra(config, weights, moments).items():
             w = np.asarray(matrix(weights, name), np.float64)
             u, v = (np.asarray(factors[name][k], np.float64) for k in "uv")
             assert u.shape == (w.shape[0], min(rank, *w.shape))
@@ -124,10 +131,10 @@ def test_every_matrix_of_a_student_loses_no_more_than_by_plain_svd(teacher):
 
 @pytest.mark.parametrize("allocation", ["none", "uniform", "by_loss"])
 def test_at_the_teachers_size_the_student_is_the_teacher(teacher, allocation):
-    config, weights, pool, moments = teacher
+    config, weights, pool, _ = teacher
     options = StudentOptions(init="whitened", allocation=allocation)
     student = make_student("factorized", config, CloneFlags(config.hidden_size), options)
-    student, factors = whitened_start(student, weights, moments, pool if allocation == "by_loss" else None)
+    student, factors = start_of(student, teacher, allocation)
     frozen = Frozen(weights, factors=factors)
     made = student.weights(student.init(jax.random.key(0), frozen), frozen)
     assert divergence_from(config, weights, made, pool) < 1e-5
@@ -136,7 +143,7 @@ def test_at_the_teachers_size_the_student_is_the_teacher(teacher, allocation):
 
 @pytest.mark.parametrize("rank", [4, 8, 13])
 def test_ranks_keep_to_the_size_of_a_clone(teacher, rank):
-    config, weights, pool, moments = teacher
+    config, weights, pool, _ = teacher
     clone = parameter_count(LowRankClone(config, CloneFlags(rank)).config)
     slack = max(m + n for m, n in matrix_shapes(config).values())
     cost = {}
@@ -144,7 +151,7 @@ def test_ranks_keep_to_the_size_of_a_clone(teacher, rank):
         student = make_student(
             "factorized", config, CloneFlags(rank), StudentOptions(init="whitened", allocation=allocation)
         )
-        student, factors = whitened_start(student, weights, moments, pool if allocation == "by_loss" else None)
+        student, factors = start_of(student, teacher, allocation)
         assert clone - slack < inference_cost(student, 12).numbers <= clone
         frozen = Frozen(weights, factors=factors)
         made = student.weights(student.init(jax.random.key(0), frozen), frozen)
@@ -154,8 +161,7 @@ def test_ranks_keep_to_the_size_of_a_clone(teacher, rank):
 
 def test_measured_losses_are_those_of_truncating_one_matrix(teacher):
     config, weights, pool, moments = teacher
-    student = make_student("factorized", config, CloneFlags(4), StudentOptions(init="whitened"))
-    found = spectra(student, weights, moments)
+    found = spectra(config, weights, moments)
     losses = measured_losses(config, weights, {"layers.0.up_DF": found["layers.0.up_DF"]}, pool)["layers.0.up_DF"]
     assert len(losses) == 17 and losses[-1] == 0.0 and (np.diff(losses) <= 0).all()
     u, v = found["layers.0.up_DF"].factors(4)
