@@ -16,11 +16,11 @@ def looks(study: Study, claim: str) -> tuple[str, pd.DataFrame] | None:
         record = environment(study)["decide"][claim]
         lines = [
             {
-                "look": str(look["number"]) if look["number"] else "pilot, not judged",
+                "look": str(look["number"]) if look["number"] else "pilot",
                 "bought before it": block["why"],
                 "chance of a verdict": "" if block["chance"] is None else f"{100 * block['chance']:.0f} %",
-                "runs": int(look["runs"]),
-                "time of runs": duration(look["spent_s"]),
+                "runs so far": int(look["runs"]),
+                "time so far": duration(look["spent_s"]),
                 "intervals": f"{100 * look['level']:.1f} %",
                 "verdict": look["verdict"],
                 "measured": "; ".join(f"{m['quantity']} {m['measured']}" for m in look["measured"]),
