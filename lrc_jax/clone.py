@@ -81,13 +81,14 @@ class LowRankClone:
     `init_std` is the standard deviation of a random start; None is the authors' 0.02. (At toy widths 0.02 starts on
     a plateau; D^-0.5 keeps the merged weights at the teacher's scale.) `unit_embedding` rescales the random start of
     the embedding projection so that embedded tokens have rms 1: below that RMSNorm sits near its singularity and the
-    smoothness constants of the first steps explode.
+    smoothness constants of the first steps explode. `unit_norm` fixes the norm of every trained tensor, see `normed`.
     """
 
     teacher: DecoderConfig
     flags: CloneFlags
     init_std: float | None = None
     unit_embedding: bool = False
+    unit_norm: bool = False
     kind: str = dataclasses.field(default="lrc", init=False)
 
     @property
@@ -181,6 +182,25 @@ class LowRankClone:
                 if self.flags.use_additional_align:
                     out[side + "zoom_out.weight"] = basis_DS
         return {name: out[name] for name in shapes}
+
+    def normed(self, params: Projections, teacher: Weights) -> Projections:
+        """What the student is made of: the parameters themselves, or with `unit_norm` each at the norm of a random
+        start (the embedding's at embedded tokens of rms 1).
+
+        A loss of w / |w| has a gradient at right angles to w, so that |w| never falls under SGD, and derivatives that
+        fall with |w|: its smoothness along a path is bounded by that on the unit sphere (Salimans & Kingma 2016).
+        """
+        if not self.unit_norm:
+            return params
+        std = INIT_STD if self.init_std is None else self.init_std
+        out = {}
+        for name, x in params.items():
+            if name == "model.zoom.weight":
+                embedded_VS = teacher.embed_VD @ x.T
+                out[name] = x * jax.lax.rsqrt(jnp.mean(embedded_VS * embedded_VS))
+            else:
+                out[name] = x * ((std if x.ndim == 2 else 1.0) * jax.lax.rsqrt(jnp.mean(x * x)))
+        return out
 
     def weights(self, params: Projections, teacher: Weights) -> Weights:
         """Merge: the student's weights, an ordinary decoder of width s (also what the export writes).

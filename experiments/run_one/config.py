@@ -106,6 +106,7 @@ class Student:
     del_layers: list[int] = field(default_factory=list)  # teacher layers that the student leaves out
     target_rms_norm_eps: float | None = None  # eps of the student's norms; null: the teacher's
     unit_embedding: bool = False  # rescale the embedding projection so that embedded tokens start with rms 1
+    unit_norm: bool = False  # every trained tensor of the clone keeps its norm, so that smoothness stays bounded
 
 
 @dataclass

@@ -141,6 +141,7 @@ class Run:
             whiten=chosen.whiten,
             clone=config.clone_weight > 0,
             unit_embedding=chosen.unit_embedding,
+            unit_norm=chosen.unit_norm,
         )
         student = make_student(chosen.name, teacher.config, flags, options)
         basis = whitener = None

@@ -53,6 +53,7 @@ class StudentOptions:
         reparametrisation, but without it estimation saturates in the rank.
       clone: whether clone losses will be asked for (direct and scratch then carry aligners for them).
       unit_embedding: start from embedded tokens of rms 1 (see LowRankClone).
+      unit_norm: lrc only: every trained tensor keeps its norm (see LowRankClone.normed).
     """
 
     init: str = AUTHORS.init
@@ -62,6 +63,7 @@ class StudentOptions:
     whiten: bool = True
     clone: bool = True
     unit_embedding: bool = False
+    unit_norm: bool = False
 
 
 @runtime_checkable

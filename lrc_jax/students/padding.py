@@ -51,9 +51,12 @@ def width_scale(student: Student, rank: int) -> float:
     return (rank / rank_of(student)) ** 0.5 if isinstance(student, ProjectedStudent | DenseStudent) else 1.0
 
 
-def can_pad(objective: Objective) -> bool:
+def can_pad(student: Student, objective: Objective) -> bool:
     """Whether the objective of a padded student is that of the student: a clone loss in student width has to average
-    over features by 1/r where its sides carry sqrt(r/s), and its target must not be rotated within that width."""
+    over features by 1/r where its sides carry sqrt(r/s), and its target must not be rotated within that width. Norms
+    that are fixed would be those of the padded tensors."""
+    if isinstance(student, ProjectedStudent) and student.lrc.unit_norm:
+        return False
     return not objective.clone or (objective.distance in ("mseloss", "normalised") and objective.target != "rotated")
 
 

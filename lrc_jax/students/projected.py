@@ -34,16 +34,16 @@ class ProjectedStudent:
         return self.lrc.init(key, frozen.teacher, frozen.basis_DS)
 
     def weights(self, params: Projections, frozen: Frozen) -> Weights:
-        return self.lrc.weights(params, frozen.teacher)
+        return self.lrc.weights(self.lrc.normed(params, frozen.teacher), frozen.teacher)
 
     def forward(
         self, params: Projections, frozen: Frozen, tokens_BT: Int[Array, "B T"], teacher_acts: Activations | None
     ) -> Activations:
         del teacher_acts
-        embedded = self.lrc.embedded(params, frozen.teacher, tokens_BT)
+        embedded = self.lrc.embedded(self.lrc.normed(params, frozen.teacher), frozen.teacher, tokens_BT)
         return forward(self.config, self.weights(params, frozen), tokens_BT, embedded)
 
     def clone_pairs(
         self, params: Projections, frozen: Frozen, teacher_acts: Activations, student_acts: Activations
     ) -> list[ClonePair]:
-        return self.lrc.clone_pairs(params, frozen.teacher, teacher_acts, student_acts)
+        return self.lrc.clone_pairs(self.lrc.normed(params, frozen.teacher), frozen.teacher, teacher_acts, student_acts)

@@ -41,7 +41,9 @@ def make_student(kind: str, teacher: DecoderConfig, flags: CloneFlags, options: 
     if options.allocation == "by_loss" and options.init != "whitened":
         raise InputError("student.allocation: by_loss needs student.init=whitened, by whose losses ranks are allocated")
     std = teacher.hidden_size**-0.5 if options.init == "fan_in" else None
-    lrc = LowRankClone(teacher, flags, std, options.unit_embedding)
+    if options.unit_norm and kind != "lrc":
+        raise InputError(f"student.unit_norm: the norms of a {kind} student are not fixed; use student=lrc")
+    lrc = LowRankClone(teacher, flags, std, options.unit_embedding, options.unit_norm)
     if kind in ("lrc", "svd"):
         return ProjectedStudent(kind, lrc)
     if kind in ("direct", "scratch"):

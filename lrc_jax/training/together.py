@@ -186,7 +186,7 @@ def _as_trained(member: Member) -> Member:
 
 def _shape_of(member: Member, widest: int | None) -> Shape:
     student = member.student
-    if widest is not None and can_pad(member.objective):
+    if widest is not None and can_pad(member.student, member.objective):
         student = with_rank(student, widest)
     return Shape(student, member.objective, member.optimizer)
 

@@ -107,6 +107,7 @@ def student_of(kind: str, config: DecoderConfig, rank: int = 6, **options):
 STUDENTS = [(kind, {}) for kind in STUDENT_KINDS] + [
     ("lrc", {"init": "pca"}),
     ("lrc", {"init": "fan_in", "unit_embedding": True}),
+    ("lrc", {"init": "fan_in", "unit_norm": True}),
     ("factorized", {"init": "pca"}),
     ("factorized", {"matrices": "head"}),
     ("factorized", {"matrices": "head", "init": "pca"}),
@@ -137,6 +138,34 @@ def test_a_student_is_the_decoder_that_it_says_it_is(kind, options, variant):
 
     for leaf in jax.tree.leaves(jax.grad(loss)(params)):
         assert float(jnp.abs(leaf).max()) > 0.0
+
+
+def test_fixed_norms_leave_a_loss_of_directions_alone():
+    """What the student computes does not change with the scale of a tensor, so that no gradient has a part along it;
+    an ordinary clone's does. Its embedded tokens have rms 1 and its matrices the norm of a random start."""
+    batch = Pool(tokens_of(BASE), jnp.roll(tokens_of(BASE), -1, axis=1))
+    for unit_norm in (True, False):
+        student, frozen = student_of("lrc", BASE, init="fan_in", unit_norm=unit_norm)
+        params = student.init(jax.random.key(3), frozen)
+
+        def loss(params, student=student, frozen=frozen):
+            return student_loss(student, Objective(), BASE, params, frozen, LossWeights(), batch)[0]
+
+        value, grads = jax.jit(jax.value_and_grad(loss))(params)
+        scaled = jax.jit(loss)(jax.tree.map(lambda x: 3 * x, params))
+        along = {k: float(jnp.vdot(params[k], g) / (jnp.linalg.norm(params[k]) * jnp.linalg.norm(g)))
+                 for k, g in grads.items()}  # fmt: skip
+        assert (max(map(abs, along.values())) < 1e-4) == unit_norm
+        assert (abs(float(scaled / value) - 1) < 1e-5) == unit_norm
+    student, frozen = student_of("lrc", BASE, init="fan_in", unit_norm=True)
+    normed = student.lrc.normed(jax.tree.map(lambda x: 3 * x, student.init(jax.random.key(3), frozen)), frozen.teacher)
+    embedded = frozen.teacher.embed_VD @ normed.pop("model.zoom.weight").T
+    assert float(jnp.sqrt(jnp.mean(embedded**2))) == pytest.approx(1, rel=1e-5)
+    for name, x in normed.items():
+        wanted = BASE.hidden_size**-0.5 if x.ndim == 2 else 1.0
+        assert float(jnp.sqrt(jnp.mean(x * x))) == pytest.approx(wanted, rel=1e-5), name
+    with pytest.raises(InputError, match="unit_norm"):
+        student_of("direct", BASE, unit_norm=True)
 
 
 def test_direct_starts_where_the_clone_starts():
