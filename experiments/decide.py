@@ -184,13 +184,13 @@ def buy(decision: Decision, launch: list[str], view: View) -> None:
     Raises:
       RunsFailed, BudgetSpent.
     """
-    logs = decision.study.path / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    path = decision.study.path / "logs" / "decide.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
     for line in decision.blocks[-1].lines:
         missing, before, code = decision.missing(line), None, 0
         while missing and missing != before:  # a run that failed is tried again, as long as some succeed
             words = [sys.executable, "-m", "experiments.run", "-m", *decision.overrides, *line.split(), *launch]
-            with (logs / "decide.log").open("a") as log:
+            with path.open("a") as log:
                 sweep = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
             try:
                 follow(sweep, decision, view)
@@ -199,8 +199,9 @@ def buy(decision: Decision, launch: list[str], view: View) -> None:
                 raise
             missing, before, code = decision.missing(line), missing, sweep.returncode
         if missing:
-            why = reason_of(decision.study) or f"the sweep ended with {code}, see {logs / 'decide.log'}"
-            raise RunsFailed(f"{missing} of these runs cannot be finished: {line}: {why}")
+            last = path.read_text(errors="replace").splitlines()[-1:]  # where a sweep that is refused says why
+            why = reason_of(decision.study) or f"exit code {code}: {''.join(last)}"
+            raise RunsFailed(f"{missing} of these runs cannot be finished: {line}: {why} (see {path})")
 
 
 def follow(sweep: subprocess.Popen[bytes], decision: Decision, view: View) -> None:

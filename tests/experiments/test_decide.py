@@ -274,12 +274,15 @@ def declared(tmp_path, grid=GRID):
 def test_a_sweep_that_gets_nowhere_is_not_started_for_ever(tmp_path, monkeypatch):
     decision, started, popen = declared(tmp_path), [], subprocess.Popen
 
-    def failing(words, **_):
+    def failing(words, **streams):
         started.append(words)
-        return popen([sys.executable, "-c", "raise SystemExit(1)"])
+        return popen([sys.executable, "-c", "print('no such launcher'); raise SystemExit(2)"], **streams)
 
     monkeypatch.setattr(decide.subprocess, "Popen", failing)
-    with decide.View(decision) as view, pytest.raises(decide.RunsFailed, match="45 of these runs cannot be finished"):
+    with (
+        decide.View(decision) as view,
+        pytest.raises(decide.RunsFailed, match="^45 of these runs .*: exit code 2: no such launcher"),
+    ):
         decide.buy(decision, ["study=x"], view)
     assert len(started) == 1 and started[0][-2:] == ["seed=0,1,2", "study=x"]
 
