@@ -281,7 +281,7 @@ def test_a_sweep_that_gets_nowhere_is_not_started_for_ever(tmp_path, monkeypatch
     monkeypatch.setattr(decide.subprocess, "Popen", failing)
     with (
         decide.View(decision) as view,
-        pytest.raises(decide.RunsFailed, match="^45 of these runs .*: exit code 2: no such launcher"),
+        pytest.raises(decide.RunsFailed, match=r"^45 of these runs .*: exit code 2: no such launcher"),
     ):
         decide.buy(decision, ["study=x"], view)
     assert len(started) == 1 and started[0][-2:] == ["seed=0,1,2", "study=x"]
