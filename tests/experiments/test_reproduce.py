@@ -74,3 +74,21 @@ def test_the_design_of_worth_passes_its_own_gates():
         assert untrained == {
             "factorized:svd", "whitened_svd", "whitened_svd:allocated", "quantised:int8", "quantised:int4",
         }  # fmt: skip
+
+
+def test_the_second_design_spans_what_its_gates_ask_for():
+    """Every spectrum: two decades of N, ranks beyond both ends of the trusted window, five seeds; claim 1 likewise."""
+    parts = {}
+    for arm in arms(read_design("second"), ARGUMENTS | {"study": "second", "parts": None}):
+        parts.setdefault(arm.study.path.name, []).extend(run for _, run in configs_of(arm.arguments[1:], many=True))
+    spectra = {name: runs for name, runs in parts.items() if name.startswith("spectrum_")}
+    assert {float(name[9:]) for name in spectra} == {0.75, 0.875, 1.0, 1.25, 1.5, 1.75, 2.0}
+    for name, runs in spectra.items():
+        assert {r.data.spectrum for r in runs} == {float(name[9:])}
+        samples, ranks = ({getattr(r, key) for r in runs} for key in ("samples", "rank"))
+        assert max(samples) / min(samples) >= 100 and len(samples) >= 8
+        assert min(ranks) < 4 and max(ranks) < runs[0].data.vocabulary / 2
+        assert len(runs) == len(samples) * len(ranks) * 5
+    for name in ("premise_open", "premise_bounded"):
+        assert {r.student.unit_norm for r in parts[name]} == {name == "premise_bounded"}
+        assert len({r.steps for r in parts[name]}) == 5 and {r.optimizer.learning_rate for r in parts[name]} == {0.68}
