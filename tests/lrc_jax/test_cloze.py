@@ -87,10 +87,13 @@ def test_accuracy_has_the_interval_of_wilson():
 # --- log probabilities -----------------------------------------------------------------------------------------------
 
 
+PASS = jax.jit(lambda config, weights, tokens: forward(config, weights, tokens).logits_NV, static_argnums=0)
+
+
 def by_hand(model, context, continuation):
     tokens = [*context, *continuation][-(model.config.max_position_embeddings + 1) :]
-    logits = forward(model.config, model.weights, jnp.asarray([tokens[:-1]], jnp.int32)).logits_NV
-    logs = np.asarray(jax.nn.log_softmax(logits, axis=-1))[-len(continuation) :]
+    logits = np.asarray(PASS(model.config, model.weights, jnp.asarray([tokens[:-1]], jnp.int32)), np.float64)
+    logs = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[-len(continuation) :]
     picked = logs[np.arange(len(continuation)), list(continuation)]
     return picked.sum(), bool((logs.argmax(-1) == list(continuation)).all())
 
@@ -101,7 +104,7 @@ def test_continuations_of_any_length_have_the_log_probabilities_of_one_pass(teac
     pairs = [(rng.integers(0, 20, n).tolist(), rng.integers(0, 20, m).tolist()) for n, m in
              ((1, 1), (20, 9), (60, 3))]  # fmt: skip
     greedy = [pairs[0][0]]
-    logits = forward(model.config, model.weights, jnp.asarray(greedy, jnp.int32)).logits_NV
+    logits = PASS(model.config, model.weights, jnp.asarray(greedy, jnp.int32))
     pairs.append((pairs[0][0], [int(np.argmax(np.asarray(logits)[-1]))]))
     found = continuation_scores(model.config, model.weights, pairs)
     for pair, (log, likeliest) in zip(pairs, found, strict=True):
@@ -119,7 +122,7 @@ def test_a_pair_is_encoded_as_one_text(teacher_folder: Path):
 
 def test_the_likeliest_choice_is_made(teacher_folder: Path):
     model = load_teacher(teacher_folder)
-    items = [Item("w1 w2 w3", ("w4 w5", "w6 w7", "w8 w9"), 0, 0), Item("w9 w2", ("w1 w1", "w2 w2", "w3 w3"), 0, 1)]
+    items = [Item("w1 w2", ("w4 w5", "w6 w7", "w8 w9"), 0, 0), Item("w9 w2", ("w1 w1", "w2 w2", "w3 w3"), 0, 1)]
     made = choices_made(model.config, model.weights, model.require_tokenizer(), items)
     for item, choice in zip(items, made, strict=True):
         context = [int(w[1:]) for w in item.context.split()]

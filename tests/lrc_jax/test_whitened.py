@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lrc_jax.__main__ import main
 from lrc_jax.clone import CloneFlags, LowRankClone
 from lrc_jax.compute.fast import forward
 from lrc_jax.data.pools import pool_from_sequences
@@ -23,6 +26,7 @@ from lrc_jax.students import Frozen, StudentOptions, make_student
 from lrc_jax.students.factorized import factored_size, matrix, matrix_shapes
 from lrc_jax.students.statistics import INPUTS, input_moments
 from lrc_jax.students.whitened import Spectrum, allocate, measured_losses, root, spectra, whitened_error, whitened_start
+from lrc_jax.teachers.load import load_teacher
 
 UNTIED = DecoderConfig(40, 16, 24, 2, 2, 1, 8)
 TIED = dataclasses.replace(UNTIED, tie_word_embeddings=True)
@@ -228,3 +232,15 @@ def test_allocation_gives_ranks_where_they_save_most():
 def test_choices_that_do_not_fit_are_one_line(kind, options, message):
     with pytest.raises(InputError, match=message):
         make_student(kind, UNTIED, CloneFlags(4), StudentOptions(**options))
+
+
+@pytest.mark.slow
+def test_distill_trains_it_and_writes_merged_weights(teacher_folder: Path, text_file: Path, tmp_path: Path):
+    """No stock architecture holds factors: the folder is a decoder of the teacher's shape."""
+    words = ["distill", "--teacher", str(teacher_folder), "--text", str(text_file), "--rank", "12", "--steps", "12"]
+    words += ["--student", "factorized", "--init", "whitened", "--allocation", "by_loss", "--learning-rate", "1e-3"]
+    assert main([*words, "--batch-size", "2", "--sequence-length", "8", "--out", str(tmp_path / "out")]) == 0
+    made, whole = load_teacher(tmp_path / "out"), load_teacher(teacher_folder)
+    assert made.config == whole.config
+    note = json.loads((tmp_path / "out" / "lrc.json").read_text())
+    assert note["settings"]["allocation"] == "by_loss" and note["loss_after"] < note["loss_before"]
