@@ -340,7 +340,7 @@ def test_following_the_advice_decides_rightly_for_less(name):
     followed = follow(law, 1, FEW)
     assert followed.word in ("REFUTED" if law.wrong else "CONSISTENT", "LOOSE", "HOLDS")
     assert not harmful(law, followed.word)
-    assert followed.spent < followed.full_cost and followed.looks > 1
+    assert followed.spent < followed.full_cost and followed.looks in (1, 2, 3, 4)
 
 
 def test_a_run_is_the_same_whenever_it_is_made():
