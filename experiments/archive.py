@@ -6,8 +6,8 @@
 The copy holds the table of measurements, the points of the training curves, the verdicts, the power of the design, and
 the environment and commands that made them; figures, verdicts and pages are made from these alone, without a model.
 Files that say the same up to rounding are left alone, so that drawing them on another machine changes nothing. PDF
-files and pages are not kept in git. `study=all` also draws the forest, results/reference/forest.png, from the verdicts,
-and puts the kept tables into the pages of docs/ that show them.
+files and pages are not kept in git. `study=all` also draws what is seen across studies (the forest of all verdicts, the
+phase diagram, all optima) beside them, and puts the kept tables into the pages of docs/ that show them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from experiments.show.forest import forest
 from experiments.show.lines import lines_of
 from experiments.show.page import parts_of
 from experiments.show.power import FILE as POWER
+from experiments.show.spectra import optima_of_all_studies, phase_diagram
 from experiments.sweep.provenance import ENVIRONMENT, environment
 from experiments.sweep.store import REFERENCE, Study
 from lrc_jax.errors import InputError
@@ -134,13 +135,20 @@ def fill_pages(reference: Study, docs: Path) -> None:
             write_text(page, after)
 
 
-def draw_forest(reference: Study) -> None:
-    """The forest of all kept verdicts."""
+def draw_together(reference: Study) -> None:
+    """What is seen across the kept studies: the forest of all verdicts, r* by the spectrum."""
     verdicts = kept_verdicts(reference)
-    if verdicts:
-        with theme():
-            drawn = forest(verdicts)
-        save(drawn, reference.path)
+    if not verdicts:
+        return
+    with theme():
+        pictures = [
+            forest(verdicts),
+            phase_diagram(reference.path, verdicts),
+            optima_of_all_studies(reference.path, verdicts),
+        ]
+    for drawn in pictures:
+        if drawn is not None:
+            save(drawn, reference.path)
 
 
 def tell_again(study: Study) -> None:
@@ -169,7 +177,7 @@ def main() -> int:
         tell_again(study)
         print(study.path)
     draw_kept(reference)
-    draw_forest(reference)
+    draw_together(reference)
     write_text(reference.path / VERDICTS, verdicts_markdown(reference))
     if (docs := ROOT / "docs").is_dir() and reference.path.resolve() == (ROOT / "results" / REFERENCE).resolve():
         fill_pages(reference, docs)

@@ -22,10 +22,15 @@ from theory.show.palette import LETTER
 from theory.show.theme import COLUMN, series_style
 
 #: Axes of the coordinates, and the colours of their levels where these tell series apart, the same in every figure.
-AXIS = {"samples": "training sequences N", "rank": "rank r", "steps": "steps T (one run each)"}
+AXIS = {
+    "s": "decay s of the spectrum",
+    "samples": "training sequences N",
+    "rank": "rank r",
+    "steps": "steps T (one run each)",
+}
 
 
-SCALE = {"samples": "viridis", "rank": "plasma"}
+SCALE = {"samples": "viridis", "rank": "plasma", "s": "plasma"}
 
 #: Marks of a limit, an arrow from a short bar to where r* lies, and of an optimum that may lie anywhere above.
 UP = [(-0.5, 0.0), (0.5, 0.0), (0.0, 0.0), (0.0, 2.0), (-0.4, 1.4), (0.0, 2.0), (0.4, 1.4)]
