@@ -55,7 +55,8 @@ def test_the_phase_diagram_has_both_exponents_of_every_table_and_counts_what_cov
     assert len(axes.containers) == 6
     one = {Path("full/a"): tables[Path("full/a")]}
     assert phase_diagram(root, one) is None and optima_of_all_studies(root, one) is None
-    tables[Path("full/b")]["optimal_rank"]["exponents"]["samples"]["corrected"]["ci95"] = [0.6, 0.7]
+    exponent = tables[Path("full/b")]["optimal_rank"]["exponents"]["samples"]
+    exponent["corrected"] = {"estimate": 0.65, "ci95": [0.6, 0.7]}
     with theme():
         assert "2 of 3 corrected intervals" in phase_diagram(root, tables).caption
 

@@ -66,6 +66,7 @@ class Counting:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_jobs_of_every_experiment_are_as_hydra_composes_them(experiment):
     data = ["data=text", "data.path=some.txt"] if "text" in experiment else []
+    data += ["data.path=some.txt", "teacher.path=some"] if "stories" in experiment else []
     words = [*data, f"+experiment={experiment}"]
     whole = compose("config", overrides=words, return_hydra_config=True)
     jobs = jobs_of(words, whole.hydra.sweeper.get("params"))
