@@ -89,7 +89,7 @@ def arms(design: dict[str, Any], arguments: dict[str, Any]) -> list[Arm]:
 
     An arm with `overrides` brings its own data and teacher; one with `synthetic` and `text` runs on the data chosen
     for the whole study. `part` names the subfolder of the study that the arm writes to: arms of one claim on several
-    data sets need one each, since a table holds one experiment a claim. `{name}` stands for an input of the design;
+    data sets need one each, since a table holds one experiment per claim. `{name}` stands for an input of the design;
     an override with an optional input that is not given is left out, an arm with a required one is not run.
     """
     machine = [f"{key}={arguments[key]}" for key in ("results_dir", "cache_dir")] + ["allocator=true"]

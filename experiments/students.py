@@ -2,7 +2,7 @@
 
     python -m experiments.students study=NAME
 
-One line a kind of student and rank: test loss with its standard error (over seeds where there are several, else over
+One line per kind of student and rank: test loss with its standard error (over seeds where there are several, else over
 test sequences), the loss that it started from, perplexity, trained numbers, tokens trained on.
 """
 

@@ -198,8 +198,8 @@ def _parser(prog: str = PROG) -> argparse.ArgumentParser:
     said = "factorized: the size of a clone of this rank, at one rank for all matrices or by what each loses"
     add("--allocation", choices=("none", "uniform", "by_loss"), default="none", help=said)
     add("--samples", type=int, default=0, help="training sequences; 0 takes all")
-    add("--batch-size", type=int, default=4, help="sequences a step")
-    add("--sequence-length", type=int, default=256, help="tokens a sequence")
+    add("--batch-size", type=int, default=4, help="sequences per step")
+    add("--sequence-length", type=int, default=256, help="tokens per sequence")
     add("--learning-rate", type=float, default=2e-4, help="peak rate of AdamW; small teachers tolerate 1e-3 and more")
     said = "of the clone losses (the reference: 0.2); 0 leaves them out"
     add("--clone-weight", type=float, default=DEFAULT.clone_weight, help=said)

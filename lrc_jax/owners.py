@@ -29,7 +29,7 @@ def machine() -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _machine(pid: int) -> str:  # asked once a process: a fork may enter another namespace
+def _machine(pid: int) -> str:  # asked once per process: a fork may enter another namespace
     del pid
     parts = [socket.gethostname()]
     try:
@@ -119,7 +119,7 @@ def exchange(left: Path, right: Path) -> bool:
 
 
 def clear_parts(folder: Path) -> None:
-    """Remove what dead processes left in a folder half-written; looked for once a process and folder.
+    """Remove what dead processes left in a folder half-written; looked for once per process and folder.
 
     Parts of another machine are judged by their age, since nobody here sees whether their owner lives.
     """

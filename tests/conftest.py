@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# One thread a worker and no accelerator: bit-identity is promised for one thread only. Set before JAX is imported.
+# One thread per worker and no accelerator: bit-identity is promised for one thread only. Set before JAX is imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Compiled code is used once or twice here: LLVM's optimisation costs more than it saves (a quarter of the suite).

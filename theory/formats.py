@@ -273,7 +273,7 @@ def _records(text: str, given: str) -> list[dict[str, Any]]:
                 rows.append(decode(line))
             except json.JSONDecodeError as error:
                 raise InputError(
-                    f"{given}: line {number} is not JSON ({error.msg}, character {error.colno}); write an object a line"
+                    f"{given}: line {number} is not JSON ({error.msg}, character {error.colno}); write one per line"
                 ) from None
         whole = rows
     if isinstance(whole, dict):

@@ -1,8 +1,8 @@
 """How fast the training step, a whole run and a sweep are, against what else could compute them.
 
     python -m experiments.bench --preset big|small [--threads n] [--students K] [--json OUT]
-    python -m experiments.bench --base                     # tokens a second of the studies' base model, whole runs
-    python -m experiments.bench --sweep --threads 2        # runs a minute of a 60-run sweep on two cores
+    python -m experiments.bench --base                     # tokens per second of the studies' base model, whole runs
+    python -m experiments.bench --sweep --threads 2        # runs per minute of a 60-run sweep on two cores
     python -m experiments.bench --against COMMIT           # whether the step became slower since
     python -m experiments.bench --gpu [--json OUT]         # an accelerator, in ten minutes (experiments.bench.gpu)
 
@@ -76,7 +76,7 @@ def check_losses(ways: dict[str, Worker]) -> None:
 def measure_step(
     name: str, *, threads: int = 1, rounds: int = 7, students: int = 1, peer: str | None = None
 ) -> dict[str, Any]:
-    """Median seconds a step of each way, and what follows from them (the keys of the bench's JSON)."""
+    """Median seconds per step of each way, and what follows from them (the keys of the bench's JSON)."""
     preset = PRESETS[name]
     with tempfile.TemporaryDirectory(prefix="bench-") as cache, workers() as start:
         shared = ("--preset", name, "--threads", str(threads))
@@ -195,12 +195,12 @@ def show_step(r: dict[str, Any]) -> None:
 
 def show_base(r: dict[str, Any]) -> None:
     print(f"base, {r['threads']} thread{'s' * (r['threads'] > 1)}, whole runs of {r['steps']} steps: "
-          f"{r['tokens_per_s']:,.0f} tokens/s ({1e3 * r['ours_s']:.3f} ms a step), "
+          f"{r['tokens_per_s']:,.0f} tokens/s ({1e3 * r['ours_s']:.3f} ms per step), "
           f"{r['tokens_per_s_default']:,.0f} without allocator settings")  # fmt: skip
 
 
 def show_sweep(r: dict[str, Any]) -> None:
-    print(f"sweep of {r['runs']} runs, {r['threads']} core{'s' * (r['threads'] > 1)}, runs a minute")
+    print(f"sweep of {r['runs']} runs, {r['threads']} core{'s' * (r['threads'] > 1)}, runs per minute")
     for name, value in r["runs_per_minute"].items():
         ratio = r["fused_over"].get(name)
         print(f"  {name:6} {value:6.1f}" + ("" if ratio is None else f"   fused is {ratio:.2f} times as fast"))

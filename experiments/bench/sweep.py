@@ -1,8 +1,8 @@
-"""Runs per minute of a 60-run sweep by our launchers, and by one PyTorch process a run
+"""Runs per minute of a 60-run sweep by our launchers, and by one PyTorch process per run
 (`python -m experiments.bench --sweep --threads CORES`).
 
 5 ranks x 4 sample sizes x 3 seeds x 200 steps of the small preset. Every way has the same cores: the basic launcher and
-the PyTorch peer as threads of one process, the fused launcher and joblib as one process a core. The ways alternate in
+the PyTorch peer as threads of one process, the fused launcher and joblib as one process per core. The ways alternate in
 rounds with a folder each time new. Teacher and compiled programs are cached by first runs whose time is not counted.
 """
 

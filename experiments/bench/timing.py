@@ -112,7 +112,7 @@ class Worker:
         return json.loads(line)
 
     def seconds(self, steps: int) -> float:
-        """Let it take some steps; seconds a step."""
+        """Let it take some steps; seconds per step."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{steps}\n")
         self._process.stdin.flush()

@@ -42,7 +42,7 @@ def keep_freed_memory() -> bool:
 def prepare_jax(config: RunConfig) -> None:
     """Set JAX's environment as a run's machine keys say; has to come before the first use of a device.
 
-    One thread a run by default: sums are then done in one order, so that a run repeats bit by bit. The compilation
+    One thread per run by default: sums are then done in one order, so that a run repeats bit by bit. The compilation
     cache lies in a folder per machine and jaxlib, since compiled CPU code need not run elsewhere, or where
     JAX_COMPILATION_CACHE_DIR says. On a GPU products of float32 are exact to float32 unless `matmul_precision` asks
     for less (by default they would be TF32).

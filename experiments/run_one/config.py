@@ -59,7 +59,7 @@ class TinyTeacher:
     tied: bool = False  # one matrix for embedding and unembedding
     pool: int = 65536  # sequences of the teacher's own pool (fewer where the text has fewer)
     steps: int = 1500  # of training, at most
-    batch_size: int = 64  # sequences a step
+    batch_size: int = 64  # sequences per step
     learning_rate: float = 4e-3  # peak rate of AdamW, decaying to 0 over the steps
     weight_decay: float = 0.0  # of AdamW
     check_every: int = 100  # steps between looks at the held-out loss
@@ -189,9 +189,9 @@ class RunConfig:
     samples: int = 1024  # training sequences N
     steps: int = 500  # optimiser steps T
     seed: int = 0  # of the run: its sample, start and order of data
-    batch_size: int = 64  # sequences a step
+    batch_size: int = 64  # sequences per step
     epochs: float = 0.0  # above 0: steps is epochs * samples / batch_size, whatever steps says
-    sequence_length: int = 16  # tokens a sequence
+    sequence_length: int = 16  # tokens per sequence
     clone_weight: float = DEFAULT.clone_weight  # of the clone losses; 0 leaves them out
     temperature: float = 1.0  # of the distillation loss
     labels: str = "data"  # data: the text's next token; teacher: sampled from the teacher at every position

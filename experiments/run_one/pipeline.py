@@ -71,7 +71,7 @@ def run(config: RunConfig, setup: Setup, log: Log, tick: Tick, keeper: Keeper | 
     """Train one student, measure it, and return its row.
 
     Args:
-      log: receives one object a chunk of training (a line of metrics.jsonl).
+      log: receives one object per chunk of training (a line of metrics.jsonl).
       tick: progress callback (done, total, loss).
       keeper: checkpoints, for runs that are one plain training; None keeps none.
 
@@ -106,7 +106,7 @@ def prepare(run: Run) -> Prepared:
     """Everything of a run that comes before its training."""
     config, setup = run.config, run.setup
     columns = describe(config, setup, run.student)
-    # Features of the teacher, computed once a pool: every evaluation on it then costs the students' passes alone.
+    # Features of the teacher, computed once per pool: every evaluation on it then costs the students' passes alone.
     pool = setup.pool if config.measure.certificate or config.measure.dynamics else setup.with_features
     train_pool = pool("student", config.samples, config.labels, config.seed)
     test_pool = pool("test", test_size(config, setup), config.labels)

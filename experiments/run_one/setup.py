@@ -1,4 +1,4 @@
-"""What a run is made of: its data source and its teacher, loaded once a process and shared by the runs of a sweep."""
+"""What a run is made of: its data source and its teacher, loaded once per process and shared by the runs of a sweep."""
 
 from __future__ import annotations
 

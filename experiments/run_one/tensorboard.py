@@ -1,6 +1,6 @@
 """TensorBoard's view of a run: what goes to metrics.jsonl as scalars too (`tensorboard=true`).
 
-The files lie in results/<study>/tensorboard/<run>, one folder a run under a name that can be read:
+The files lie in results/<study>/tensorboard/<run>, one folder per run under a name that can be read:
 
     tensorboard --logdir results/STUDY/tensorboard
 """

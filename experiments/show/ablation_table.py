@@ -27,7 +27,7 @@ SHOWN = ["match", "arm", "seeds", "learning_rate", "tokens", "perplexity", "low"
 
 
 def arm_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm and kind of match, best first.
+    """One row per arm and kind of match, best first.
 
     Raises:
       InputError: the table has no arms, or was not measured with measure.ablation.

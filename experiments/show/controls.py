@@ -96,7 +96,7 @@ def _judged(claim: str, arm: str, part: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _floor(part: pd.DataFrame) -> dict[str, Any]:
-    """The exponent of the noise floor in the step size: one slope a seed, t interval over seeds (theory: at most 1)."""
+    """The exponent of the noise floor in the step size: a slope per seed, t interval over seeds (theory: at most 1)."""
     slopes = [
         np.polyfit(np.log(one["step_size"]), np.log(one["plateau"]), 1)[0]
         for _, one in part.groupby("seed")

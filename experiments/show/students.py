@@ -1,6 +1,6 @@
 """Students of a study side by side.
 
-One line a kind of student and rank: test loss with its standard error (over seeds where there are several, else over
+One line per kind of student and rank: test loss with its standard error (over seeds where there are several, else over
 test sequences), the loss that it started from, perplexity, trained numbers, tokens trained on.
 """
 
@@ -19,7 +19,7 @@ KEYS = [
 
 
 def side_by_side(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a kind of student; means over seeds.
+    """One row per kind of student; means over seeds.
 
     Raises:
       InputError: no run of the study has a test loss.

@@ -39,7 +39,7 @@ def load_rows(study: Study) -> tuple[list[dict[str, Any]], int]:
 
 
 def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """One line a run, or several where a run measured several sites; known order of rows and columns."""
+    """One line per run, or several where a run measured several sites; known order of rows and columns."""
     lines = []
     for row in rows:
         columns = dict(row["columns"])

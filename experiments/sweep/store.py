@@ -1,7 +1,7 @@
 """Where runs live on disk, who works on them, and what state they are in.
 
     results/<study>/runs/<run_id>/config.yaml     the resolved configuration
-                                  metrics.jsonl   one line a chunk of training
+                                  metrics.jsonl   one line per chunk of training
                                   job.json        the overrides that asked for it, a list a sweep
                                   claim.json      while somebody works on it: owner, kept fresh by a heartbeat
                                   failed.json     the last attempt failed: why
@@ -326,7 +326,7 @@ def without_collection() -> Iterator[None]:
 
 def read_object(path: Path | str, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
     """A state file's object, or None where none is there. What is damaged or somebody else's is one line on standard
-    error, once a process, and counts as not being there."""
+    error, once per process, and counts as not being there."""
     try:
         handle = os.open(path, os.O_RDONLY)
         with open(handle, "rb", buffering=0) as file:

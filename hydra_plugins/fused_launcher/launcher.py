@@ -194,7 +194,7 @@ class FusedLauncher(Launcher):
             returned = [runner.run(group) for group in groups]
         else:
             self.inner.setup(hydra_context=context, task_function=runner, config=config)
-            carriers = self.inner.launch([group[0][1] for group in groups], initial_job_idx)  # a carrier job a group
+            carriers = self.inner.launch([group[0][1] for group in groups], initial_job_idx)  # a carrier job per group
             returned = [carrier.return_value for carrier in carriers]
         by_number = {
             number: result

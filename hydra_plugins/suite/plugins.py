@@ -67,7 +67,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 class LocalLauncher(Launcher):
-    """Jobs in this process, one after another. There is no folder of Hydra's a job: a run's folder says it all."""
+    """Jobs in this process, one after another. There is no folder of Hydra's per job: a run's folder says it all."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         del task_function  # ours is the only one

@@ -1,5 +1,5 @@
 """Documents of a text of any size: cut from a stream, kept in a file, read one by one. None of it is held in memory but
-two numbers a document.
+two numbers per document.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ def kind_of(path: Path) -> Kind:
     if first.startswith(b"{") and _record(first) and second[:1] in (b"", b"{"):
         return "jsonl"
     if ARRAY.match(first + b"\n" + second) and (_stem(path)[1] == ".json" or first.startswith(b"[")):
-        raise InputError(f"{path}: one JSON document; give JSON lines, one object a line (jq -c '.[]' makes them)")
+        raise InputError(f"{path}: one JSON document; give JSON lines, one object per line (jq -c '.[]' makes them)")
     return "text"
 
 

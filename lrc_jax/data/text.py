@@ -193,7 +193,7 @@ def read_splits(path: Path, field: str | None = None, cache: Path | None = None)
 
 @functools.cache
 def hub_answers() -> bool:
-    """Whether the hub, or the proxy before it, lets itself be spoken to within HUB_SECONDS. Asked once a process, in
+    """Whether the hub, or the proxy before it, lets itself be spoken to within HUB_SECONDS. Asked once per process, in
     a thread of its own, since looking up a name knows no time limit."""
     from huggingface_hub import constants
 

@@ -67,7 +67,7 @@ def tokens_of(corpus: Callable[[], Corpus], text_digest: str, tokenizer: Tokeniz
     except OSError as wrong:
         raise InputError(
             f"{folder}: tokens cannot be kept there ({wrong.strerror}); set LRC_CACHE (cache_dir of a sweep) to a "
-            "folder with room for two bytes a token"
+            "folder with room for two bytes per token"
         ) from None
     return Tokens(*(np.load(folder / name, mmap_mode="r") for name in (TOKENS, ENDS, CHARS)))
 

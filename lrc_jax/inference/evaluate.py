@@ -1,4 +1,4 @@
-"""Losses of a model on a whole pool, one number a sequence, so that means, errors and bootstraps can be had of them."""
+"""Losses of a model on a whole pool, a number per sequence, so that means, errors and bootstraps can be had of them."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def sequence_losses(
     """Student, teacher and KL losses of the first `samples` sequences of a pool."""
     parts, n = batches(pool, teacher_config.vocab_size, samples)
     kind: Student | DecoderConfig = student
-    if not student.reads_only_final:  # its weights are put together once, not once a batch
+    if not student.reads_only_final:  # its weights are put together once, not once per batch
         kind, params = student.config, _merged(student, params, frozen)
     rows = [_losses(kind, teacher_config, params, frozen, part) for part in parts]
     joined = [np.concatenate([np.asarray(row[i], np.float64) for row in rows])[:n] for i in range(4)]

@@ -156,7 +156,7 @@ def infonce(
     Args:
       x_NX, y_NY: the pair (add the smoothing noise to y first).
       documents_N: document of each token; the critic is fitted on one part of the documents and scored on the rest.
-        Each set of K pairs has one token a document: tokens of one document are no independent negatives.
+        Each set of K pairs has one token per document: tokens of one document are no independent negatives.
       rng: of tokens, batches and the critic's start.
       steps: training steps of the learned part of the critic, in rounds of 50; 0 keeps the Gaussian critic, the
         optimal one for Gaussian pairs, and valid for all.

@@ -28,7 +28,7 @@ def peak_process_bytes() -> int:
 
 @dataclasses.dataclass(frozen=True)
 class InferenceTiming:
-    """Medians over repeats. Prefill: the prompt in one pass; decode: one token a step with the cache."""
+    """Medians over repeats. Prefill: the prompt in one pass; decode: one token per step with the cache."""
 
     prefill_s: float
     prefill_tokens_per_s: float

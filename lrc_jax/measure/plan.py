@@ -74,7 +74,7 @@ class Plan:
       device_hours, hours: at the assumed utilisation, and on that many devices.
       *_flops_per_token: forward pass at the full context (prefill computes masked pairs too, so as much as decoding).
       *_weights_gb, *_kv_cache_gb: at inference; the cache of one sequence of the full context.
-      *_decode_tokens_per_s: batch 1, limited by reading weights and cache once a token.
+      *_decode_tokens_per_s: batch 1, limited by reading weights and cache once per token.
     """
 
     teacher_params: int
@@ -244,7 +244,7 @@ def format_plan(plan: Plan, teacher: DecoderConfig, rank: int, tokens: float, as
         ("", "teacher", "student"),
         ("parameters", _short(plan.teacher_params), _short(plan.student_params)),
         ("width x layers", f"{teacher.hidden_size} x {teacher.num_layers}", f"{rank} x {teacher.num_layers}"),
-        ("FLOPs a token", _short(plan.teacher_flops_per_token), _short(plan.student_flops_per_token)),
+        ("FLOPs per token", _short(plan.teacher_flops_per_token), _short(plan.student_flops_per_token)),
         ("weights", f"{plan.teacher_weights_gb:.2f} GB", f"{plan.student_weights_gb:.2f} GB"),
         ("KV cache, one sequence", f"{plan.teacher_kv_cache_gb:.2f} GB", f"{plan.student_kv_cache_gb:.2f} GB"),
         (

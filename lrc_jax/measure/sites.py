@@ -185,7 +185,7 @@ def information_rows(
     teacher_components: int | None = None,
     negatives: int = 4096,
 ) -> list[dict[str, Any]]:
-    """One row a site: `site` and the columns of `site_information`.
+    """One row per site: `site` and the columns of `site_information`.
 
     Args:
       student, params: any student with activations of its own (not a head on the teacher's trunk).

@@ -19,7 +19,7 @@ class DenseStudent:
     """The Low-Rank Clone's architecture with every weight trained.
 
     `direct` starts from the merged weights of a fresh Low-Rank Clone: from there it and the clone differ only in
-    what is trained. `scratch` starts at random. With clone losses, one aligner a layer ([s, D], starting as the
+    what is trained. `scratch` starts at random. With clone losses, one aligner per layer ([s, D], starting as the
     clone's `zoom_down`) maps the teacher's MLP output to the student's width; it is trained and then thrown away.
     """
 

@@ -1,6 +1,6 @@
 """One teacher pass for many students: logits and activations on disk, memory-mapped, in half precision.
 
-An entry is a folder named by the digest of teacher, tokens and sites, one `.npy` file a site of shape [N, T, width].
+An entry is a folder named by the digest of teacher, tokens and sites, one `.npy` file per site of shape [N, T, width].
 It is written a batch at a time beside its final place, sealed (lrc_jax.sealed) and renamed: an interrupted pass leaves
 nothing, and a damaged entry is computed again.
 """

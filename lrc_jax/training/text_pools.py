@@ -58,7 +58,7 @@ class Pools:
                     f"{name}: an array of {x.dtype} {list(x.shape)}; integers [sequences, T+1] are expected"
                 )
             if x.shape[1] != arrays["train"].shape[1] or x.shape[1] < 3:
-                raise InputError(f"{name}: {x.shape[1]} tokens a sequence; give all pools one length of at least 3")
+                raise InputError(f"{name}: {x.shape[1]} tokens per sequence; give all pools one length of at least 3")
             digest.update(f"{name} {x.shape}\n".encode() + np.ascontiguousarray(x, np.int32).tobytes())
         pools = {name: pool_from_sequences(x) for name, x in arrays.items()}
         return cls(pools["train"], pools["test"], pools.get("valid"), f"pools-{digest.hexdigest()[:16]}")

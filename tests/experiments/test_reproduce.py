@@ -41,7 +41,7 @@ WORTH = {
 
 @pytest.mark.slow
 def test_the_design_of_worth_passes_its_own_gates():
-    """Every part: four rates a method of which the inner two run at five seeds, budgets, sizes, every rival."""
+    """Every part: four rates per method of which the inner two run at five seeds, budgets, sizes, every rival."""
     parts = {}
     for arm in arms(read_design("worth"), ARGUMENTS | WORTH):
         parts.setdefault(arm.study.path.name, []).extend(run for _, run in configs_of(arm.arguments[1:], many=True))

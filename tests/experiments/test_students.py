@@ -1,4 +1,4 @@
-"""Students side by side, from tables with several rows a run and runs without a loss."""
+"""Students side by side, from tables with several rows per run and runs without a loss."""
 
 from __future__ import annotations
 

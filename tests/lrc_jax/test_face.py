@@ -161,7 +161,7 @@ def test_tokens_in_place_of_a_text(teacher: lrc.Teacher, monkeypatch: pytest.Mon
     for bad, message in (
         (lambda: lrc.Pools.of(train[0], test), r"train: an array of int64 \[9\]; integers"),
         (lambda: lrc.Pools.of(train, test + 0.5), r"test: an array of float64"),
-        (lambda: lrc.Pools.of(train, test[:, :5]), "test: 5 tokens a sequence; give all pools one length"),
+        (lambda: lrc.Pools.of(train, test[:, :5]), "test: 5 tokens per sequence; give all pools one length"),
         (lambda: lrc.train(clone, lrc.Pools.of(train, test + 3), steps=1), r"^text: token 22 is outside 0\.\.19"),
         (lambda: lrc.evaluate(teacher, lrc.Pools.of(train, test - 1)), "^text: token -1 is outside"),
         (lambda: lrc.train(clone, lrc.Pools.of(train, test), steps=1, samples=31), "^samples: 31 asked, there are 30"),

@@ -250,7 +250,7 @@ def run_cases(
     """Judge draws of many cases of `all_cases`, in processes of their own.
 
     Args:
-        replications: draws a case; MANY times as many at the margin and where coverage in T is measured.
+        replications: draws per case; MANY times as many at the margin and where coverage in T is measured.
         progress: told after every case how far it got. workers: processes, by default one a core; the outcome does not
             depend on their number.
     """

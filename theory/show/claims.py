@@ -251,7 +251,7 @@ def gradient_against_steps(claim: ClaimReport, frame: pd.DataFrame, canvas: Figu
 
 
 def information_against_clone_weight(claim: ClaimReport, frame: pd.DataFrame, canvas: Figure | None = None) -> Drawn:
-    """I / I* against the clone weight, one series a site."""
+    """I / I* against the clone weight, one series per site."""
     figure = canvas or column(2.6)
     axes = figure.add_subplot()
     points = claim.points

@@ -55,7 +55,7 @@ def matched_steps(run: Run, pool: Pool) -> int:
     """Steps that take the time of `config.steps` steps of the plain Low-Rank Clone with all its losses.
 
     Both are timed here in alternating rounds, and the ratio of medians is kept in the cache: a table then has one
-    number of steps an arm, and a machine whose speed drifts changes both sides alike.
+    number of steps per arm, and a machine whose speed drifts changes both sides alike.
     """
     config = run.config
     if not run.student.trained:

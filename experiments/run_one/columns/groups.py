@@ -152,7 +152,7 @@ def norm_columns(run: Run, params: Any) -> Columns:
 
 
 def information_columns(run: Run, params: Any) -> Columns:
-    """Information between teacher and student activations, a line a site; other noise levels beside the first."""
+    """Information between teacher and student activations, a line per site; other noise levels beside the first."""
     setup, measure = run.setup, run.config.measure
     n = at_most(setup.source, "probe", measure.information_samples)
     pool = setup.pool("probe", n, "data")
