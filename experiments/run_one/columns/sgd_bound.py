@@ -108,7 +108,7 @@ def _sgd(run: Run, plan: SgdPlan, seed: int) -> tuple[SgdMeasurement, Any, Loss,
 
 
 def _teacher_entropy(run: Run, pool: Pool) -> tuple[float, float]:
-    """Mean entropy of the teacher's predictions on the pool's first sequences, with its standard error; once per pool."""
+    """Mean entropy of the teacher on the first sequences of a pool, with its standard error; once per pool."""
     made_of = {"data": run.setup.data_digest, "teacher": run.setup.network().digest, "pool": pool.size}
 
     def measured() -> dict[str, float]:
