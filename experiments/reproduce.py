@@ -34,7 +34,7 @@ from experiments.common.command import INTERRUPTED, fail, guarded, study_argumen
 from experiments.common.files import write_text
 from experiments.common.paths import CONF
 from experiments.common.progress import duration
-from experiments.show.figures import save
+from experiments.show.figures import save, save_table
 from experiments.show.lines import claims_of, lines_of
 from experiments.show.page import load_parts, parts_of, render, validation_of
 from experiments.sweep.provenance import write_note
@@ -210,6 +210,7 @@ def tell(study: Study) -> None:
         write_text(part.study.path / "verdicts.json", to_json(part.report.to_dict()))
         for figure in part.figures:
             save(figure, part.study.path / "figures")
+        save_table(part.report, part.study.path / "figures")
         screen.print(verdict_table(part.report, part.label or None))
     write_text(study.path / "report.html", render(study, parts, validation_of(study, None)))
 

@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from experiments.common.files import csv_text, write_bytes, write_text
+from experiments.show import latex
+from experiments.show.lines import claims_of
 from experiments.show.table_figures import CLAIM_FIGURES, TABLE_FIGURES
 from experiments.show.tables import FILE
 from experiments.sweep.store import Study
@@ -147,6 +149,13 @@ def save(drawn: Drawn, folder: Path, *, points: bool = True) -> None:
         path, text = folder / f"{drawn.name}.csv", csv_text(drawn.points, digits=6)
         if not (path.is_file() and same_text(path.read_text(), text)):
             write_text(path, text)
+
+
+def save_table(report: Report, folder: Path) -> None:
+    """Write the verdicts for a paper; what says the same up to rounding is left alone."""
+    path, text = folder / latex.FILE, latex.verdicts_latex(claims_of(report), report.margin)
+    if not (path.is_file() and same_text(path.read_text(), text, sentence=True)):
+        write_text(path, text)
 
 
 def judge(study: Study) -> Report:

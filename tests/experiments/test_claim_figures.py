@@ -8,6 +8,8 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import Polygon
 
+from experiments.show.latex import verdicts_latex
+from experiments.show.lines import claims_of
 from theory.judge.check import check_table
 from theory.judge.intervals import Interval
 from theory.judge.verdicts import MARGIN
@@ -111,3 +113,20 @@ def test_local_slopes_show_what_the_verdict_rests_on(gap):
     )
     short = check_table(frame[frame["samples"] < 300]).claims["generalization"]
     assert gap_local_slopes(short, frame) is None
+
+
+def test_the_latex_table_has_every_line_and_no_bare_symbol(gap):
+    """What the page says, in characters that pdflatex sets."""
+    report = check_table(gap[1])
+    text = verdicts_latex(claims_of(report), report.margin)
+    rows = [line.strip().split(" & ") for line in text.splitlines() if line.endswith(r"\\")]
+    assert [row[-1].removesuffix(r" \\") for row in rows[1:]] == [e.verdict for e in gap[0].exponents.values()]
+    found = gap[0].exponents["samples"]
+    assert f"{found.estimate:.2f} [{found.ci95.low:.2f}, {found.ci95.high:.2f}]" in text
+    claims = claims_of(report)
+    claims["dynamics"] = {"verdict": "REFUTED", "bound": {"verdict": "", "worst_ratio": None}, "exponents": {},
+                          "divergence_ratio": {"claimed": 1.0, "estimate": 3.0, "ci95": [2, 4], "verdict": "REFUTED"},
+                          "reasons": []}  # fmt: skip
+    text = verdicts_latex(claims, report.margin)
+    assert "$D/D_0$" in text and r"optimal\_rank" not in text and text.isascii()
+    assert r"95 \% interval" in text
