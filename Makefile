@@ -27,7 +27,8 @@ check: env
 test: env
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# Tests that take minutes: whole students on both paths, stock transformers, killed sweeps, the judge's calibration.
+# Tests that take longer (22 minutes on two cores): whole students on both paths, stock transformers, killed sweeps,
+# coverage of intervals. The judge's calibration is a command of its own, `python -m theory validate`.
 slow: env
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
 

@@ -55,6 +55,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("case_folder", cases, ids=[c.name for c in cases])
 
 
+SLOWEST = 1200  # seconds of one slow test, on a machine five times as slow as ours
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOWEST))
+
+
 @pytest.fixture(autouse=True)
 def strict_jax() -> Iterator[None]:
     """Silent broadcasting over ranks is an error."""

@@ -1,4 +1,4 @@
-"""A claim that is decided run by run: what was declared, bought, looked at. Kept in results/<study>/study.json.
+"""A claim that is decided run by run: what was declared, bought, looked at. Kept in results/<study>/study.json::
 
     "decide": {CLAIM: {"looks": 4, "spending": "pocock", "margin": 0.1,     declared before the first run
                        "overrides": [...], "grid": {"rank": [...], ..., "runs": 225},

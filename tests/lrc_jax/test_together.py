@@ -148,10 +148,11 @@ def test_every_kind_after_200_steps(frozen, kind, vectorised):
 @pytest.mark.parametrize("vectorised", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_after_200_steps_at_a_study_s_rate(frozen, kind, vectorised):
-    """The same mathematics: in double precision the difference that float32 shows at this rate is gone."""
+    """The same mathematics: in double precision the difference that float32 shows at this rate (0.04) is gone but for
+    what the start and the rates, drawn in float32, leave of it."""
     with jax.enable_x64(True):
         streams = two_streams(training.cast_floats(frozen, jnp.float64), kind)
-        end_where_they_end_alone([in_double(s) for s in streams], vectorised, 1e-6)
+        end_where_they_end_alone([in_double(s) for s in streams], vectorised, 2e-5)
 
 
 @pytest.mark.slow

@@ -40,10 +40,14 @@ class Difference:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Attributes:
-    by: the column that makes the groups. groups: its two values; differences are second less first.
-    paired: "seed" or "none". differences: per quantity over all cells first, then per cell. remarks: on what is left
-        out.
+    """Two groups of runs, compared.
+
+    Attributes:
+        by: the column that makes the groups.
+        groups: its two values; differences are second less first.
+        paired: "seed" or "none".
+        differences: per quantity over all cells first, then per cell.
+        remarks: on what is left out.
     """
 
     path: str

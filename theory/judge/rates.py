@@ -119,7 +119,7 @@ def words_of(
     CONSISTENT too where both are possible: telling them apart takes the rival laws, and both are decided.
 
     Args:
-        every: cells of the design [*strata, *coordinates]. The rest is as in `judge_rates`.
+        every: cells of the design, by strata and coordinates. The rest is as in `judge_rates`.
     """
     names = [c.name for c in coordinates]
     cells, _ = gates.cells_that_count(every)
