@@ -79,15 +79,22 @@ def inference_columns(
     prompt: int = 64,
     new_tokens: int = 32,
     repeats: int = 7,
+    length: int | None = None,
 ) -> dict[str, float | int]:
-    """Columns of a row of the cost table: teacher and students alike."""
+    """Columns of a row of the cost table: teacher and students alike.
+
+    Args:
+      prompt, new_tokens: whose time is measured. length: tokens of the sequences whose FLOPs and memory are counted;
+        None: those of the prompt.
+    """
     bytes_each = jax.tree.leaves(weights)[0].dtype.itemsize
-    compiled = compiled_forward(config, weights, batch, prompt)
+    length = prompt if length is None else length
+    compiled = compiled_forward(config, weights, batch, length)
     timing = time_inference(config, weights, rng, batch=batch, prompt=prompt, new_tokens=new_tokens, repeats=repeats)
     return {
         "inference_params": parameter_count(config),
-        "flops_per_token": forward_flops(config, prompt).total,
-        "flops_per_token_compiler": compiled.flops / (batch * prompt),
+        "flops_per_token": forward_flops(config, length).total,
+        "flops_per_token_compiler": compiled.flops / (batch * length),
         "weight_bytes": weight_bytes(config, bytes_each),
         "kv_bytes_per_token": kv_cache_bytes(config, bytes_each),
         "forward_peak_bytes": compiled.peak_bytes,

@@ -278,7 +278,7 @@ def cost_columns(run: Run, params: Any) -> Columns:
     config, teacher = run.config, run.setup.network()
     prompt = min(config.sequence_length, teacher.config.max_position_embeddings // 2)
     new = min(32, teacher.config.max_position_embeddings - prompt)
-    sizes = {"prompt": prompt, "new_tokens": new}
+    sizes = {"prompt": prompt, "new_tokens": new, "length": config.sequence_length}
     own, student = {}, run.student
     if inference_cost(student, prompt).weight_bytes == weight_bytes(student.config):
         own = inference_columns(
