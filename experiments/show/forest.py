@@ -39,7 +39,10 @@ GROUPS = {
     ("compression", "rival_difference"): "compression, loss of the clone - of the best rival, claimed 0",
 }
 #: Data sets whose folder's name does not say what they are.
-DATA = {"synthetic": "synthetic language", "wikitext2": "WikiText-2", "planted": "planted teacher"}
+DATA = {
+    "synthetic": "synthetic language", "wikitext2": "WikiText-2", "planted": "planted teacher",
+    "premise_open": "language, tuned step", "premise_bounded": "the same, fixed norms",
+}  # fmt: skip
 #: Axes by quantity: label, limits and ticks; what leaves the limits is shown as an arrow.
 DIFFERENCE = "difference"
 PANELS: dict[str, tuple[str, tuple[float, float], tuple[float, ...]]] = {

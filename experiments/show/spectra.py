@@ -72,7 +72,7 @@ def phase_diagram(root: Path, tables: Mapping[Path, Mapping[str, Any]]) -> Drawn
                     spread = [[row[name] - row[ends[0]]], [row[ends[1]] - row[name]]]
                     axes.errorbar(x, row[name], spread, fmt=marker, color=ink, markerfacecolor=face, elinewidth=0.8)
         axes.plot([], [], marker, color="#444444", label=f"measured, {words(study)} study")
-        axes.plot([], [], marker, color="#444444", markerfacecolor="white", label="corrected for the finite matrix")
+    axes.plot([], [], "o", color="#444444", markerfacecolor="white", label="open: corrected for the finite matrix")
     for verdict in sorted(set(points["verdict"])):
         axes.plot([], [], "s", color=INK[verdict], label=verdict)
     axes.set(xlabel="decay s of the singular values $k^{-s}$", ylabel="exponent of r* in N", ylim=(0, None))
