@@ -41,7 +41,7 @@ GROUPS = {
 #: Data sets whose folder's name does not say what they are.
 DATA = {
     "synthetic": "synthetic language", "wikitext2": "WikiText-2", "planted": "planted teacher",
-    "premise_open": "language, tuned step", "premise_bounded": "the same, fixed norms",
+    "premise_open": "free norms", "premise_bounded": "fixed norms",
 }  # fmt: skip
 #: Axes by quantity: label, limits and ticks; what leaves the limits is shown as an arrow.
 DIFFERENCE = "difference"
