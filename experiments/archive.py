@@ -115,15 +115,15 @@ def validation_markdown(reference: Study) -> str:
 
 
 def fill_pages(reference: Study, docs: Path) -> None:
-    """Write the kept tables into the pages that show them, between `<!-- table: NAME -->` and `<!-- end -->`: a code
-    host shows the pages as they are.
+    """Write the kept tables into README and the pages that show them, between `<!-- table: NAME -->` and
+    `<!-- end -->`: a code host shows the pages as they are.
 
     Raises:
       InputError: a page asks for a table that is not kept.
     """
     tables = {"verdicts": verdicts_markdown(reference), "validation": validation_markdown(reference)}
     tables |= {name: arms_markdown(table) for name, table in kept_tables(reference).items()}
-    for page in sorted(docs.glob("*.md")):
+    for page in filter(Path.is_file, (docs.parent / "README.md", *sorted(docs.glob("*.md")))):
         before = page.read_text()
 
         def filled(block: re.Match[str], page: Path = page) -> str:
