@@ -29,7 +29,7 @@ from experiments.show.forest import forest
 from experiments.show.lines import lines_of
 from experiments.show.page import parts_of
 from experiments.show.power import FILE as POWER
-from experiments.show.spectra import optima_of_all_studies, phase_diagram
+from experiments.show.spectra import optima_of_all_studies, phase_diagram, with_spectrum
 from experiments.sweep.provenance import ENVIRONMENT, environment
 from experiments.sweep.store import REFERENCE, Study
 from lrc_jax.errors import InputError
@@ -140,11 +140,12 @@ def draw_together(reference: Study) -> None:
     verdicts = kept_verdicts(reference)
     if not verdicts:
         return
+    spectra = with_spectrum(reference.path, verdicts)
     with theme():
         pictures = [
             forest(verdicts),
-            phase_diagram(reference.path, verdicts),
-            optima_of_all_studies(reference.path, verdicts),
+            phase_diagram(spectra, verdicts),
+            optima_of_all_studies(reference.path, spectra),
         ]
     for drawn in pictures:
         if drawn is not None:

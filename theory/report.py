@@ -83,7 +83,6 @@ class ClaimReport:
         points: cell means with 95 % intervals (`mean`, `low`, `high`), the fitted law (`fitted`) and the claimed law
             scaled to the data (`claimed`), one row per cell, for figures.
         curves: further points for figures (risk curves of optimal_rank), or empty.
-        rows: the rows that speak about the claim, for figures.
     """
 
     name: str
@@ -96,7 +95,6 @@ class ClaimReport:
     fields: Mapping[str, Any] = field(default_factory=dict)
     points: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     curves: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
-    rows: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -116,6 +114,7 @@ class Report:
 
     Attributes:
         remarks: on the table as a whole: rows set aside, columns changed on request.
+        frame: the rows that were judged, for figures; empty where they are not kept.
     """
 
     path: str
@@ -124,6 +123,7 @@ class Report:
     margin: float
     claims: Mapping[str, ClaimReport]
     remarks: tuple[str, ...] = ()
+    frame: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __getitem__(self, name: str) -> ClaimReport:
         """The judgement of one claim.
@@ -182,14 +182,14 @@ class Report:
         Raises:
             ValueError: several claims have figures and none is named, or the claim has none.
         """
-        from theory.show.figures import draw
+        from theory.show.figures import draw_of
 
         drawable = [name for name, c in self.claims.items() if not c.points.empty]
         if claim is None and len(drawable) == 1:
             claim = drawable[0]
         if claim not in drawable:
             raise ValueError(f"claim {claim!r} has no figure; choose one of {', '.join(drawable) or 'none'}")
-        return draw(self.claims[claim])
+        return draw_of(self, claim)
 
     def _repr_html_(self) -> str:
         """For notebooks: one row per claim and quantity, in the verdicts' colours."""

@@ -226,7 +226,9 @@ class RunConfig:
 
 
 #: Keys that came after studies were run, and their defaults: there they are no part of a run's id.
-NEWER: dict[str, dict[str, Any]] = {"student": {"allocation": "none", "bits": 8}, "measure": {"cloze": 0}}
+NEWER: dict[str, dict[str, Any]] = {
+    "student": {"allocation": "none", "bits": 8, "unit_norm": False}, "measure": {"cloze": 0},
+}  # fmt: skip
 MACHINE_KEYS = (
     "results_dir", "cache_dir", "threads", "platform", "matmul_precision", "mesh", "accumulate", "remat",
     "allocator", "force", "tensorboard", "study",

@@ -20,10 +20,7 @@ def verdicts_latex(claims: Mapping[str, Any], margin: float) -> str:
     Args:
       claims: of a verdict's JSON, by name. margin: of the exponents.
     """
-    rows = [
-        (line.claim, line.name, line.measured, line.target, line.verdict)
-        for line in lines_of(claims, margin)
-    ]  # fmt: skip
+    rows = [(line.claim, line.name, line.measured, line.target, line.verdict) for line in lines_of(claims, margin)]
     frame = pd.DataFrame(rows, columns=["claim", "quantity", "measured, 95 % interval", "claimed", "verdict"])
     text = frame.to_latex(index=False, escape=True, column_format="lllll")
     for letter, formula in MATHEMATICS.items():

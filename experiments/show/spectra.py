@@ -11,7 +11,7 @@ import pandas as pd
 
 from theory.judge.optimum import USED
 from theory.judge.verdicts import MARGIN
-from theory.show.axes import column, legend_above, level_bar, level_colours, plain_log, slope_triangle
+from theory.show.axes import column, legend_above, level_bar, level_colours, plain_log, slope_triangle, spread_of
 from theory.show.claims import Drawn
 from theory.show.palette import INK
 from theory.show.theme import CLAIMED, FITTED, MARKERS, words
@@ -30,17 +30,19 @@ def with_spectrum(root: Path, tables: Mapping[Path, Mapping[str, Any]]) -> dict[
     for folder, claims in tables.items():
         if CLAIM not in claims:
             continue
-        head = pd.read_csv(root / folder / "measurements.csv", nrows=0).columns
-        if SPECTRUM in head:
-            values = pd.read_csv(root / folder / "measurements.csv", usecols=[SPECTRUM])[SPECTRUM].dropna().unique()
-            if len(values) == 1:
-                found[folder] = float(values[0])
+        frame = pd.read_csv(root / folder / "measurements.csv", usecols=lambda name: name == SPECTRUM)
+        values = frame[SPECTRUM].dropna().unique() if SPECTRUM in frame else np.empty(0)
+        if len(values) == 1:
+            found[folder] = float(values[0])
     return found
 
 
-def phase_diagram(root: Path, tables: Mapping[Path, Mapping[str, Any]]) -> Drawn | None:
-    """The exponent of r* against the decay of the spectrum, with 1/(2s) and the claimed 1/2; None below two spectra."""
-    spectra = with_spectrum(root, tables)
+def phase_diagram(spectra: Mapping[Path, float], tables: Mapping[Path, Mapping[str, Any]]) -> Drawn | None:
+    """The exponent of r* against the decay of the spectrum, with 1/(2s) and the claimed 1/2; None below two spectra.
+
+    Args:
+      spectra: `with_spectrum` of the tables.
+    """
     lines = []
     for folder, s in spectra.items():
         exponent = tables[folder][CLAIM]["exponents"]["samples"]
@@ -85,9 +87,8 @@ def phase_diagram(root: Path, tables: Mapping[Path, Mapping[str, Any]]) -> Drawn
     return Drawn("phase_diagram", caption, figure, points)
 
 
-def optima_of_all_studies(root: Path, tables: Mapping[Path, Mapping[str, Any]]) -> Drawn | None:
+def optima_of_all_studies(root: Path, spectra: Mapping[Path, float]) -> Drawn | None:
     """r* inside the trusted range against N, every kept table with a known spectrum in one panel."""
-    spectra = with_spectrum(root, tables)
     parts = []
     for folder, s in spectra.items():
         if (root / folder / POINTS).is_file():
@@ -105,8 +106,9 @@ def optima_of_all_studies(root: Path, tables: Mapping[Path, Mapping[str, Any]]) 
         for s, colour in colours.items():
             part = rows[rows["s"] == s]
             part = part.sort_values("samples")
-            spread = np.maximum(np.vstack([part["mean"] - part["low"], part["high"] - part["mean"]]), 0)
-            axes.errorbar(part["samples"], part["mean"], spread, fmt=marker, ls="-", color=colour, elinewidth=0.8)
+            axes.errorbar(
+                part["samples"], part["mean"], spread_of(part), fmt=marker, ls="-", color=colour, elinewidth=0.8
+            )
         axes.plot([], [], marker, color="#444444", label=f"{words(study)} study")
     axes.set(xscale="log", yscale="log", xlabel="training sequences N", ylabel="optimal rank r*")
     ticks = np.outer(10.0 ** np.arange(1, 8), (1, 3)).ravel()

@@ -1,4 +1,4 @@
-"""Losses of a model on a whole pool, a number per sequence, so that means, errors and bootstraps can be had of them."""
+"""Losses of a model on a whole pool, one per sequence: means, standard errors and bootstraps are computed from them."""
 
 from __future__ import annotations
 

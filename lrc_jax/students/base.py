@@ -102,6 +102,12 @@ class Student(Protocol):
         """What the clone losses compare."""
 
 
+def pairs_of_every_layer(teacher: Weights, teacher_acts: Activations, student_acts: Activations) -> list[ClonePair]:
+    """Clone pairs of a student of the teacher's own shape."""
+    layers = enumerate(zip(teacher_acts.layers, student_acts.layers, strict=True))
+    return [pair for i, (t, s) in layers for pair in same_space_pairs(i, teacher, t, s, t.mlp_out_ND)]
+
+
 def same_space_pairs(
     teacher_layer: int, teacher: Weights, t: Any, s: Any, mlp_target_NS: Float[Array, "N s"] | None
 ) -> list[ClonePair]:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Int
 from lrc_jax.compute.fast import forward
 from lrc_jax.losses import ClonePair
 from lrc_jax.model import Activations, DecoderConfig, LayerWeights, Weights, count_parameters, init_weights
-from lrc_jax.students.base import Frozen, same_space_pairs
+from lrc_jax.students.base import Frozen, pairs_of_every_layer
 
 MATRICES = ("q_DQ", "k_DK", "v_DK", "o_QD", "gate_DF", "up_DF", "down_FD")
 HEAD_START = 0.5  # scale of the head's random start in whitened coordinates
@@ -194,10 +194,7 @@ class FactorizedStudent:
         self, params: dict[str, Any], frozen: Frozen, teacher_acts: Activations, student_acts: Activations
     ) -> list[ClonePair]:
         del params
-        pairs = []
-        for i, (t, s) in enumerate(zip(teacher_acts.layers, student_acts.layers, strict=True)):
-            pairs += same_space_pairs(i, frozen.teacher, t, s, t.mlp_out_ND)
-        return pairs
+        return pairs_of_every_layer(frozen.teacher, teacher_acts, student_acts)
 
 
 @dataclasses.dataclass(frozen=True)

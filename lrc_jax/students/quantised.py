@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from lrc_jax.compute.fast import forward
 from lrc_jax.losses import ClonePair
 from lrc_jax.model import Activations, DecoderConfig, Weights
-from lrc_jax.students.base import Frozen, same_space_pairs
+from lrc_jax.students.base import Frozen, pairs_of_every_layer
 from lrc_jax.students.factorized import matrix, matrix_shapes, with_matrix
 
 GROUP = {8: None, 4: 32}  # bits -> inputs that share a scale; None: all
@@ -81,7 +81,4 @@ class QuantisedTeacher:
         self, params: dict[str, Any], frozen: Frozen, teacher_acts: Activations, student_acts: Activations
     ) -> list[ClonePair]:
         del params
-        pairs = []
-        for i, (t, s) in enumerate(zip(teacher_acts.layers, student_acts.layers, strict=True)):
-            pairs += same_space_pairs(i, frozen.teacher, t, s, t.mlp_out_ND)
-        return pairs
+        return pairs_of_every_layer(frozen.teacher, teacher_acts, student_acts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,14 @@ from lrc_jax.data.pools import Pool
 from lrc_jax.errors import InputError
 from lrc_jax.inference.evaluate import batches
 from lrc_jax.model import DecoderConfig, Weights
+
+
+def _counted(config: DecoderConfig, pool: Pool) -> Iterator[tuple[Array, np.ndarray]]:
+    """A pool's tokens in batches of one size, and which of their sequences count: the last batch is filled up."""
+    parts, n = batches(pool, config.vocab_size)
+    size = parts[0].size
+    for i, part in enumerate(parts):
+        yield part.tokens_NT, np.arange(i * size, (i + 1) * size) < n
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -33,20 +42,17 @@ def _moments(config: DecoderConfig, teacher: Weights, tokens_BT: Array, counted_
 def second_moments(config: DecoderConfig, teacher: Weights, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
     """Mean outer products [D, D], float64, of (a) the residual stream, each point of it scaled to unit power, and
     (b) the features that the unembedding reads."""
-    parts, n = batches(pool, config.vocab_size)
-    size = parts[0].size
     residual = final = np.zeros((config.hidden_size, config.hidden_size))
-    for i, part in enumerate(parts):
-        a, b = _moments(config, teacher, part.tokens_NT, np.arange(i * size, (i + 1) * size) < n)
+    for tokens_BT, counted_B in _counted(config, pool):
+        a, b = _moments(config, teacher, tokens_BT, counted_B)
         residual, final = residual + np.asarray(a, np.float64), final + np.asarray(b, np.float64)
-    tokens = n * pool.tokens_NT.shape[1]
+    tokens = pool.size * pool.tokens_NT.shape[1]
     return residual / tokens, final / tokens
 
 
 #: What each class of matrices reads.
 INPUTS = {"q_DQ": "attn_in", "k_DK": "attn_in", "v_DK": "attn_in", "o_QD": "context", "gate_DF": "mlp_in",
           "up_DF": "mlp_in", "down_FD": "mlp_hidden"}  # fmt: skip
-SITES = tuple(dict.fromkeys(INPUTS.values()))
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("sums",))
@@ -67,15 +73,13 @@ def _add_inputs(
 def input_moments(config: DecoderConfig, teacher: Weights, pool: Pool) -> dict[str, np.ndarray]:
     """Mean outer products of what every matrix reads, float64: `layers.I.SITE` and `final` [X, X], and `tokens`, the
     tokens' frequencies [V], for the embedding (whose input is an indicator)."""
-    parts, n = batches(pool, config.vocab_size)
-    size = parts[0].size
     widths = {"attn_in": config.hidden_size, "context": config.q_size, "mlp_in": config.hidden_size,
               "mlp_hidden": config.intermediate_size}  # fmt: skip
     sums = {f"layers.{i}.{site}": jnp.zeros((w, w)) for i in range(config.num_layers) for site, w in widths.items()}
     sums |= {"final": jnp.zeros((config.hidden_size,) * 2), "tokens": jnp.zeros(config.vocab_size)}
-    for i, part in enumerate(parts):
-        sums = _add_inputs(config, teacher, part.tokens_NT, np.arange(i * size, (i + 1) * size) < n, sums)
-    tokens = n * pool.tokens_NT.shape[1]
+    for tokens_BT, counted_B in _counted(config, pool):
+        sums = _add_inputs(config, teacher, tokens_BT, counted_B, sums)
+    tokens = pool.size * pool.tokens_NT.shape[1]
     return {name: np.asarray(value, np.float64) / tokens for name, value in sums.items()}
 
 

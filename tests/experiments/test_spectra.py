@@ -45,7 +45,7 @@ def test_a_spectrum_is_known_where_all_runs_have_one(kept):
 def test_the_phase_diagram_has_both_exponents_of_every_table_and_counts_what_covers(kept):
     root, tables = kept
     with theme():
-        drawn = phase_diagram(root, tables)
+        drawn = phase_diagram(with_spectrum(root, tables), tables)
     assert drawn.points["s"].tolist() == [0.75, 1.0, 1.5]
     assert drawn.points["exponent"].tolist() == pytest.approx([1 / 1.5 + 0.05, 0.55, 1 / 3 + 0.05])
     assert "3 of 3 corrected intervals" in drawn.caption
@@ -54,17 +54,18 @@ def test_the_phase_diagram_has_both_exponents_of_every_table_and_counts_what_cov
     assert theory.get_ydata() == pytest.approx(1 / (2 * theory.get_xdata()))
     assert len(axes.containers) == 6
     one = {Path("full/a"): tables[Path("full/a")]}
-    assert phase_diagram(root, one) is None and optima_of_all_studies(root, one) is None
+    single = with_spectrum(root, one)
+    assert phase_diagram(single, one) is None and optima_of_all_studies(root, single) is None
     exponent = tables[Path("full/b")]["optimal_rank"]["exponents"]["samples"]
     exponent["corrected"] = {"estimate": 0.65, "ci95": [0.6, 0.7]}
     with theme():
-        assert "2 of 3 corrected intervals" in phase_diagram(root, tables).caption
+        assert "2 of 3 corrected intervals" in phase_diagram(with_spectrum(root, tables), tables).caption
 
 
 def test_all_optima_are_those_of_the_fits(kept):
     root, tables = kept
     with theme():
-        points = optima_of_all_studies(root, tables).points
+        points = optima_of_all_studies(root, with_spectrum(root, tables)).points
     assert len(points) == 9 and points["samples"].min() == 4000
     for s, part in points.groupby("s"):
         slope = np.polyfit(np.log(part["samples"]), np.log(part["mean"]), 1)[0]

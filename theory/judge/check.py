@@ -59,11 +59,9 @@ def check(table: Table, *, claims: Sequence[str] = (), margin: float = MARGIN) -
     selected, skipped = _select(table, claims)
     # Numbers beyond floating point become NaN or infinite and end in UNTESTABLE or INCONCLUSIVE, never in a warning.
     with np.errstate(all="ignore"):
-        reports = {
-            claim.name: dataclasses.replace(claim.judge(table, margin), rows=rows_of(claim.name, table.frame))
-            for claim in selected
-        }
-    return Report(table.path, table.sha256, len(table.frame), margin, reports, (*remarks, *arms, *skipped))
+        reports = {claim.name: claim.judge(table, margin) for claim in selected}
+    remarks = (*remarks, *arms, *skipped)
+    return Report(table.path, table.sha256, len(table.frame), margin, reports, remarks, table.frame)
 
 
 def rows_of(name: str, frame: pd.DataFrame, *, arms: bool = False) -> pd.DataFrame:

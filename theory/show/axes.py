@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from theory.judge.intervals import mean_interval
+from theory.judge.cells import mean_points
 from theory.judge.optimum import AT_LEAST, AT_MOST, OUTSIDE, UNRESOLVED, USED
 from theory.report import Exponent
 from theory.show.palette import LETTER
-from theory.show.theme import COLUMN, series_style
+from theory.show.theme import CLAIMED, COLUMN, FITTED, series_style
 
 #: Axes of the coordinates, and the colours of their levels where these tell series apart, the same in every figure.
 AXIS = {
@@ -28,20 +28,12 @@ AXIS = {
     "rank": "rank r",
     "steps": "steps T (one run each)",
 }
-
-
 SCALE = {"samples": "viridis", "rank": "plasma", "s": "plasma"}
 
 #: Marks of a limit, an arrow from a short bar to where r* lies, and of an optimum that may lie anywhere above.
 UP = [(-0.5, 0.0), (0.5, 0.0), (0.0, 0.0), (0.0, 2.0), (-0.4, 1.4), (0.0, 2.0), (0.4, 1.4)]
-
-
 DOWN = [(x, -y) for x, y in UP]
-
-
 OPEN_UP = [(-0.4, -0.4), (0.4, 0.4), (0.0, 0.0), (-0.4, 0.4), (0.4, -0.4), *UP[2:]]
-
-
 #: By status of an optimal rank: its marker, whether that is an outline, and what it means.
 OPTIMA: dict[str, tuple[Any, bool, str]] = {
     USED: ("o", False, "r*, in the fit"),
@@ -74,34 +66,27 @@ def plain_decades(axis: mpl.axis.Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def spread_of(points: pd.DataFrame) -> np.ndarray:
+    """Lengths [2, N] of error bars from `mean` down to `low` and up to `high`; 0 where an end is not known."""
+    ends = [points["mean"] - points["low"], points["high"] - points["mean"]]
+    return np.nan_to_num(np.maximum(np.array(ends, np.float64), 0.0))
+
+
 def errorbars(axes: Axes, x: np.ndarray, frame: pd.DataFrame, label: str, i: int, **style: Any) -> None:
     """Means with 95 % intervals; an interval that is not known is not drawn."""
-    known = frame["low"].notna() & frame["high"].notna()
-    spread = np.array(
-        [
-            frame["mean"] - frame["low"].where(known, frame["mean"]),
-            frame["high"].where(known, frame["mean"]) - frame["mean"],
-        ]
-    )
     style = series_style(i) | style
-    axes.errorbar(x, frame["mean"], yerr=np.maximum(spread, 0), linestyle="none", label=label, elinewidth=0.8, **style)
+    axes.errorbar(x, frame["mean"], yerr=spread_of(frame), linestyle="none", label=label, elinewidth=0.8, **style)
 
 
 def points_with_intervals(axes: Axes, x: np.ndarray, points: pd.DataFrame, colour: Any, label: str | None) -> None:
+    """The same in a colour of one's own, with caps."""
     mean = points["mean"].to_numpy(dtype=np.float64)
-    below = np.nan_to_num(np.maximum(mean - points["low"].to_numpy(dtype=np.float64), 0.0))
-    above = np.nan_to_num(np.maximum(points["high"].to_numpy(dtype=np.float64) - mean, 0.0))
-    axes.errorbar(x, mean, [below, above], fmt="o", ms=3, lw=1, capsize=2, color=colour, label=label)
+    axes.errorbar(x, mean, spread_of(points), fmt="o", ms=3, lw=1, capsize=2, color=colour, label=label)
 
 
 def cell_means(frame: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
     """Mean of a column over the rows of each cell, with its 95 % t interval: columns *by, mean, low, high."""
-    lines = []
-    for key, cell in frame.groupby(by):
-        values = cell[value].to_numpy(np.float64)
-        interval = mean_interval(values, 0.95)
-        lines.append((*key, values.mean(), interval.low, interval.high))
-    return pd.DataFrame(lines, columns=[*by, "mean", "low", "high"])
+    return mean_points(frame.groupby(by)[value]).reset_index()
 
 
 def legend_above(figure: Figure, axes: Axes, columns: int) -> None:
@@ -134,6 +119,17 @@ def fitted_text(coordinate: str, exponent: Exponent) -> str:
         return "no power law can be fitted"
     power = power_text(coordinate, f"{exponent.estimate:.2f}")
     return f"{power} [{exponent.ci95.low:.2f}, {exponent.ci95.high:.2f}]"
+
+
+def draw_fitted(axes: Axes, points: pd.DataFrame, coordinate: str, fitted: str, exponent: Exponent) -> None:
+    """The fitted law, a column of the points, with its exponent."""
+    axes.plot(points[coordinate], points[fitted], label=f"fit: {fitted_text(coordinate, exponent)}", **FITTED)
+
+
+def draw_claimed(axes: Axes, points: pd.DataFrame, coordinate: str, exponent: Exponent, said: str = "") -> None:
+    """The claimed law with its exponent, and what else is `said` of it."""
+    label = f"claimed: {power_text(coordinate, exponent.claimed)}{said}"
+    axes.plot(points[coordinate], points["claimed"], label=label, **CLAIMED)
 
 
 def level_colours(levels: Sequence[float], scale: str = "viridis") -> dict[float, tuple[float, ...]]:
@@ -181,10 +177,9 @@ def draw_optima(axes: Axes, points: pd.DataFrame, curves: pd.DataFrame, colour: 
             continue
         style: dict[str, Any] = {"color": colour, "markerfacecolor": "white" if outline else colour}
         if marker == "o":
-            spread = np.vstack([part["mean"] - part["low"], part["high"] - part["mean"]])
             axes.errorbar(
-                part["samples"], part["mean"], yerr=np.maximum(np.nan_to_num(spread), 0), linestyle="none", marker="o",
-                elinewidth=0.8, markersize=size, label=label, **style,
+                part["samples"], part["mean"], yerr=spread_of(part), linestyle="none", marker="o", elinewidth=0.8,
+                markersize=size, label=label, **style,
             )  # fmt: skip
         else:
             limits = [_limit(curves, n, r, status) for n, r in zip(part["samples"], part["mean"], strict=True)]

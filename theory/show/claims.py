@@ -22,8 +22,11 @@ from theory.judge.window import near_middle
 from theory.report import ClaimReport
 from theory.show.axes import (
     AXIS,
+    OPTIMA,
     SCALE,
     column,
+    draw_claimed,
+    draw_fitted,
     draw_optima,
     errorbars,
     fitted_text,
@@ -39,12 +42,8 @@ from theory.show.axes import (
 )
 from theory.show.theme import CLAIMED, FITTED, series_style, words
 
-#: How the optimum of a risk curve is marked, by its status.
-MARKS = {
-    USED: ("*", True, "r*"), OUTSIDE: ("*", False, "r* outside the trusted range"),
-    AT_MOST: ("<", False, "r* at most this"), AT_LEAST: (">", False, "r* at least this"),
-    UNRESOLVED: ("X", False, "r* open: no larger rank is clearly worse"),
-}  # fmt: skip
+#: How the optimum of a risk curve is marked, by its status: filled where it is in the fit (see OPTIMA).
+MARKS = {USED: "*", OUTSIDE: "*", AT_MOST: "<", AT_LEAST: ">", UNRESOLVED: "X"}
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def risk_against_rank(claim: ClaimReport, frame: pd.DataFrame, canvas: Figure | 
         best = float(curves["mean"].min())
         floor = best - 0.02 * (float(curves["mean"].max()) - best)
         label = f"test loss - {floor:.3f} (nats/token)"
-    seen = dict.fromkeys(MARKS, False)
+    seen = set()
     for n, colour in level_colours(sizes).items():
         part = curves[curves["samples"] == n].sort_values("rank")
         y = part["mean"] - floor
@@ -163,13 +162,13 @@ def risk_against_rank(claim: ClaimReport, frame: pd.DataFrame, canvas: Figure | 
             axes.fill_between(part["rank"], low.clip(lower=1e-9), high, color=colour, alpha=0.2, linewidth=0)
         for rank, status in optima.loc[optima["samples"] == n, ["mean", "status"]].to_numpy():
             height = np.interp(np.log(rank), np.log(part["rank"]), y)
-            marker, filled, _ = MARKS[status]
-            face = colour if filled else "white"
-            axes.plot(rank, height, marker, markersize=7, markerfacecolor=face, markeredgecolor=colour, zorder=5)
-            seen[status] = True
-    for marker, filled, text in (MARKS[status] for status, is_seen in seen.items() if is_seen):
-        face = "#444444" if filled else "white"
-        axes.plot([], [], marker, color="#444444", markerfacecolor=face, markersize=6, label=text)
+            face = colour if status == USED else "white"
+            axes.plot(rank, height, MARKS[status], markersize=7, markerfacecolor=face, markeredgecolor=colour, zorder=5)
+            seen.add(status)
+    for status, marker in MARKS.items():
+        if status in seen:
+            face, text = ("#444444", "r*") if status == USED else ("white", OPTIMA[status][2])
+            axes.plot([], [], marker, color="#444444", markerfacecolor=face, markersize=6, label=text)
     heights = curves["mean"] - floor
     axes.set(xscale="log", yscale="log", xlabel="rank r", ylabel=label)
     axes.set_ylim(heights[heights > 0].min() / 1.6, heights.max() * 1.6)
@@ -192,15 +191,14 @@ def optimal_rank_against_samples(claim: ClaimReport, frame: pd.DataFrame, canvas
     corrected = exponent.details.get("corrected", {})
     both = interval_text(exponent)
     if "fitted" in points:  # too few optima: no law
-        axes.plot(points["samples"], points["fitted"], label=f"fit: {fitted_text('samples', exponent)}", **FITTED)
+        draw_fitted(axes, points, "samples", "fitted", exponent)
         if points["fitted_corrected"].notna().any():
             low, high = corrected["ci95"]
             power = power_text("samples", f"{corrected['estimate']:.2f}")
             label = f"corrected: {power} [{low:.2f}, {high:.2f}]"
             axes.plot(points["samples"], points["fitted_corrected"], color="#D55E00", linewidth=1, label=label)
             both += f", corrected for the finite matrix {interval_words(corrected['estimate'], low, high)}"
-        claimed = f"claimed: {power_text('samples', exponent.claimed)}"
-        axes.plot(points["samples"], points["claimed"], label=claimed, **CLAIMED)
+        draw_claimed(axes, points, "samples", exponent)
     axes.set(xscale="log", yscale="log", xlabel=AXIS["samples"], ylabel="optimal rank r*")
     plain_log(axes.xaxis, points["samples"].to_numpy())
     ranks = claim.curves["rank"]
@@ -235,10 +233,8 @@ def gradient_against_steps(claim: ClaimReport, frame: pd.DataFrame, canvas: Figu
         )  # fmt: skip
     errorbars(axes, points["steps"].to_numpy(), points, "measured (95 %)", 1)
     exponent = claim.exponents["steps"]
-    fitted = f"fit: {fitted_text('steps', exponent)}"
-    axes.plot(points["steps"], points["fitted_steps"], label=fitted, **FITTED)
-    claimed = f"claimed: {power_text('steps', exponent.claimed)} (free constant)"
-    axes.plot(points["steps"], points["claimed"], label=claimed, **CLAIMED)
+    draw_fitted(axes, points, "steps", "fitted_steps", exponent)
+    draw_claimed(axes, points, "steps", exponent, " (free constant)")
     axes.set(xscale="log", yscale="log", xlabel=AXIS["steps"], ylabel="mean squared gradient norm")
     plain_log(axes.xaxis, frame["steps"].to_numpy())
     plain_decades(axes.yaxis)

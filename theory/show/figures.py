@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from theory.errors import OptionError
+from theory.judge.check import rows_of
 from theory.report import ClaimReport, Report, write_text
 from theory.show import claims, methods
 from theory.show.axes import level_colours, points_with_intervals
@@ -55,7 +56,7 @@ def write_figures(report: Report, folder: str | Path) -> list[Path]:
     for name, claim in report.claims.items():
         if claim.points.empty:
             continue
-        figure = draw(claim)
+        figure = draw_of(report, name)
         for suffix in ("png", "pdf"):
             written.append(_save(figure, folder / f"{name}.{suffix}"))
         for frame, stem in ((claim.points, name), (claim.curves, f"{name}_curves")):
@@ -65,8 +66,17 @@ def write_figures(report: Report, folder: str | Path) -> list[Path]:
     return written
 
 
-def draw(claim: ClaimReport) -> Figure:
-    """The figure of one claim; one of somebody else's is drawn along the column that it is about."""
+def draw_of(report: Report, name: str) -> Figure:
+    """The figure of one claim of a report."""
+    return draw(report[name], rows_of(name, report.frame) if name in PANELS else None)
+
+
+def draw(claim: ClaimReport, rows: pd.DataFrame | None = None) -> Figure:
+    """The figure of one claim; one of somebody else's is drawn along the column that it is about.
+
+    Args:
+        rows: those that speak about the claim, where its panels show more than its points.
+    """
     if claim.name in OF_METHODS:
         return OF_METHODS[claim.name](claim)
     with theme():
@@ -74,7 +84,7 @@ def draw(claim: ClaimReport) -> Figure:
         figure = Figure(figsize=(COLUMN * len(panels), HEIGHT))
         parts = np.atleast_1d(np.asarray(figure.subfigures(1, len(panels))))
         for part, panel in zip(parts, panels, strict=True):
-            panel(claim, claim.rows, part)
+            panel(claim, pd.DataFrame() if rows is None else rows, part)
         figure.suptitle(f"{words(claim.name)}: {claim.verdict}", color=INK.get(claim.verdict, "black"))
     return figure
 
