@@ -40,7 +40,7 @@ PLAN = {
               ("peer", "float32"), ("peer", "bfloat16"), ("peer_eager", "float32")],
 }  # fmt: skip
 TINY = {"test": [("ours", "float32"), ("ours", "bfloat16"), ("plain", "float32"), ("peer_eager", "float32")]}
-MANY = {"small": (16, 16, 200)}  # preset: ranks, seeds, steps
+MANY = {"base": (8, 32, 200), "small": (4, 64, 200)}  # preset: ranks, seeds, steps
 TINY_MANY = {"test": (4, 2, 20)}
 
 

@@ -18,7 +18,8 @@ from lrc_jax.students.base import Frozen, Params, Student
 from lrc_jax.training.train import teacher_activations
 
 EVAL_TOKENS = 4096  # most tokens in one evaluation batch: fits caches, and pools of different sizes share a shape
-EVAL_LOGITS = 2**25  # most logits in one evaluation batch (128 MiB of float32): binds at a real model's vocabulary
+# Most logits in one evaluation batch (128 MiB of float32, 1 GiB on an accelerator): binds at a real model's vocabulary.
+EVAL_LOGITS, EVAL_LOGITS_ACCELERATOR = 2**25, 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +68,17 @@ def _per_sequence(student_NV: Array, teacher_NV: Array, labels_BT: Array) -> tup
     return ce_student_B, ce_teacher_B, kl_B, entropy_B
 
 
+def batch_tokens(vocab_size: int) -> int:
+    """Most tokens of an evaluation batch."""
+    logits = EVAL_LOGITS if jax.default_backend() == "cpu" else EVAL_LOGITS_ACCELERATOR
+    return min(EVAL_TOKENS, logits // vocab_size)
+
+
 def batches(pool: Pool, vocab_size: int, samples: int | None = None) -> tuple[list[Pool], int]:
     """Equal batches that cover the first `samples` sequences (the last is filled up by repeating a sequence),
     and the number of sequences that count. Sizes are powers of two: few shapes to compile."""
     n = pool.size if samples is None else samples
-    most = max(1, min(EVAL_TOKENS, EVAL_LOGITS // vocab_size) // pool.tokens_NT.shape[1])
+    most = max(1, batch_tokens(vocab_size) // pool.tokens_NT.shape[1])
     size = min(1 << (most.bit_length() - 1), 1 << (n - 1).bit_length())
     out = []
     for start in range(0, n, size):

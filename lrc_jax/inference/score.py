@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from lrc_jax.compute.fast import forward
-from lrc_jax.inference.evaluate import EVAL_LOGITS, EVAL_TOKENS
+from lrc_jax.inference.evaluate import batch_tokens
 from lrc_jax.losses import IGNORE, cross_entropy_per_token
 from lrc_jax.model import DecoderConfig, Weights
 from lrc_jax.teachers.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ def continuation_scores(config: DecoderConfig, weights: Weights, pairs: Sequence
         rows.setdefault(min(length, max(most, len(tokens) - 1)), []).append((i, tokens, len(continuation)))
     found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
     for length, group in rows.items():
-        size = 1 << max(0, (min(EVAL_TOKENS, EVAL_LOGITS // config.vocab_size) // length).bit_length() - 1)
+        size = 1 << max(0, (batch_tokens(config.vocab_size) // length).bit_length() - 1)
         for start in range(0, len(group), size):
             part = group[start : start + size]
             tokens_BT = np.zeros((size, length), np.int32)

@@ -103,6 +103,8 @@ def _byte_level_bpe(keys: Keys, vocab: dict[str, int]) -> tuple[_Tokenizer, bool
             f"{keys.path}: tokenizer.ggml.pre {kind!r} is not supported; supported: {', '.join(PRE_TOKENIZERS)}"
         )
     pre = PRE_TOKENIZERS[kind]
+    for unread in ("add_space_prefix", "scores"):  # of sentencepiece; llama.cpp does not look at them here either
+        keys.take(f"tokenizer.ggml.{unread}")
     merges = [(left, right) for left, _, right in (m.partition(" ") for m in keys.texts("tokenizer.ggml.merges"))]
     backend = _Tokenizer(models.BPE(vocab, merges, ignore_merges=pre.whole_words))
     if pre.normalizer is not None:

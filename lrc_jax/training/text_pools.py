@@ -72,7 +72,8 @@ class Pools:
         """Raise InputError where a token is none of the model's, or there are fewer than `samples` to train on."""
         if samples > self.train.size:
             raise InputError(f"--samples: {samples} asked, there are {self.train.size} to train on")
-        tokens = [x for pool in (self.train, self.test, self.valid) if pool for x in (pool.tokens_NT, pool.labels_NT)]
+        pools = [pool for pool in (self.train, self.test, self.valid) if pool]
+        tokens = [np.asarray(x) for pool in pools for x in (pool.tokens_NT, pool.labels_NT)]
         low, high = min(int(x.min()) for x in tokens[::2]), max(int(x.max()) for x in tokens)
         if low < 0 or high >= config.vocab_size:
             wrong = low if low < 0 else high
@@ -101,17 +102,25 @@ def check_parts(source: TextSource, text: str | Path, parts: dict[str, str]) -> 
             )
 
 
-def held_out(source: TextSource, part: str) -> Pool:
-    """At most EVALUATED sequences of a part of a text."""
-    return pool_from_sequences(source.sequences(part, min(EVALUATED, source.available(part) or 0)))
+def held_out(source: TextSource, part: str, most: int = EVALUATED) -> Pool:
+    """At most so many sequences of a part of a text."""
+    return pool_from_sequences(source.sequences(part, min(most, source.available(part) or 0)))
 
 
-def read_pools(text: str, teacher: Teacher, sequence_length: int, samples: int = 0, field: str | None = None) -> Pools:
+def read_pools(
+    text: str,
+    teacher: Teacher,
+    sequence_length: int,
+    samples: int = 0,
+    field: str | None = None,
+    evaluated: int = EVALUATED,
+) -> Pools:
     """The pools of a text file or folder. Training sequences are read from the file of tokens as they are used.
 
     Args:
       samples: training sequences; 0 takes all.
       field: of JSON lines and parquet, the one with the text; None is "text".
+      evaluated: most held-out sequences of the test and of the validation text.
 
     Raises:
       InputError: the text cannot be read or is too short, or the teacher has no tokenizer.
@@ -120,4 +129,4 @@ def read_pools(text: str, teacher: Teacher, sequence_length: int, samples: int =
     samples = samples or source.available("student") or 0
     check_parts(source, text, {"student": "to train on", "test": "to test on", "probe": "for validation"})
     train = pool_from_sequences(source.windows("student", samples))
-    return Pools(train, held_out(source, "test"), held_out(source, "probe"), source.digest)
+    return Pools(train, held_out(source, "test", evaluated), held_out(source, "probe", evaluated), source.digest)

@@ -349,6 +349,7 @@ def byte_level_metadata(tokenizer: Tokenizer, pre: str) -> Any:
     def write(writer: Any) -> None:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(pre)
+        writer.add_bool("tokenizer.ggml.add_space_prefix", False)  # as SmolLM2's files have it
         writer.add_token_list(tokens)
         writer.add_token_types([3, 3] + [1] * (len(tokens) - 2))
         writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
