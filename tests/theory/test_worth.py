@@ -92,7 +92,9 @@ def test_targets_lie_where_both_curves_pass():
 
 # --- the words of claim 6 --------------------------------------------------------------------------------------------
 
-STANDARD = Standard(factor_level=0.975, difference_level=0.95, tier=1, clone_tuned=True, direct_tuned=True)
+STANDARD = Standard(
+    factor_level=0.975, difference_level=0.95, tier=1, clone_tuned=True, direct_tuned=True, worse_counts=True
+)
 
 
 def factor(lows=1.0, highs=None, level=0.95):
@@ -145,6 +147,12 @@ def test_refuted_where_the_clone_is_worse_by_more_than_the_margin():
     assert said(None) == UNTESTABLE
 
 
+def test_being_worse_at_the_largest_budget_needs_nothing_of_the_others():
+    worse = seeds_around(0.2, 0.01)
+    assert said(None, worse, tier=0, clone_tuned=False, direct_tuned=False) == REFUTED
+    assert said(None, worse, tier=0, worse_counts=False) == UNTESTABLE
+
+
 @pytest.mark.parametrize(("target", "word"), [(-1, REFUTED), (-2, REFUTED), (-3, INCONCLUSIVE), (0, INCONCLUSIVE)])
 def test_refuted_where_more_is_needed_at_one_of_the_two_lowest_targets(target, word):
     highs = np.full(efficiency.TARGETS, 5.0)
@@ -157,7 +165,8 @@ def test_refuted_where_more_is_needed_at_one_of_the_two_lowest_targets(target, w
 def test_a_method_that_was_not_tuned_cannot_lose_by_it():
     slow, worse = factor(highs=0.5, level=0.975), seeds_around(0.2, 0.01)
     assert said(slow) == said(factor(3.0), worse) == REFUTED
-    assert said(slow, clone_tuned=False) == said(factor(3.0), worse, clone_tuned=False) == INCONCLUSIVE
+    untuned = {"clone_tuned": False, "worse_counts": False}
+    assert said(slow, **untuned) == said(factor(3.0), worse, **untuned) == INCONCLUSIVE
     assert said(slow, direct_tuned=False) == REFUTED
     assert said(factor(3.0), clone_tuned=False) == CONSISTENT
     assert said(factor(3.0), direct_tuned=False) == said(factor(1.5), direct_tuned=False) == INCONCLUSIVE
@@ -428,6 +437,47 @@ def test_untrained_rows_points_of_one_run_and_edges_are_said():
     assert edge.verdict == INCONCLUSIVE
     assert "at the edge" in edge.reasons[0]
     assert {"method": "direct", "tokens": 1e5, "learning_rate": 0.016, "seeds": 1} in edge.fields["needed"]
+
+
+def shifted(frame, method, tokens, rate, nats):
+    """The losses of one method and budget, moved so that this rate is the best; by so many nats there."""
+    here = (frame["method"] == method) & (frame["tokens"] == tokens)
+    moved = 0.03 * np.log2(frame["learning_rate"] / rate) ** 2 - 0.03 * np.log2(frame["learning_rate"] / 0.002) ** 2
+    out = frame.copy()
+    for column in ("test_loss", "valid_loss"):
+        out[column] = frame[column] + np.where(here, moved + nats, 0.0)
+    return out
+
+
+def test_a_smaller_budget_that_cannot_be_judged_does_not_hide_a_worse_loss_at_the_largest():
+    small, large = min(DESIGN.tokens), max(DESIGN.tokens)
+    behind = shifted(budgets(Curve()), "clone", large, 0.002, 0.2)
+    at_edge = shifted(behind, "clone", small, 0.0005, 0.0)  # below every rate: the lowest is best, which has one seed
+    report = judged(at_edge, "efficiency")
+    assert report.verdict == REFUTED
+    assert "the clone is worse at the largest budget" in report.reasons[0]
+    assert "at the edge at tokens = 100000" in report.reasons[0]
+    similar = judged(shifted(budgets(Curve()), "clone", small, 0.0005, 0.0), "efficiency")
+    assert similar.verdict == UNTESTABLE
+    # Without a scan of the clone's rates at the largest budget nothing is refuted.
+    assert judged(shifted(behind, "clone", large, 0.0005, 0.0), "efficiency").verdict != REFUTED
+    # Two seeds there are too few.
+    few = at_edge[(at_edge["tokens"] != large) | (at_edge["seed"] < 2)]
+    assert judged(few, "efficiency").verdict == UNTESTABLE
+
+
+def test_a_size_that_cannot_be_judged_does_not_hide_a_better_rival_at_another():
+    frame = front_table((0.1, 0.1, -0.1, 0.1), DESIGN, np.random.default_rng(0))
+    first = frame["weight_bytes"] == frame["weight_bytes"].min()
+    moved = frame.copy()
+    for column in ("test_loss", "valid_loss"):  # the lowest rate, which has one seed, is best at the smallest size
+        moved[column] = frame[column] - np.where(first & (frame["learning_rate"] == 0.001), 0.2, 0.0)
+    report = judged(moved, "compression")
+    assert report.verdict == REFUTED
+    assert "at the edge at weight_bytes" in report.reasons[0]
+    ahead = front_table(0.1, DESIGN, np.random.default_rng(0))
+    ahead["valid_loss"] -= np.where(first & (ahead["learning_rate"] == 0.001), 0.2, 0.0)
+    assert judged(ahead, "compression").verdict == UNTESTABLE
 
 
 def test_mixtures_and_copies_are_refused():

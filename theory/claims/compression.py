@@ -103,7 +103,8 @@ class Standard:
 
 def a_rival_is_better(e: Evidence, standard: Standard) -> bool:
     """At some size the lower limit of the clone's loss minus a rival's lies above .02 nats, at equal or lower cost of
-    the rival; the level is 95 % over all sizes and rivals together. The clone's learning rate was chosen fairly."""
+    the rival; the level is 95 % over all sizes and rivals together. Asks for three seeds and a fairly chosen learning
+    rate of the clone at that size, and for no other size."""
     return any(_refutes(d, standard.refute_level) for d in e.duels)
 
 
@@ -123,8 +124,10 @@ RULES = (Rule(REFUTED, a_rival_is_better), Rule(CONSISTENT, no_rival_is_better))
 
 
 def decide(evidence: Evidence, standard: Standard) -> str:
-    """The word for one measure of cost: the first rule that applies; UNTESTABLE if a gate fails, or in
-    no duel either side was tuned fairly."""
+    """The word for one measure of cost: the first rule that applies; UNTESTABLE if a gate fails, or in no duel either
+    side was tuned fairly, and no rival is better. For that one size is enough."""
+    if a_rival_is_better(evidence, standard):
+        return REFUTED
     if standard.tier == 0 or not any(d.clone_tuned or d.rival_tuned for d in evidence.duels):
         return UNTESTABLE
     return next((r.word for r in RULES if r.condition(evidence, standard)), INCONCLUSIVE)
@@ -267,7 +270,7 @@ def _judge_arm(
             continue
         # A run's latency is noisy: the typical one is the method's.
         costs = {cell: float(part[cost].median()) for cell, part in cells.items() if part[cost].notna().any()}
-        duels = _duels(clones, costs, losses, fixed, seeds, untuned)
+        duels = _duels(clones, costs, losses, fixed, tuning)
         sizes = {m: [c for (name, _), c in costs.items() if name == m] for m in clones}
         measured[cost] = (duels, rivals_gate(sizes, duels, cost))
     distinct = {(d.clone, d.cells) for duels, _ in measured.values() for d in duels}
@@ -286,23 +289,22 @@ def _duels(
     costs: Mapping[Cell, float],
     losses: Mapping[Cell, pd.Series],
     fixed: set[Cell],
-    seeds: Sequence[float],
-    untuned: Mapping[str, str],
+    tuning: Mapping[str, Tuning],
 ) -> list[Duel]:
     """Every clone and size against every rival that has a size of that cost, sizes on both sides, or only cheaper
     ones."""
-
-    def by_seed(cell: Cell) -> pd.Series:
-        """Loss of a rival by the clone's seeds; one that was not trained has no other for another seed."""
-        own = losses[cell]
-        return pd.Series(float(own.mean()), index=order) if cell in fixed else own.reindex(order)
-
-    order = pd.Index(seeds)
     duels = []
     used: tuple[Cell, ...]
     for mine, cost in costs.items():
         if mine[0] not in clones:
             continue
+        order = losses[mine].index
+
+        def by_seed(cell: Cell, order: pd.Index = order) -> pd.Series:
+            """Loss of a rival by the clone's seeds; one that was not trained has no other for another seed."""
+            own = losses[cell]
+            return pd.Series(float(own.mean()), index=order) if cell in fixed else own.reindex(order)
+
         for rival in sorted({m for m, _ in costs if m not in clones}):
             cells = sorted((c, cell) for cell, c in costs.items() if cell[0] == rival)
             prices = np.log([c for c, _ in cells])
@@ -319,8 +321,11 @@ def _duels(
                 used, how, theirs = (cells[-1][1],), "cheaper", by_seed(cells[-1][1])
             else:
                 continue  # every size of it costs more
-            difference = (losses[mine].reindex(order) - theirs).dropna().to_numpy()
+            difference = (losses[mine] - theirs).dropna().to_numpy()
             if len(difference) >= gates.SECOND_TIER_SEEDS:
+                own_scan = {mine[0]: tuning[mine[0]].at(mine[1])}
+                scans = [{rival: tuning[rival].at(size)} for _, size in used] if rival in tuning else [{}]
+                untuned = {name for scan in scans for name in unfair(own_scan | scan)}
                 flags = (mine[0] not in untuned, rival not in untuned, not fixed.issuperset(used))
                 duels.append(Duel(mine[0], rival, float(cost), difference, how, (mine, *used), *flags))
     return duels
@@ -417,7 +422,8 @@ CLAIM = Claim(
         ".02 nats or less against every rival at every size, REFUTED if the lower limit exceeds .02 against any (95 % "
         "over all sizes and rivals together), else INCONCLUSIVE. A rival between two of whose sizes the clone lies is "
         "interpolated in ln cost; one that is only cheaper can refute, and one that only costs more says nothing. A "
-        "method that was not tuned fairly cannot lose by it. The worst measure of cost decides"
+        "method that was not tuned fairly cannot lose by it. One size refutes without the others: it needs three seeds "
+        "and the clone's scan of rates there. The worst measure of cost decides"
     ),
     problems=(
         "G12: the abstract compares with full-parameter distillation alone; the question of a user is which "

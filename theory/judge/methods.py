@@ -8,7 +8,7 @@ is a rival. A row with `tokens` = 0 was not trained.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,18 @@ class Tuning:
         rates: the smallest number of rates that any scan of it had. ok: at least MIN_RATES in every scan, the best one
             never at an edge, and budgets without a scan run at rates that the scans chose.
         reason: why not. needed: the runs that would complete the scans, {column: value, "seeds": n}.
+        scans: of every level with a scan of its own, that scan alone.
     """
 
     rates: int
     ok: bool
     reason: str = ""
     needed: tuple[dict[str, Any], ...] = ()
+    scans: Mapping[float, Tuning] = field(default_factory=dict, compare=False, repr=False)
+
+    def at(self, level: float) -> Tuning:
+        """How the rate of one budget or size was chosen: by its own scan, or by all scans together if it has none."""
+        return self.scans.get(level, self)
 
 
 def best_rates(
@@ -122,7 +128,8 @@ def _tuning(point: dict[str, Any], along: str, chosen: dict[float, tuple[float, 
                 {**point, along: level, "learning_rate": r, "seeds": 1} for r in _more(rates, MIN_RATES - 1, best)
             ]
     more = f" and at {len(bad) - 1} more" if len(bad) > 1 else ""
-    return Tuning(fewest, not bad, bad[0] + more if bad else "", tuple(needed))
+    single = {level: _tuning(point, along, {level: scan}) for level, scan in scans.items()} if len(chosen) > 1 else {}
+    return Tuning(fewest, not bad, bad[0] + more if bad else "", tuple(needed), single)
 
 
 def _more(rates: np.ndarray, count: int, best: float) -> list[float]:

@@ -517,6 +517,8 @@ def _efficiency_cases() -> list[Case]:
         ("F = 4, 3 seeds", four, {"design": few}, HOLDS, (CONSISTENT, REFUTED)),
         ("F = 4, 2 seeds", four, {"design": fewer}, UNTESTABLE, EVERY_WORD),
         ("F = 4, 2 budgets", four, {"design": replace(WORTH, tokens=(100_000, 1_000_000))}, UNTESTABLE, EVERY_WORD),
+        ("F = 1/4, 2 budgets", Curve(speed=0.25), {"design": replace(WORTH, tokens=(100_000, 1_000_000))}, REFUTED, ()),
+        ("F = 1/4, 2 seeds", Curve(speed=0.25), {"design": fewer}, UNTESTABLE, EVERY_WORD),
         ("F = 4, points along one run", four, {"one_run": True}, UNTESTABLE, EVERY_WORD),
         ("F = 4, one learning rate", four, {"design": ONE_RATE}, UNTESTABLE, EVERY_WORD),
         ("F = 4, direct training at an edge of its rates", four, {"best": {"direct": 0.008}}, INCONCLUSIVE, SUPPORT),
@@ -573,6 +575,8 @@ def _compression_cases() -> list[Case]:
         ("ahead of weak rivals alone", 0.1, weak, INCONCLUSIVE, (CONSISTENT, REFUTED)),
         ("0.1 nats ahead, 3 seeds", 0.1, {"design": few}, INCONCLUSIVE, (CONSISTENT, REFUTED)),
         ("0.1 nats ahead, 2 seeds", 0.1, {"design": fewer}, UNTESTABLE, (CONSISTENT, REFUTED)),
+        ("0.1 nats behind, 2 seeds", -0.1, {"design": fewer}, UNTESTABLE, (CONSISTENT, REFUTED)),
+        ("0.1 nats behind, rates at an edge", -0.1, {"best": 0.008}, INCONCLUSIVE, (CONSISTENT, REFUTED)),
         ("0.1 nats ahead, rates at an edge", 0.1, {"best": 0.008}, INCONCLUSIVE, (CONSISTENT, REFUTED)),
     ]
     noisy = replace(WORTH, noise=0.03)
