@@ -31,7 +31,7 @@ from experiments.common.files import write_text
 from experiments.run_one.config import RunConfig
 from lrc_jax.errors import InputError
 
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "clone:pca": {"student": "lrc"},
     "direct:pca": {"student": "direct"},
     "scratch": {"student": "scratch", "clone_weight": 0.0},

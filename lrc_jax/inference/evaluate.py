@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -105,11 +106,28 @@ def sequence_losses(
     return SequenceLosses(*joined)
 
 
-def divergence_from(config: DecoderConfig, teacher: Weights, weights: Weights, pool: Pool) -> float:
-    """Mean KL(teacher || other) over a pool, nats per token, of two decoders of one architecture."""
+@functools.partial(jax.jit, static_argnames=("config",))
+def _logits(config: DecoderConfig, weights: Weights, batch: Pool) -> Array:
+    return forward(config, weights, batch.tokens_NT).logits_NV
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _kl(config: DecoderConfig, weights: Weights, teacher_NV: Array, batch: Pool) -> Array:
+    student_NV = forward(config, weights, batch.tokens_NT).logits_NV
+    return jnp.mean(kl_per_token(teacher_NV, student_NV, 1.0).reshape(batch.labels_NT.shape), axis=1)
+
+
+def divergence_from(config: DecoderConfig, teacher: Weights, pool: Pool) -> Callable[[Weights], float]:
+    """Of other decoders of one architecture: the mean KL(teacher || other) over a pool, nats per token. The teacher's
+    logits are computed once and kept."""
     parts, n = batches(pool, config.vocab_size)
-    kl_N = [np.asarray(_losses(config, config, weights, Frozen(teacher), part)[2], np.float64) for part in parts]
-    return float(np.concatenate(kl_N)[:n].mean())
+    known = [_logits(config, teacher, part) for part in parts]
+
+    def divergence(weights: Weights) -> float:
+        rows = [_kl(config, weights, logits_NV, part) for logits_NV, part in zip(known, parts, strict=True)]
+        return float(np.concatenate([np.asarray(row, np.float64) for row in rows])[:n].mean())
+
+    return divergence
 
 
 @functools.partial(jax.jit, static_argnames=("config",))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -110,25 +110,32 @@ def spectra(config: DecoderConfig, teacher: Weights, moments: Mapping[str, np.nd
 
 
 def measured_losses(
-    config: DecoderConfig, teacher: Weights, found: Mapping[str, Spectrum], pool: Pool
+    config: DecoderConfig,
+    teacher: Weights,
+    found: Mapping[str, Spectrum],
+    pool: Pool,
+    say: Callable[[int, int], object] = lambda done, of: None,
 ) -> dict[str, np.ndarray]:
     """What truncating one matrix costs, at rank 0, 1, ...: KL(teacher || truncated) in nats per token.
 
     Measured at a few ranks of each matrix, all others whole, on the first ALLOCATION_TOKENS of a pool; between them it
     is linear in the share of the matrix's output that is lost, which is known at every rank.
+
+    Args:
+      say: told after each matrix how many are done, and of how many.
     """
-    losses, pool = {}, _few(pool)
-    for name, one in found.items():
+    losses, divergence = {}, divergence_from(config, teacher, _few(pool))
+    for done, (name, one) in enumerate(found.items()):
         lost, most = one.lost(), len(one.values)
         probes = sorted({max(1, round(share * most)) for share in PROBES}, reverse=True)
         costs = []
         for rank in probes:
             u, v = one.factors(rank)
-            truncated = with_matrix(teacher, name, jnp.asarray(u @ v, jnp.float32))
-            costs.append(divergence_from(config, teacher, truncated, pool))
+            costs.append(divergence(with_matrix(teacher, name, jnp.asarray(u @ v, jnp.float32))))
         x, y = np.array([0.0, *lost[probes]]), np.maximum.accumulate([0.0, *costs])
         beyond = np.maximum(lost - x[-1], 0.0) * (y[-1] / x[-1] if x[-1] > 0 else 0.0)
         losses[name] = np.interp(lost, x, y) + beyond
+        say(done + 1, len(found))
     return losses
 
 
@@ -208,10 +215,8 @@ def whitened_start(
         budget = sum(factored_size(*shapes[name], rank) for name, rank in student.rank_by_matrix().items())
         ranks = allocate([losses[name] for name in shapes], list(shapes.values()), budget)
         other = dataclasses.replace(student, ranks=ranks)
-        own, allocated = (
-            divergence_from(student.teacher, teacher, _truncated(one, teacher, found), _few(pool))
-            for one in (student, other)
-        )
+        divergence = divergence_from(student.teacher, teacher, _few(pool))
+        own, allocated = (divergence(truncated(one, teacher, found)) for one in (student, other))
         student = other if allocated < own else student
     factors = {}
     for name, rank in student.rank_by_matrix().items():
@@ -220,7 +225,7 @@ def whitened_start(
     return student, factors
 
 
-def _truncated(student: FactorizedStudent, teacher: Weights, found: Mapping[str, Spectrum]) -> Weights:
+def truncated(student: FactorizedStudent, teacher: Weights, found: Mapping[str, Spectrum]) -> Weights:
     """The teacher with every matrix at the student's rank."""
     for name, rank in student.rank_by_matrix().items():
         u, v = found[name].factors(rank)

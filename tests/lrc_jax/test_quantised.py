@@ -53,7 +53,7 @@ def test_eight_bits_lose_less_than_four_and_norms_are_as_they_were():
     for bits in (8, 4):
         student = make_student("quantised", CONFIG, CloneFlags(1), StudentOptions(bits=bits))
         made = jax.jit(student.weights)(student.init(jax.random.key(0), Frozen(weights)), Frozen(weights))
-        lost[bits] = divergence_from(CONFIG, weights, made, pool)
+        lost[bits] = divergence_from(CONFIG, weights, pool)(made)
         for old, new in zip(weights.layers, made.layers, strict=True):
             np.testing.assert_array_equal(old.input_norm_D, new.input_norm_D)
         np.testing.assert_array_equal(weights.final_norm_D, made.final_norm_D)

@@ -141,7 +141,7 @@ def test_at_the_teachers_size_the_student_is_the_teacher(teacher, allocation):
     student, factors = start_of(student, teacher, allocation)
     frozen = Frozen(weights, factors=factors)
     made = student.weights(student.init(jax.random.key(0), frozen), frozen)
-    assert divergence_from(config, weights, made, pool) < 1e-5
+    assert divergence_from(config, weights, pool)(made) < 1e-5
     assert inference_cost(student, 12).numbers <= parameter_count(config)
 
 
@@ -159,7 +159,7 @@ def test_ranks_keep_to_the_size_of_a_clone(teacher, rank):
         assert clone - slack < inference_cost(student, 12).numbers <= clone
         frozen = Frozen(weights, factors=factors)
         made = student.weights(student.init(jax.random.key(0), frozen), frozen)
-        cost[allocation] = divergence_from(config, weights, made, pool)
+        cost[allocation] = divergence_from(config, weights, pool)(made)
     assert cost["by_loss"] <= cost["uniform"] * (1 + 1e-6)
 
 
@@ -170,7 +170,7 @@ def test_measured_losses_are_those_of_truncating_one_matrix(teacher):
     assert len(losses) == 17 and losses[-1] == 0.0 and (np.diff(losses) <= 0).all()
     u, v = found["layers.0.up_DF"].factors(4)
     layers = (dataclasses.replace(weights.layers[0], up_DF=(u @ v).astype(np.float32)), *weights.layers[1:])
-    measured = divergence_from(config, weights, dataclasses.replace(weights, layers=layers), pool)
+    measured = divergence_from(config, weights, pool)(dataclasses.replace(weights, layers=layers))
     assert losses[4] == pytest.approx(measured, rel=1e-5)
 
 
