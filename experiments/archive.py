@@ -7,7 +7,8 @@ The copy holds the table of measurements, the points of the training curves, the
 the environment and commands that made them; figures, verdicts and pages are made from these alone, without a model.
 Files that say the same up to rounding are left alone, so that drawing them on another machine changes nothing. PDF
 files and pages are not kept in git. `study=all` also draws what is seen across studies (the forest of all verdicts, the
-phase diagram, all optima) beside them, and puts the kept tables into the pages of docs/ that show them.
+phase diagram, all optima) and a picture of Low-Rank Clone beside them, and puts the kept tables into the pages of docs/
+that show them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from experiments.show.forest import forest
 from experiments.show.lines import lines_of
 from experiments.show.page import parts_of
 from experiments.show.power import FILE as POWER
+from experiments.show.schematic import schematic
 from experiments.show.spectra import optima_of_all_studies, phase_diagram, with_spectrum
 from experiments.sweep.provenance import ENVIRONMENT, environment
 from experiments.sweep.store import REFERENCE, Study
@@ -136,7 +138,7 @@ def fill_pages(reference: Study, docs: Path) -> None:
 
 
 def draw_together(reference: Study) -> None:
-    """What is seen across the kept studies: the forest of all verdicts, r* by the spectrum."""
+    """The method's picture, and what is seen across the kept studies: the forest of all verdicts, r* by spectrum."""
     verdicts = kept_verdicts(reference)
     if not verdicts:
         return
@@ -147,9 +149,11 @@ def draw_together(reference: Study) -> None:
             phase_diagram(spectra, verdicts),
             optima_of_all_studies(reference.path, spectra),
         ]
+        picture = schematic()
     for drawn in pictures:
         if drawn is not None:
             save(drawn, reference.path)
+    save(picture, reference.path, points=False)
 
 
 def tell_again(study: Study) -> None:

@@ -178,8 +178,8 @@ def compression_front(claim: ClaimReport, _: pd.DataFrame) -> Drawn:
 
 CLAIM_FIGURES: dict[str, list[Callable[[ClaimReport, pd.DataFrame], Drawn | None]]] = {
     "generalization": [claims.gap_against_samples, claims.gap_against_rank, claims.gap_local_slopes],
-    "optimal_rank": [claims.optimal_rank_against_samples, claims.risk_against_rank],
-    "convergence": [claims.gradient_against_steps],
+    "optimal_rank": [claims.optimal_rank_against_samples, claims.risk_surface, claims.risk_against_rank],
+    "convergence": [claims.gradient_against_steps, claims.gradient_local_slopes],
     "information": [claims.information_against_clone_weight],
     "dynamics": [claims.dynamics_divergence, claims.dynamics_alignment],
     "efficiency": [efficiency_budgets],

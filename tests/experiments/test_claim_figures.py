@@ -20,8 +20,10 @@ from theory.show.claims import (
     gap_against_rank,
     gap_against_samples,
     gap_local_slopes,
+    gradient_local_slopes,
     optimal_rank_against_samples,
     risk_against_rank,
+    risk_surface,
 )
 from theory.show.theme import theme
 
@@ -113,6 +115,47 @@ def test_local_slopes_show_what_the_verdict_rests_on(gap):
     )
     short = check_table(frame[frame["samples"] < 300]).claims["generalization"]
     assert gap_local_slopes(short, frame) is None
+
+
+def test_local_slopes_of_the_gradient_are_those_between_horizons():
+    steps, seeds = 256.0 * 4.0 ** np.arange(5), range(8)
+    noise = np.random.default_rng(0).normal(0, 0.01, (5, 8))
+    norms = np.array([1.0, 0.5, 0.25, 0.2, 0.16])[:, None] * np.exp(noise)
+    frame = pd.DataFrame(
+        [{"steps": t, "seed": s, "grad_norm_sq": norms[i, s]} for i, t in enumerate(steps) for s in seeds]
+    )
+    with theme():
+        drawn = gradient_local_slopes(check_table(frame).claims["convergence"], frame)
+    local = drawn.points[drawn.points["part"] == "local"]
+    assert local["from"].tolist() == pytest.approx(np.sqrt(steps[1:] * steps[:-1]).tolist())
+    means = norms.mean(axis=1)
+    assert local["mean"].tolist() == pytest.approx((np.diff(np.log(means)) / np.log(4)).tolist(), rel=1e-4)
+    line = next(line for line in drawn.figure.axes[0].lines if line.get_label().startswith("claimed"))
+    assert set(line.get_ydata()) == {-0.5}
+
+
+def test_the_risk_surface_is_in_units_of_the_best_rank_at_each_n(optima):
+    """Excess is r / sqrt(N) + N / r^2: cells, colours, and the two paths on them."""
+    curves = optima.curves.assign(mean=lambda c: 2.0 + c["rank"] / c["samples"] ** 0.5 + c["samples"] / c["rank"] ** 2)
+    claim = ClaimReport("optimal_rank", "LOOSE", (), optima.exponents, Bound(), 30, 5, {}, optima.points, curves)
+    frame = pd.DataFrame({"teacher_loss": [2.0]})
+    with theme():
+        drawn = risk_surface(claim, frame)
+    points = drawn.points.set_index(["samples", "rank"])
+    assert len(points) == 30 and (points.groupby("samples")["times_best"].min() == 1).all()
+    excess = 32 / 20.0 + 400 / 32.0**2
+    assert points.loc[(400, 32), "excess"] == pytest.approx(excess)
+    others = [r / 20.0 + 400 / r**2 for r in RANKS]
+    assert points.loc[(400, 32), "times_best"] == pytest.approx(excess / min(others))
+    axes = drawn.figure.axes[0]
+    mesh = axes.collections[0].get_array()
+    assert mesh.shape == (5, 6) and mesh[-1, 1] == pytest.approx(excess / min(others))
+    seen = optima.points[optima.points["status"].isin(["used", "outside"])]
+    assert axes.lines[0].get_xydata().tolist() == seen[["samples", "mean"]].to_numpy().tolist()
+    assert axes.lines[1].get_xydata().tolist() == optima.points[["samples", "claimed"]].to_numpy().tolist()
+    with theme():
+        assert risk_surface(claim, frame.assign(teacher_loss=6.0)) is None  # students beat this teacher
+        assert risk_surface(claim, pd.DataFrame({"rank": [1]})) is None
 
 
 def test_the_latex_table_has_every_line_and_no_bare_symbol(gap):

@@ -150,6 +150,13 @@ def level_bar(figure: Figure, axes: Axes, coordinate: str, levels: list[float]) 
     bar.set_label(AXIS[coordinate], fontsize=7)
 
 
+def log_edges(values: np.ndarray) -> np.ndarray:
+    """[K + 1] borders of the K cells of a logarithmic axis whose sorted centres are given; K is 2 or more."""
+    centres = np.log(values)
+    middles = 0.5 * (centres[1:] + centres[:-1])
+    return np.exp(np.r_[2 * centres[0] - middles[0], middles, 2 * centres[-1] - middles[-1]])
+
+
 def slope_triangle(axes: Axes, slope: float, text: str) -> None:
     """A claimed exponent as a small triangle in a corner that the data leave free; call it once the limits are set."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
@@ -164,13 +171,18 @@ def slope_triangle(axes: Axes, slope: float, text: str) -> None:
     axes.text(x - 0.02, y + height / 2, text, transform=axes.transAxes, ha="right", va="center", zorder=4)
 
 
-def draw_optima(axes: Axes, points: pd.DataFrame, curves: pd.DataFrame, colour: str, size: float) -> None:
-    """r* by N: seen ones with intervals, one-sided limits as arrows, and the trusted range shaded."""
+def draw_trusted_range(axes: Axes, points: pd.DataFrame) -> None:
+    """The ranks at which an optimum enters the fit, shaded."""
     points = points.sort_values("samples")
     axes.fill_between(
         points["samples"], points["limit_low"], points["limit_high"], color="#000000", alpha=0.06, linewidth=0,
         label="trusted range",
     )  # fmt: skip
+
+
+def draw_optima(axes: Axes, points: pd.DataFrame, curves: pd.DataFrame, colour: str, size: float) -> None:
+    """r* by N: seen ones with intervals, one-sided limits as arrows."""
+    points = points.sort_values("samples")
     for status, (marker, outline, label) in OPTIMA.items():
         part = points[points["status"] == status]
         if part.empty:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from theory.claims.convergence import CONSTANTS, right_hand_side
 from theory.claims.dynamics import NOT_PRESERVED, PRESERVED, ratio_interval
@@ -28,6 +31,7 @@ from theory.show.axes import (
     draw_claimed,
     draw_fitted,
     draw_optima,
+    draw_trusted_range,
     errorbars,
     fitted_text,
     interval_text,
@@ -35,15 +39,20 @@ from theory.show.axes import (
     legend_above,
     level_bar,
     level_colours,
+    log_edges,
     plain_decades,
     plain_log,
     power_text,
     slope_triangle,
 )
+from theory.show.palette import LETTER
 from theory.show.theme import CLAIMED, FITTED, series_style, words
 
 #: How the optimum of a risk curve is marked, by its status: filled where it is in the fit (see OPTIMA).
 MARKS = {USED: "*", OUTSIDE: "*", AT_MOST: "<", AT_LEAST: ">", UNRESOLVED: "X"}
+
+#: Borders of the colours of the risk surface, in units of the smallest excess loss at the same N.
+TIMES_BEST = (1, 1.1, 1.25, 1.5, 2, 3, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -99,16 +108,23 @@ def gap_against_rank(claim: ClaimReport, frame: pd.DataFrame, canvas: Figure | N
     return _gap(claim, "rank", "samples", canvas)
 
 
-def gap_local_slopes(claim: ClaimReport, frame: pd.DataFrame, canvas: Figure | None = None) -> Drawn | None:
-    """Local exponent of the gap in N, with the parts of the range that the verdict rests on."""
-    exponent = claim.exponents["samples"]
+def _local_slopes(
+    claim: ClaimReport, coordinate: str, name: str, quantity: str, short: str, canvas: Figure | None
+) -> Drawn | None:
+    """The exponent along the range, with the parts of the range that the verdict rests on; None where it is too short.
+
+    Args:
+        quantity: what falls, in words for the caption. short: the same for the axis.
+    """
+    exponent = claim.exponents[coordinate]
     found = exponent.details
-    sizes = np.unique(claim.points["samples"])
-    if not found.get("local_slopes") or len(sizes) < 3:
+    levels = np.unique(claim.points[coordinate])
+    if not found.get("local_slopes") or len(levels) < 3:
         return None
-    middle, last = float(np.exp(near_middle(np.log(sizes)))), float(sizes[-1])
+    letter = LETTER[coordinate]
+    middle, last = float(np.exp(near_middle(np.log(levels)))), float(levels[-1])
     parts = [
-        ("lower half", "low", sizes[0], middle, "#0072B2", "-", None),
+        ("lower half", "low", levels[0], middle, "#0072B2", "-", None),
         ("upper half", "top", middle, last, "#0072B2", "-", "halves of the range"),
         ("next half-decade", "reach", last, last * 10**0.5, "#56B4E9", ":", "next half-decade, if a plateau"),
     ]
@@ -117,27 +133,39 @@ def gap_local_slopes(claim: ClaimReport, frame: pd.DataFrame, canvas: Figure | N
     axes = figure.add_subplot()
     axes.axhspan(exponent.claimed - MARGIN, exponent.claimed + MARGIN, color="#000000", alpha=0.1, linewidth=0)
     axes.axhline(exponent.claimed, label=f"claimed {exponent.claimed:g} ± {MARGIN:g}", **CLAIMED)
-    for name, key, start, end, colour, style, label in parts:
+    for part, key, start, end, colour, style, label in parts:
         mean, (low, high) = found[key]["estimate"], found[key]["ci95"]
         axes.plot([start, end], [mean, mean], color=colour, linewidth=1.8, linestyle=style, label=label)
         axes.fill_between([start, end], low, high, color=colour, alpha=0.18, linewidth=0)
-        lines.append((name, start, end, mean, low, high))
+        lines.append((part, start, end, mean, low, high))
     points = pd.DataFrame(lines, columns=["part", "from", "to", "mean", "low", "high"])
     local = points[points["part"] == "local"]
-    errorbars(axes, local["from"].to_numpy(), local, "between neighbouring N (95 %)", 0)
-    axes.set(xscale="log", xlabel=AXIS["samples"], ylabel="exponent of the gap in N")
-    plain_log(axes.xaxis, sizes)
-    words = ((exponent.claimed + MARGIN, "slower than claimed", "bottom"), (exponent.claimed - MARGIN, "faster", "top"))
-    axes.set_ylim(top=max(axes.get_ylim()[1], exponent.claimed + 3 * MARGIN))
-    for height, word, side in words:
-        axes.text(sizes[0], height, word, va=side, fontsize=6, color="#444444")
+    errorbars(axes, local["from"].to_numpy(), local, f"over half a decade of {letter} (95 %)", 0)
+    axes.set(xscale="log", xlabel=AXIS[coordinate], ylabel=f"exponent of {short} in {letter}")
+    plain_log(axes.xaxis, levels)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, exponent.claimed - 3 * MARGIN), max(high, exponent.claimed + 3 * MARGIN))
+    for height, word, side in ((MARGIN, "slower", "bottom"), (-MARGIN, "faster", "top")):
+        beside = axes.get_yaxis_transform()
+        axes.text(1.01, exponent.claimed + height, word, transform=beside, va=side, fontsize=6, color="#444444")
     legend_above(figure, axes, 2)
     caption = (
-        f"Local exponent of the generalisation gap in N (95 % intervals over {claim.seeds} seeds), over the two halves "
+        f"Local exponent of {quantity} in {letter} (95 % intervals over {claim.seeds} seeds), over the two halves "
         "of the tested range, and over the half-decade beyond it if the flattening were a plateau. Below the grey band "
-        f"the gap falls faster than claimed ({exponent.claimed:g} ± {MARGIN:g}), above it more slowly."
+        f"it falls faster than claimed ({exponent.claimed:g} ± {MARGIN:g}), above it more slowly."
     )
-    return Drawn("gap_local_slopes", caption, figure, points)
+    return Drawn(name, caption, figure, points)
+
+
+def gap_local_slopes(claim: ClaimReport, frame: pd.DataFrame, canvas: Figure | None = None) -> Drawn | None:
+    """Local exponent of the gap in N."""
+    return _local_slopes(claim, "samples", "gap_local_slopes", "the generalisation gap", "the gap", canvas)
+
+
+def gradient_local_slopes(claim: ClaimReport, frame: pd.DataFrame, canvas: Figure | None = None) -> Drawn | None:
+    """Local exponent of the squared gradient norm in T."""
+    quantity = "the mean squared gradient norm"
+    return _local_slopes(claim, "steps", "gradient_local_slopes", quantity, "gradient²", canvas)
 
 
 def risk_against_rank(claim: ClaimReport, frame: pd.DataFrame, canvas: Figure | None = None) -> Drawn:
@@ -182,11 +210,64 @@ def risk_against_rank(claim: ClaimReport, frame: pd.DataFrame, canvas: Figure | 
     return Drawn("risk_against_rank", caption, figure, curves)
 
 
+def risk_surface(claim: ClaimReport, frame: pd.DataFrame, canvas: Figure | None = None) -> Drawn | None:
+    """Excess loss over rank and N, relative to the best rank at the same N, with the measured and the claimed r*.
+
+    None where the teacher's loss, below which excess is counted, is not in the table, or a student reaches it.
+    """
+    surface = claim.curves.pivot(index="rank", columns="samples", values="mean")
+    if "teacher_loss" not in frame or frame["teacher_loss"].isna().all() or min(surface.shape) < 3:
+        return None
+    excess = surface - float(frame["teacher_loss"].min())
+    if not (excess.min() > 0).all():
+        return None
+    times = excess / excess.min()
+    figure = canvas or column(3.0)
+    axes = figure.add_subplot()
+    colours = ListedColormap(mpl.colormaps["viridis_r"](np.linspace(0.02, 1.0, len(TIMES_BEST))))
+    ranks, sizes = times.index.to_numpy(np.float64), times.columns.to_numpy(np.float64)
+    # As pixels, so that a page's dark face leaves the scale as it is.
+    mesh = axes.pcolormesh(
+        log_edges(sizes), log_edges(ranks), times, cmap=colours, rasterized=True,
+        norm=BoundaryNorm(TIMES_BEST, len(TIMES_BEST), extend="max"),
+    )  # fmt: skip
+    bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=25, ticks=TIMES_BEST, label="excess loss / best at this N")
+    bar.ax.set_yticklabels([f"{times:g}" for times in TIMES_BEST], fontsize=6)
+    bar.ax.minorticks_off()
+    bar.ax.grid(visible=False)
+    for shades in bar.ax.collections:
+        shades.set_rasterized(True)
+    optima, exponent = claim.points.sort_values("samples"), claim.exponents["samples"]
+    seen = optima[optima["status"].isin((USED, OUTSIDE))]
+    axes.plot(seen["samples"], seen["mean"], color="black", linewidth=1.0)
+    if "claimed" in optima:
+        draw_claimed(axes, optima, "samples", exponent)
+        axes.lines[-1].set(color="black", linewidth=1.4)
+    draw_optima(axes, optima, claim.curves, "black", 3.5)
+    for line in (*axes.lines, *axes.collections[1:]):  # all but the surface
+        line.set_path_effects([withStroke(linewidth=2.6, foreground="white")])
+    axes.set(xscale="log", yscale="log", xlabel=AXIS["samples"], ylabel=AXIS["rank"])
+    axes.grid(visible=False)
+    plain_log(axes.xaxis, sizes)
+    plain_log(axes.yaxis, ranks)
+    axes.set(xlim=log_edges(sizes)[[0, -1]], ylim=log_edges(ranks)[[0, -1]])
+    legend_above(figure, axes, 2)
+    caption = (
+        "Mean test loss in excess of the teacher's at every rank and N, in units of the smallest excess at the same N "
+        f"({claim.seeds} seeds): 1 is the best rank. Points are the measured best rank r*, the dashed line is claimed."
+    )
+    shown = {"excess": excess, "times_best": times}
+    first, second = (frame.melt(ignore_index=False, value_name=name) for name, frame in shown.items())
+    points = first.assign(times_best=second["times_best"]).dropna().reset_index()
+    return Drawn("risk_surface", caption, figure, points)
+
+
 def optimal_rank_against_samples(claim: ClaimReport, frame: pd.DataFrame, canvas: Figure | None = None) -> Drawn:
     """Every r* against N: those in the fit, those outside the trusted range, limits, and the three lines."""
     figure = canvas or column(2.9)
     axes = figure.add_subplot()
     points, exponent = claim.points.sort_values("samples"), claim.exponents["samples"]
+    draw_trusted_range(axes, points)
     draw_optima(axes, points, claim.curves, "#0072B2", 3.5)
     corrected = exponent.details.get("corrected", {})
     both = interval_text(exponent)
