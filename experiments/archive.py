@@ -26,12 +26,13 @@ from experiments.common.paths import ROOT
 from experiments.reproduce import tell
 from experiments.show.ablation_table import arms_markdown, draw_kept, kept_tables
 from experiments.show.figures import TRAINING_POINTS, same_verdicts, save, training_points
-from experiments.show.forest import forest
+from experiments.show.forest import data_set, forest
 from experiments.show.lines import lines_of
 from experiments.show.page import parts_of
 from experiments.show.power import FILE as POWER
 from experiments.show.schematic import schematic
 from experiments.show.spectra import optima_of_all_studies, phase_diagram, with_spectrum
+from experiments.show.worth import answered, cloze_against_loss, guideline_markdown, read_kept
 from experiments.sweep.provenance import ENVIRONMENT, environment
 from experiments.sweep.store import REFERENCE, Study
 from lrc_jax.errors import InputError
@@ -93,6 +94,16 @@ def verdicts_markdown(reference: Study) -> str:
     return "\n".join(lines) + "\n"
 
 
+def claim_markdown(reference: Study, claim: str) -> str:
+    """The verdicts of one claim on every kept table, each with a link to the file that it is read from."""
+    lines = ["| data | verdict | measured, 95 % interval | claimed |", "|---|---|---|---|"]
+    for folder, claims in kept_verdicts(reference).items():
+        for line in lines_of({name: one for name, one in claims.items() if name == claim}, MARGIN):
+            data = f"[{data_set(folder, True)}](../results/{REFERENCE}/{folder}/verdicts.json)"
+            lines.append(f"| {data} | {line.verdict} | {line.name} {line.measured} | {line.target} |")
+    return "\n".join(lines) + "\n"
+
+
 def validation_markdown(reference: Study) -> str:
     """The judge's calibration by family of planted laws, from the kept output of `theory validate`."""
     path = reference.path / VALIDATION
@@ -125,6 +136,10 @@ def fill_pages(reference: Study, docs: Path) -> None:
     """
     tables = {"verdicts": verdicts_markdown(reference), "validation": validation_markdown(reference)}
     tables |= {name: arms_markdown(table) for name, table in kept_tables(reference).items()}
+    if kept := read_kept(reference.path):
+        tables["guideline"] = guideline_markdown(kept)
+    judged = {claim for claims in kept_verdicts(reference).values() for claim in claims}
+    tables |= {f"claim_{name}": claim_markdown(reference, name) for name in judged}
     for page in filter(Path.is_file, (docs.parent / "README.md", *sorted(docs.glob("*.md")))):
         before = page.read_text()
 
@@ -148,6 +163,7 @@ def draw_together(reference: Study) -> None:
             forest(verdicts),
             phase_diagram(spectra, verdicts),
             optima_of_all_studies(reference.path, spectra),
+            cloze_against_loss(answered(read_kept(reference.path))),
         ]
         picture = schematic()
     for drawn in pictures:

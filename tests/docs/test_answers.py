@@ -1,10 +1,14 @@
-"""The plain answers at the top of the README are those of the kept verdicts."""
+"""The plain answers at the top of the README and on the ten-minutes page are those of the kept verdicts."""
 
 from __future__ import annotations
 
 import json
+import re
 
+import pytest
 from commands import ROOT
+
+from theory.__main__ import main as theory
 
 KEPT = ROOT / "results" / "reference"
 SPECTRA = {
@@ -53,3 +57,72 @@ def test_the_numbers_in_the_answers_are_the_kept_ones():
     dynamics = claim("synthetic", "dynamics")
     assert dynamics["verdict"] == "REFUTED"
     assert f"{dynamics['divergence_ratio']['estimate']:.0f} times" in answers
+
+
+def ten_minutes() -> dict[str, str]:
+    """The sections of the page by their headings, each in one line."""
+    parts = re.split(r"^## ", (ROOT / "docs" / "ten-minutes.md").read_text(), flags=re.MULTILINE)
+    return {part.partition("\n")[0]: " ".join(part.split()) for part in parts}
+
+
+def test_the_ten_minutes_are_those_of_the_kept_verdicts():
+    page = ten_minutes()
+    convergence = claim("synthetic", "convergence")
+    assert f"about T^{convergence['exponents']['steps']['estimate']:.1f}" in page["The answers"]
+    assert (convergence["cause"], convergence["bound"]["verdict"]) == ("premise", "HOLDS")
+    second = [claim(f"premise_{norms}", "convergence", "second") for norms in ("open", "bounded")]
+    assert [found["bound"]["verdict"] for found in second] == ["INCONCLUSIVE", "INCONCLUSIVE"]
+    assert [found["verdict"] for found in second] == ["REFUTED", "REFUTED"]
+    gaps = [claim(part, "generalization")["exponents"] for part in ("synthetic", "one_matrix", "wikitext2")]
+    low, top = ([found["samples"][half]["estimate"] for found in gaps] for half in ("low", "top"))
+    assert (
+        f"between {max(low):.1f} and {min(low):.1f} at small N and is about {sum(top) / 3:.1f}"
+        in page["2. Generalisation gap"]
+    )
+    assert all(found["rank"]["top"]["estimate"] < 1 for found in (gaps[0], gaps[2]))  # saturates at large r
+    shares = [site["estimate"] for site in claim("synthetic", "information")["sites"]]
+    assert f"{100 * min(shares):.0f} to {100 * max(shares):.0f} % of what" in page["The answers"]
+    assert f"best place is {100 * max(shares):.0f} %" in page["4. Information"] and len(shares) == 4
+    assert all(site["trend"] > 0 for site in claim("synthetic", "information")["sites"])
+    ratio = claim("synthetic", "dynamics")["divergence_ratio"]
+    assert f"{ratio['estimate']:.0f} times as much" in page["The answers"] and ratio["ci95"][0] > 2
+    assert {s: claim(f"spectrum_{s}", "optimal_rank", "second")["verdict"] for s in SPECTRA} == SPECTRA
+    made = {
+        part: json.loads((KEPT / "full" / part / "environment.json").read_text())
+        for part in ("wikitext2", "stories260k", "planted")
+    }
+    for part, minutes in (("wikitext2", "28"), ("stories260k", "3.5"), ("planted", "21")):
+        assert round(made[part]["minutes"], 1 if "." in minutes else 0) == float(minutes)
+        assert f"{made[part]['runs']} runs, {minutes} minutes" in page["What would decide the open questions"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "name", "why", "row"),
+    [
+        ("wikitext2", "convergence", "steps = 51200 (above)", "5 runs of 51,200 steps"),
+        ("wikitext2", "generalization", "samples = 1431 (between, at few others)", "15 runs at N = 1,431"),
+        ("stories260k", "generalization", "samples = 32768 (above), and 2 more seeds", "44 runs: N = 32,768"),
+        ("planted", "optimal_rank", "rank = 32 (between)", "30 runs at rank 32"),
+    ],
+)
+def test_the_open_questions_have_the_chances_that_are_simulated(tmp_path, capsys, part, name, why, row):
+    theory(["next", str(KEPT / "full" / part), "--claim", name, "--json", str(tmp_path / "next.json")])
+    found = {one["why"]: one for one in json.loads((tmp_path / "next.json").read_text())["proposals"]}[why]
+    line = next(cells for cells in ten_minutes()["What would decide the open questions"].split(" | ") if row in cells)
+    assert line.startswith(f"{found['runs']} runs")
+    rest = ten_minutes()["What would decide the open questions"].split(row)[1]
+    shown = float(re.search(r"\| (\d+) % \|", rest)[1])
+    assert shown == pytest.approx(100 * found["chance"], abs=5)
+
+
+@pytest.mark.slow
+def test_the_clone_s_best_rank_crosses_the_window_as_fast_as_is_said(capsys):
+    factors = []
+    for part in ("synthetic", "wikitext2", "stories260k"):
+        theory(["next", str(KEPT / "full" / part), "--claim", "optimal_rank"])
+        (found,) = re.findall(r"within a factor of\s+([\d.]+)\s+in N, and ([\d.]+)", capsys.readouterr().out)
+        factors.append(tuple(map(float, found)))
+    crossing, needed = ([factor[i] for factor in factors] for i in (0, 1))
+    said = f"within a factor of {min(crossing):.1f} to {max(crossing):.1f} in N, and a factor of {needed[0]:.1f} is"
+    assert said in ten_minutes()["3. Best rank"]

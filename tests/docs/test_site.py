@@ -58,12 +58,12 @@ def test_the_theory_page_has_every_problem_of_the_register():
 
 def test_pages_show_the_kept_tables(tmp_path):
     """The pages of a code host are those of the site: their tables are those of results/reference/."""
-    for name in ("findings.md", "ablation.md"):
+    for name in ("findings.md", "ablation.md", "ten-minutes.md"):
         shutil.copy(DOCS / name, tmp_path / name)
     page = tmp_path / "findings.md"
     page.write_text(page.read_text().replace("LOOSE", "UNTRUE"))
     fill_pages(Study.of(str(ROOT / "results"), REFERENCE), tmp_path)
-    for name in ("findings.md", "ablation.md"):
+    for name in ("findings.md", "ablation.md", "ten-minutes.md"):
         shown = (DOCS / name).read_text()
         assert "| verdict |" in shown or "| perplexity" in shown, name
         assert [m[0] for m in TABLE.finditer((tmp_path / name).read_text())] == [m[0] for m in TABLE.finditer(shown)]

@@ -235,7 +235,7 @@ def risk_surface(claim: ClaimReport, frame: pd.DataFrame, canvas: Figure | None 
     bar.ax.set_yticklabels([f"{times:g}" for times in TIMES_BEST], fontsize=6)
     bar.ax.minorticks_off()
     bar.ax.grid(visible=False)
-    for shades in bar.ax.collections:
+    for shades in (*bar.ax.collections, *bar.ax.patches):
         shades.set_rasterized(True)
     optima, exponent = claim.points.sort_values("samples"), claim.exponents["samples"]
     seen = optima[optima["status"].isin((USED, OUTSIDE))]
