@@ -104,7 +104,7 @@ def arms_markdown(table: pd.DataFrame) -> str:
     parts = []
     for match, part in table.groupby("match", sort=False):
         lines = [f"At equal {'trained tokens' if match == 'tokens' else 'wall-clock'}:", ""]
-        lines += ["| arm | perplexity | 95 %, documents | seeds | rate | steps | trained | kFLOP a token |"]
+        lines += ["| arm | perplexity | 95 %, documents | seeds | rate | steps | trained | kFLOP per token |"]
         lines += ["|---|---|---|---|---|---|---|---|"]
         for _, row in part.iterrows():
             cells = [
@@ -122,7 +122,7 @@ def arms_markdown(table: pd.DataFrame) -> str:
     first = table.iloc[0]
     note = (
         f"The teacher's perplexity is {first['teacher_perplexity']:.1f} at "
-        f"{first['teacher_flops_per_token'] / 1e3:,.0f} kFLOP a token; intervals over {first['documents']} documents."
+        f"{first['teacher_flops_per_token'] / 1e3:,.0f} kFLOP per token; intervals over {first['documents']} documents."
     )
     return "\n\n".join([*parts, note]) + "\n"
 
