@@ -32,7 +32,7 @@ from experiments.show.page import parts_of
 from experiments.show.power import FILE as POWER
 from experiments.show.schematic import schematic
 from experiments.show.spectra import optima_of_all_studies, phase_diagram, with_spectrum
-from experiments.show.worth import answered, cloze_against_loss, guideline_markdown, read_kept
+from experiments.show.worth import answered, cloze_against_loss, read_kept, tables_of_study
 from experiments.sweep.provenance import ENVIRONMENT, environment
 from experiments.sweep.store import REFERENCE, Study
 from lrc_jax.errors import InputError
@@ -136,8 +136,7 @@ def fill_pages(reference: Study, docs: Path) -> None:
     """
     tables = {"verdicts": verdicts_markdown(reference), "validation": validation_markdown(reference)}
     tables |= {name: arms_markdown(table) for name, table in kept_tables(reference).items()}
-    if kept := read_kept(reference.path):
-        tables["guideline"] = guideline_markdown(kept)
+    tables |= tables_of_study(reference.path, kept_verdicts(reference))
     judged = {claim for claims in kept_verdicts(reference).values() for claim in claims}
     tables |= {f"claim_{name}": claim_markdown(reference, name) for name in judged}
     for page in filter(Path.is_file, (docs.parent / "README.md", *sorted(docs.glob("*.md")))):

@@ -29,6 +29,7 @@ from typing import Any
 from experiments.common.command import guarded, prepare_jax
 from experiments.common.files import write_text
 from experiments.run_one.config import RunConfig
+from experiments.run_one.version import code_version
 from lrc_jax.errors import InputError
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -101,7 +102,12 @@ class Method:
             return {}
         found = accuracy(choices_made(config, weights, self.teacher.require_tokenizer(), self.items), self.items)
         low, high = found["ci95"]
-        return {"cloze": found["accuracy"], "cloze_low": low, "cloze_high": high, "cloze_items": found["items"]}
+        return {
+            "cloze_accuracy": found["accuracy"],
+            "cloze_low": low,
+            "cloze_high": high,
+            "cloze_items": found["items"],
+        }
 
     def run(self, planned: Planned) -> dict[str, Any]:
         """Train and measure one student."""
@@ -128,10 +134,11 @@ class Method:
             "weight_bytes": cost.weight_bytes, "flops_per_token": cost.flops_per_token,
             "test_loss": trained.report["loss_after"], "valid_loss": trained.report["validation_loss"],
             "loss_before": prepared.loss_before, "teacher_loss": prepared.teacher_loss,
-            "run_seconds": round(seconds, 2),
+            "run_seconds": round(seconds, 2), "claim": "efficiency",
+            "data_digest": self.pools.digest, "code_version": code_version(),
         }  # fmt: skip
         row |= self.cloze(student.config, trained.weights)
-        row |= {f"teacher_{name}": value for name, value in self.teacher_cloze.items() if name == "cloze"}
+        row |= {f"teacher.{name}": value for name, value in self.teacher_cloze.items() if name == "cloze_accuracy"}
         return row
 
     def all(self) -> Iterator[dict[str, Any]]:

@@ -39,7 +39,8 @@ def test_the_table_of_a_small_teacher(teacher_folder: Path, text_file: Path, tmp
     # b of a method is the pilot's best by validation loss.
     best = pilot.loc[pilot.groupby("method")["valid_loss"].idxmin()].set_index("method")["learning_rate"]
     assert (table[table["seed"] == 0].groupby("method")["learning_rate"].max() == 2 * best).all()
-    assert set(table["cloze"]) <= {0.0, 1.0} and table["teacher_loss"].nunique() == 1
+    assert table["data_digest"].nunique() == table["code_version"].nunique() == 1
+    assert set(table["cloze_accuracy"]) <= {0.0, 1.0} and table["teacher_loss"].nunique() == 1
     # The clone starts from the teacher, the fresh student from noise; longer training is no worse than none.
     assert (table["test_loss"] < table["loss_before"]).mean() > 0.5
 

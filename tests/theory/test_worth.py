@@ -458,12 +458,22 @@ def test_a_smaller_budget_that_cannot_be_judged_does_not_hide_a_worse_loss_at_th
     assert "the clone is worse at the largest budget" in report.reasons[0]
     assert "at the edge at tokens = 100000" in report.reasons[0]
     similar = judged(shifted(budgets(Curve()), "clone", small, 0.0005, 0.0), "efficiency")
-    assert similar.verdict == UNTESTABLE
+    assert similar.verdict == INCONCLUSIVE
     # Without a scan of the clone's rates at the largest budget nothing is refuted.
     assert judged(shifted(behind, "clone", large, 0.0005, 0.0), "efficiency").verdict != REFUTED
     # Two seeds there are too few.
-    few = at_edge[(at_edge["tokens"] != large) | (at_edge["seed"] < 2)]
+    few = at_edge[(at_edge["tokens"] == large) & (at_edge["seed"] < 2)]
     assert judged(few, "efficiency").verdict == UNTESTABLE
+
+
+def test_a_budget_with_two_pairs_of_seeds_does_not_count():
+    frame, large = budgets(), max(DESIGN.tokens)
+    few = frame[(frame["tokens"] != large) | (frame["seed"] < 2)]
+    report = judged(few, "efficiency")
+    assert report.verdict == CONSISTENT  # five budgets over 1.6 decades are left
+    assert "fewer than 3 pairs of seeds do not count: tokens = 1e+07" in report.reasons[0]
+    assert report.fields["budget_factor"]["performance"]["tokens"] < large
+    assert {"tokens": large, "seeds": 3} in report.fields["needed"]
 
 
 def test_a_size_that_cannot_be_judged_does_not_hide_a_better_rival_at_another():

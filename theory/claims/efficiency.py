@@ -388,10 +388,17 @@ def _judge_comparison(c: Comparison, comparisons: int, one_run: str) -> list[dic
                     f"{DIRECT}", ({**c.arm, "method": DIRECT, "seeds": gates.MIN_SEEDS},))  # fmt: skip
         return [_result(c, "tokens", None, None, [gate])]
     losses = c.rows.pivot_table(index="seed", columns=["method", "tokens"], values="test_loss")
-    shared = sorted(set(losses[c.clone].columns) & set(losses[c.direct].columns))
+    everywhere = sorted(set(losses[c.clone].columns) & set(losses[c.direct].columns))
+    pairs = {t: int((losses[c.clone][t] - losses[c.direct][t]).notna().sum()) for t in everywhere}
+    # A budget with one or two pairs of seeds does not count, as in the other claims; where no other is left it stays.
+    shared = [t for t in everywhere if pairs[t] >= gates.SECOND_TIER_SEEDS] or everywhere
     both = [[frozenset(losses.index[losses[m][t].notna()]) for t in shared] for m in (c.clone, c.direct)]
     seeds, partly = paired_seeds([*both[0], *both[1]])
     found = budget_gates(np.array(shared), len(seeds))
+    if few := [t for t in everywhere if t not in shared]:
+        needed = tuple({**c.arm, "tokens": float(t), "seeds": gates.MIN_SEEDS - pairs[t]} for t in few)
+        said = f"budgets with fewer than {gates.SECOND_TIER_SEEDS} pairs of seeds do not count: tokens = "
+        found.append(Gate("few", gates.FIRST, said + ", ".join(f"{t:g}" for t in few), needed))
     if partly:
         found.append(_incomplete(c, losses, shared, partly, len(seeds)))
     if one_run:

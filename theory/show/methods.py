@@ -31,29 +31,37 @@ FACTOR_COLUMNS = {"clone", "direct", "budget", "loss", "clone_budget", "direct_b
 MOST_TICKS = 8
 
 
+UNTRAINED = ":untrained"  # what the judge appends to a method that was also trained
+
+
 def method_colours(methods: Iterable[str]) -> dict[str, str]:
-    """A colour per method: clones in shades of one hue, all others apart from it."""
-    names = sorted(set(methods), key=lambda m: (kind_of(m) != CLONE, m))
+    """A colour per method: clones in shades of one hue, all others apart from it; untrained as trained."""
+    methods = set(methods)
+    names = sorted({m.removesuffix(UNTRAINED) for m in methods}, key=lambda m: (kind_of(m) != CLONE, m))
     clones = [m for m in names if kind_of(m) == CLONE]
     others = [m for m in names if kind_of(m) != CLONE]
     shades = ("#b3141f", "#e0703a", "#7a0c4f", "#d89aa0")
     plain = ("#2450c8", "#1a7431", "#855800", "#0b6f85", "#9a2a9a", "#444444", "#6f8f2f", "#8a8a8a")
-    return {m: shades[k % len(shades)] for k, m in enumerate(clones)} | {
-        m: plain[k % len(plain)] for k, m in enumerate(others)
-    }
+    colours = {m: shades[k % len(shades)] for k, m in enumerate(clones)}
+    colours |= {m: plain[k % len(plain)] for k, m in enumerate(others)}
+    return {m: colours[m.removesuffix(UNTRAINED)] for m in sorted(methods)}
 
 
 def draw_losses(axes: Axes, points: pd.DataFrame, x: str, colours: Mapping[str, str]) -> None:
-    """Loss of every method against a budget or a cost, with 95 % intervals over seeds; clones are drawn thicker."""
-    for method, part in points.dropna(subset=[x]).groupby("method", sort=True):
-        part, clone = part.sort_values(x), kind_of(str(method)) == CLONE
-        points_with_intervals(axes, part[x].to_numpy(), part, colours[str(method)], str(method))
-        axes.plot(part[x], part["mean"], color=colours[str(method)], lw=1.8 if clone else 0.8)
+    """Loss of every method against a budget or a cost, with 95 % intervals over seeds; clones are drawn thicker, what
+    was not trained is dashed."""
+    for name, part in points.dropna(subset=[x]).groupby("method", sort=True):
+        method, part = str(name), part.sort_values(x)
+        points_with_intervals(axes, part[x].to_numpy(), part, colours[method], method)
+        width, line = 1.8 if kind_of(method) == CLONE else 0.8, ":" if method.endswith(UNTRAINED) else "-"
+        axes.plot(part[x], part["mean"], color=colours[method], lw=width, ls=line)
     axes.set(xscale="log", xlabel=COST_NAMES.get(x, x), ylabel="loss (nats/token)")
     measured = np.unique(points[x].dropna())
     if len(measured) <= MOST_TICKS:
         axes.set_xticks(measured)
-    axes.xaxis.set_major_formatter(EngFormatter(places=1))
+    else:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(places=1 if len(measured) <= MOST_TICKS else 0))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
@@ -79,7 +87,11 @@ def efficiency_figure(claim: ClaimReport) -> Figure:
         right.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         right.yaxis.set_minor_formatter(NullFormatter())
         right.invert_xaxis()
-        right.legend(fontsize=7)
+        right.legend(fontsize=7, loc="lower left")
+    else:
+        right.text(0.5, 0.5, "no range of losses is reached by both\nwith enough seeds", transform=right.transAxes,
+                   ha="center", fontsize=8)  # fmt: skip
+        right.set(xticks=[], yticks=[worst["claimed"], 1.0])
     right.axhline(1.0, color="black", lw=0.8)
     right.axhline(worst["claimed"], color="black", ls=":", lw=1)
     right.set(xlabel="target loss (nats/token)", ylabel="F = budget of direct training / of the clone")
@@ -112,14 +124,15 @@ def compression_figure(claim: ClaimReport) -> Figure:
     points = _of_arm(claim.points, worst["arm"])
     costs = [r["cost"] for r in claim.fields["comparisons"] if r["arm"] == worst["arm"]]
     costs = [c for c in COST_NAMES if c in costs]
-    figure = Figure(figsize=(4.6 * len(costs), 4.0), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(costs), 4.6), layout="constrained")
     colours = method_colours(points["method"])
     for axes, cost in zip(figure.subplots(1, len(costs), squeeze=False)[0], costs, strict=True):
         draw_losses(axes, points, cost, colours)
         draw_front(axes, points, cost)
         word = next(r["verdict"] for r in claim.fields["comparisons"] if r["arm"] == worst["arm"] and r["cost"] == cost)
         axes.set_title(f"{COST_NAMES[cost].partition(' (')[0]}: {word}", color=INK.get(word, "black"), fontsize=9)
-    figure.axes[0].legend(fontsize=7)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, ncols=4, loc="outside lower center")
     figure.suptitle(f"{claim.name}: {claim.verdict}", color=INK.get(claim.verdict, "black"))
     return figure
 
