@@ -173,7 +173,7 @@ def _parser(prog: str = PROG) -> argparse.ArgumentParser:
     export.add_argument("--projections", required=True, type=Path, help="projections.safetensors of the clone")
     export.add_argument("--out", required=True, type=Path, help="folder to write; it must not exist or be empty")
     export.add_argument("--config", type=Path, help="JSON with the reference's flags; else read off the tensors' names")
-    export.add_argument("--dtype", choices=dtypes, default="float32", help="of the written weights")
+    export.add_argument("--dtype", choices=dtypes, default="float32", help="type of the written weights")
     export.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
     export.set_defaults(run=_export)
 
@@ -186,40 +186,41 @@ def _parser(prog: str = PROG) -> argparse.ArgumentParser:
     add("--teacher", required=True, help=teacher_help)
     layouts = "file (plain text, JSON lines, parquet, .gz), or folder of shards or of train and test files"
     add("--text", required=True, help=layouts)
-    add("--text-field", metavar="NAME", help="of JSON lines and parquet, the field with the text (default: text)")
+    add("--text-field", metavar="NAME", help="JSON lines, parquet: the field with the text (default: text)")
     add("--rank", required=True, type=int, help="width of the student (factorized: rank of its matrices)")
     add("--steps", required=True, type=int, help="optimiser steps")
-    add("--out", required=True, type=Path, help="folder to write; interrupted runs go on from OUT.training")
+    add("--out", required=True, type=Path, help="folder to write; an interrupted run resumes from OUT.training")
     add("--student", choices=("lrc", "direct", "scratch", "svd", "factorized"), default="lrc")
     starts = ("pca", "random", "channels", "fan_in", "whitened")
     said = "start of the projections; factorized: random, pca (truncated SVD) or whitened (activation-aware)"
     add("--init", choices=starts, default=DEFAULT.init, help=said)
     add("--matrices", choices=("all", "head"), default="all", help="factorized: which matrices")
-    said = "factorized: the size of a clone of this rank, at one rank for all matrices or by what each loses"
+    said = "factorized: as large as a clone of this rank, with one rank for all matrices or ranks chosen by loss"
     add("--allocation", choices=("none", "uniform", "by_loss"), default="none", help=said)
     add("--samples", type=int, default=0, help="training sequences; 0 takes all")
     add("--batch-size", type=int, default=4, help="sequences per step")
     add("--sequence-length", type=int, default=256, help="tokens per sequence")
     add("--learning-rate", type=float, default=2e-4, help="peak rate of AdamW; small teachers tolerate 1e-3 and more")
-    said = "of the clone losses (the reference: 0.2); 0 leaves them out"
+    said = "weight of the clone losses (the reference: 0.2); 0 leaves them out"
     add("--clone-weight", type=float, default=DEFAULT.clone_weight, help=said)
-    add("--clone-distance", default=DEFAULT.clone_distance, help="or mseloss (the reference), l1loss, their _v2 forms")
-    add("--kl-weight", type=float, default=1.0, help="of the distillation loss, a mean over tokens")
-    add("--kl-temperature", type=float, default=1.0, help="of the distillation loss")
-    add("--ce-weight", type=float, default=1.0, help="of the next-token loss")
+    said = "normalised, mseloss (the reference), l1loss, or their _v2 forms"
+    add("--clone-distance", default=DEFAULT.clone_distance, help=said)
+    add("--kl-weight", type=float, default=1.0, help="weight of the distillation loss, a mean over tokens")
+    add("--kl-temperature", type=float, default=1.0, help="temperature of the distillation loss")
+    add("--ce-weight", type=float, default=1.0, help="weight of the next-token loss")
     add("--bf16", action="store_true", help="compute in bfloat16; parameters and losses stay float32")
     add("--seed", type=int, default=0)
     add("--data", type=int, default=1, help="devices that share a batch; 0 takes all")
     add("--model", type=int, default=1, help="devices that share the teacher")
-    add("--accumulate", type=int, default=1, help="parts of a batch, one after another")
+    add("--accumulate", type=int, default=1, help="parts of a batch that are computed one after another")
     add("--remat", action="store_true", help="recompute activations in the backward pass: less memory, more time")
     add("--activation-cache", type=Path, help="folder: one teacher pass for many students, in half precision")
-    add("--processes", type=int, default=1, help="that run this command together, each with its --process")
-    add("--process", type=int, default=0, help="number of this one, from 0")
+    add("--processes", type=int, default=1, help="processes that run this command together, each with its --process")
+    add("--process", type=int, default=0, help="number of this process, from 0")
     add("--coordinator", help="HOST:PORT of process 0")
-    add("--projections", help="a Low-Rank Clone checkpoint to go on from")
-    add("--config", dest="flags", help="JSON with the reference's flags; its loss flags stand for options left out")
-    add("--dtype", choices=dtypes, default="float32", help="of the written weights")
+    add("--projections", help="a Low-Rank Clone checkpoint to start from")
+    add("--config", dest="flags", help="JSON with the reference's flags; its loss flags replace missing options")
+    add("--dtype", choices=dtypes, default="float32", help="type of the written weights")
     add("--overwrite", action="store_true", help="replace --out where it exists")
     distill.set_defaults(run=_distill)
 
@@ -229,7 +230,7 @@ def _parser(prog: str = PROG) -> argparse.ArgumentParser:
     add = generate.add_argument
     add("--model", required=True, help=teacher_help)
     add("--prompt", required=True, help="text to continue")
-    add("--tokens", type=int, default=50, help="at most")
+    add("--tokens", type=int, default=50, help="tokens to write, at most")
     add("--temperature", type=float, default=0.0, help="0 is greedy")
     add("--top-p", type=float, default=1.0, help="draw from the likeliest tokens with this share of probability")
     add("--seed", type=int, default=0)
@@ -237,14 +238,14 @@ def _parser(prog: str = PROG) -> argparse.ArgumentParser:
 
     cloze = commands.add_parser(
         "cloze",
-        help="a text -> a task: which of four continuations is the true one?",
+        help="make a task from a text: which of four continuations is the true one?",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = cloze.add_argument
-    add("--text", required=True, help=f"{layouts}; its test part is asked about")
-    add("--text-field", metavar="NAME", help="of JSON lines and parquet, the field with the text (default: text)")
+    add("--text", required=True, help=f"{layouts}; the items come from its test part")
+    add("--text-field", metavar="NAME", help="JSON lines, parquet: the field with the text (default: text)")
     add("--out", required=True, type=Path, help="folder to write: items.jsonl, and a task file for lm-eval")
-    add("--items", type=int, default=500, help="how many")
+    add("--items", type=int, default=500, help="number of items")
     add("--context-words", type=int, default=40, help="words before the continuation, at most")
     add("--words", type=int, default=10, help="words of a continuation")
     add("--seed", type=int, default=0)

@@ -39,11 +39,11 @@ class TextData:
     """Text in disjoint pools (lrc_jax.data.text); name wikitext2 without a path asks the hub."""
 
     name: str = "text"
-    path: str | None = None  # a file, or a folder of shards or of train, test and perhaps valid files
-    field: str | None = None  # of JSON lines and parquet, the one with the text; null is "text"
-    tokenizer_size: int = 512  # of the byte-level BPE trained here; ignored where the teacher has a tokenizer
-    teacher_share: float = 0.5  # of the training documents, for a teacher trained here
-    reference_share: float = 0.15  # of the training documents, for reference students
+    path: str | None = None  # a file, a folder of shards, or a folder of train, test and optional valid files
+    field: str | None = None  # JSON lines, parquet: the field with the text; null is "text"
+    tokenizer_size: int = 512  # vocabulary of the byte-level BPE trained here; ignored if the teacher has a tokenizer
+    teacher_share: float = 0.5  # share of the training documents for a teacher trained here
+    reference_share: float = 0.15  # share of the training documents for reference students
 
 
 @dataclass
@@ -58,15 +58,15 @@ class TinyTeacher:
     kv_heads: int = 2  # heads of keys and values
     tied: bool = False  # one matrix for embedding and unembedding
     pool: int = 65536  # sequences of the teacher's own pool (fewer where the text has fewer)
-    steps: int = 1500  # of training, at most
+    steps: int = 1500  # training steps, at most
     batch_size: int = 64  # sequences per step
     learning_rate: float = 4e-3  # peak rate of AdamW, decaying to 0 over the steps
-    weight_decay: float = 0.0  # of AdamW
+    weight_decay: float = 0.0  # weight decay of AdamW
     check_every: int = 100  # steps between looks at the held-out loss
     patience: int = 5  # looks without a new best loss after which training stops
-    seed: int = 0  # of its start and of the order of its data
-    # Above 0: once trained, every matrix gets the singular values k^-planted_spectrum (Frobenius norm kept). What it
-    # predicts is then no longer the language, so that labels have to be sampled from it.
+    seed: int = 0  # seed of the teacher's start and of the order of its data
+    # Above 0: after training, every matrix gets the singular values k^-planted_spectrum (Frobenius norm kept). The
+    # teacher then no longer predicts the language, so labels have to be sampled from it.
     planted_spectrum: float = 0.0
 
 
@@ -94,11 +94,11 @@ class Student:
     # truncated SVD) or whitened (the activation-aware one)
     init: str = DEFAULT.init
     matrices: str = "all"  # factorized: all | head (the unembedding alone)
-    # factorized: none (rank is every matrix's) | uniform (as many numbers as a clone of this rank, one rank for all
-    # matrices) | by_loss (as many, each matrix at its own rank; needs init=whitened)
+    # factorized: none (rank is that of every matrix) | uniform (as many numbers as a clone of this rank, one rank for
+    # all matrices) | by_loss (the same size, each matrix at its own rank; needs init=whitened)
     allocation: str = "none"
     bits: int = 8  # quantised: 8 (a scale for each output channel) | 4 (one for every 32 inputs of it)
-    whiten: bool = True  # factorized head: in the metric of the teacher's features
+    whiten: bool = True  # factorized head: SVD in the metric of the teacher's features
     use_all_attn: bool = True  # a projection each for q, k and v; false: one for all three
     use_in_out_mlp: bool = False  # one projection for gate and up; false: one each
     tie_word_emb_proj: bool = False  # embedding and unembedding share their projection
@@ -114,12 +114,12 @@ class Optimizer:
     """How a student is trained (lrc_jax.training.train)."""
 
     name: str = "adamw"  # adamw | sgd
-    learning_rate: float = 1e-2  # times steps^-horizon_power
+    learning_rate: float = 1e-2  # peak rate; multiplied by steps^-horizon_power
     horizon_power: float = 0.0  # 0.5 is the horizon-tuned step of claim 1
     schedule: str = "cosine"  # cosine | constant | linear | inverse_sqrt
     warmup: float = 0.0  # share of the steps with a linear rise from 0
     clip: float | None = None  # global gradient norm to clip at; null does not clip
-    weight_decay: float = 0.0  # decoupled: times the learning rate
+    weight_decay: float = 0.0  # decoupled; multiplied by the learning rate
     b1: float = 0.9  # adamw: decay of the mean gradient
     b2: float = 0.999  # adamw: decay of the mean squared gradient
     eps: float = 1e-8  # adamw: added to the denominator
@@ -129,9 +129,9 @@ class Optimizer:
 class Loss:
     """Weights of the output losses, and how clone losses are computed. clone_weight and temperature are top-level."""
 
-    kl_weight: float = 1.0  # of KL(teacher || student)
-    ce_weight: float = 1.0  # of the cross-entropy with the labels
-    kl_per_token: bool = True  # a mean over tokens; false: summed over positions, as the reference does
+    kl_weight: float = 1.0  # weight of KL(teacher || student)
+    ce_weight: float = 1.0  # weight of the cross-entropy with the labels
+    kl_per_token: bool = True  # KL is a mean over tokens; false: summed over positions, as the reference does
     clone_distance: str = DEFAULT.clone_distance  # mseloss | l1loss | mseloss_v2 | l1loss_v2 | normalised
     clone_sites: list[str] = field(default_factory=list)  # names of the clone losses that count; empty: all
     clone_target: str = "teacher"  # teacher | rotated | shuffled: controls of the information claim
@@ -142,8 +142,8 @@ class Measure:
     """What is measured on a run besides its losses."""
 
     test_samples: int = 4096  # test sequences, at most
-    # Model fixed before the sample is seen, for the control-variate gap: the teacher (free), or a student of the same
-    # kind and rank trained by KL on a disjoint pool (trained once, cached; cuts the gap's noise by up to 3).
+    # Control variate of the gap: the teacher (free), or a student of the same kind and rank trained by KL on a disjoint
+    # pool (trained once, cached; cuts the gap's noise by up to 3).
     reference: str = "teacher"  # teacher | student
     reference_samples: int = 32768  # reference=student: sequences that it is trained on
     reference_steps: int = 0  # reference=student: its steps; 0: as many as the run
@@ -152,19 +152,19 @@ class Measure:
     norms: bool = False  # nuclear and Frobenius norms at the solution, Phi
     information: bool = False  # information between teacher and student activations, by site
     information_samples: int = 2048  # probe sequences
-    information_noise: list[float] = field(default_factory=lambda: [0.1])  # the first is the claim's column
-    dynamics: bool = False  # divergence from a direct student against that of two direct ones; angles; kernels
+    information_noise: list[float] = field(default_factory=lambda: [0.1])  # noise levels; the claim uses the first
+    dynamics: bool = False  # divergence from a direct student, and between two direct ones; angles; kernels
     whiten: list[str] = field(default_factory=list)  # dynamics: classes of teacher matrices to whiten: q, k, v, o, ...
     certificate: bool = False  # a train-only guarantee for quantised students on exactly `samples` sequences
     certificate_dimensions: list[int] = field(default_factory=lambda: [0, 100, 200, 400])  # -1: all projections
-    certificate_levels: int = 3  # to which coefficients are rounded: 3, 5, 7, 11 or 17
+    certificate_levels: int = 3  # number of levels to which coefficients are rounded: 3, 5, 7, 11 or 17
     # Failure probability of this run's certificates together; share 0.05 over the sample sizes that are printed.
     certificate_delta: float = 0.025
-    ablation: bool = False  # methods are compared: the method's name, validation loss, intervals over documents
-    cloze: int = 0  # items of a cloze task of the held-out text that the student is asked (lrc_jax.inference.cloze)
+    ablation: bool = False  # for comparing methods: the method's name, validation loss, intervals over documents
+    cloze: int = 0  # number of items of a cloze task on the held-out text (lrc_jax.inference.cloze)
     cost: bool = False  # throughput and latency of inference, and memory (FLOPs and bytes are in every row)
     convergence: bool = False  # squared gradient norm, smoothness, variance along plain SGD
-    # Seeds whose runs give the constants of claim 1's bound; a run takes those of pilot number (seed mod their number).
+    # Seeds of the pilot runs that give the constants of claim 1's bound; run `seed` uses pilot (seed mod their number).
     pilot_seeds: list[int] = field(default_factory=lambda: [77, 78, 79])
     hessian: bool = False  # the pilot's top Hessian eigenvalue at its end too, by Lanczos
     smoothness_batch: int = 256  # sequences on which the pilot's smoothness along the path is measured
@@ -188,21 +188,22 @@ class RunConfig:
     rank: int = 8  # width of the student (factorized: rank of its matrices)
     samples: int = 1024  # training sequences N
     steps: int = 500  # optimiser steps T
-    seed: int = 0  # of the run: its sample, start and order of data
+    seed: int = 0  # seed of the run: its sample, start and order of data
     batch_size: int = 64  # sequences per step
-    epochs: float = 0.0  # above 0: steps is epochs * samples / batch_size, whatever steps says
+    epochs: float = 0.0  # above 0: steps is epochs * samples / batch_size, and the key steps is ignored
     sequence_length: int = 16  # tokens per sequence
-    clone_weight: float = DEFAULT.clone_weight  # of the clone losses; 0 leaves them out
-    temperature: float = 1.0  # of the distillation loss
+    clone_weight: float = DEFAULT.clone_weight  # weight of the clone losses; 0 leaves them out
+    temperature: float = 1.0  # temperature of the distillation loss
     labels: str = "data"  # data: the text's next token; teacher: sampled from the teacher at every position
     bf16: bool = False  # compute in bfloat16; parameters, optimiser and losses stay float32
-    # Teacher's activations on the training sequences are computed once for all students that read them, and kept in
-    # the cache: none | float16 | bfloat16 (rounding is part of the run).
+    # The teacher's activations on the training sequences are computed once for all students that read them, and kept in
+    # the cache in this precision: none | float16 | bfloat16 (rounding changes the run's id).
     teacher_cache: str = "none"
-    match: str = "tokens"  # tokens: exactly `steps`; time: as many as take the time of `steps` steps of the plain clone
+    # tokens: exactly `steps`; time: as many steps as fit into the time of `steps` steps of the plain clone
+    match: str = "tokens"
     step: str = "fast"  # fast (lrc_jax.compute.fast) | reference (the plain one; equal to rounding)
     claim: str | None = None  # the claim that this run is evidence for; null: any
-    arm: str | None = None  # of an ablation; or a control or another protocol of that claim; null: its primary design
+    arm: str | None = None  # a variant: an ablation, a control, another protocol; null: the claim's primary design
     study: str = "default"  # folder under results_dir that the run belongs to
     teacher: Any = MISSING
     data: Any = MISSING
@@ -214,14 +215,14 @@ class RunConfig:
 
     results_dir: str = "results"  # where studies lie
     cache_dir: str = ".cache"  # where teachers, reference students and compiled programs are kept
-    threads: int = 1  # of the CPU; with one, a run repeats bit by bit
+    threads: int = 1  # CPU threads; with one, a run repeats bit by bit
     platform: str = "cpu"  # cpu | cuda | tpu: where JAX computes
     mesh: Mesh = field(default_factory=Mesh)
-    accumulate: int = 1  # parts of a batch that are computed one after another
+    accumulate: int = 1  # number of parts of a batch that are computed one after another
     remat: bool = False  # recompute the student's activations in the backward pass
     matmul_precision: str = "highest"  # on GPU: highest (no TF32) | tensorfloat32 | bfloat16; CPU is always float32
     allocator: bool = False  # keep freed memory instead of returning it (Linux/glibc): faster, holds the peak RSS
-    force: bool = False  # run again what is done
+    force: bool = False  # run finished runs again
     tensorboard: bool = False  # training curves for TensorBoard too (experiments.run_one.tensorboard)
 
 

@@ -391,7 +391,7 @@ CLAIM = Claim(
         "unless the approximation error is logarithmic; contradicted for slow spectra and soft labels; vacuous "
         "once sqrt N "
         "exceeds the width; and it depends on whether N counts tokens or sequences",
-        "G10: a bound with a free constant is confirmed by anything that is not slower",
+        "G10: if the constant is not given, any growth that is not faster satisfies the bound",
     ),
     sources=(
         "Gavish & Donoho 2014, arXiv 1305.5870 (optimal truncation)",
