@@ -73,7 +73,7 @@ def _distill(args: argparse.Namespace) -> int:
     try:
         report = distill(settings, args.out, machine=machine, dtype=args.dtype, overwrite=args.overwrite)
     except KeyboardInterrupt:
-        print(f"interrupted; the same command goes on from the last checkpoint in {args.out}.training", file=sys.stderr)
+        print(f"interrupted; the same command resumes from the last checkpoint in {args.out}.training", file=sys.stderr)
         return INTERRUPTED
     print(
         f"{args.out}: held-out loss {report['loss_before']:.4f} -> {report['loss_after']:.4f} nats/token "
@@ -111,6 +111,7 @@ def _cloze(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from lrc_jax.inference.cloze import ITEMS_FILE, accuracy, choices_made, read_items
+    from lrc_jax.owners import write_whole
     from lrc_jax.teachers.load import load_teacher
 
     if args.limit is not None and args.limit < 1:
@@ -144,7 +145,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         if args.json == "-":
             print(text, end="")
         else:
-            Path(args.json).write_text(text, encoding="utf-8")
+            write_whole(Path(args.json), text)
     return 0
 
 

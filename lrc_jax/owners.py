@@ -18,6 +18,8 @@ import socket
 import time
 from pathlib import Path
 
+from lrc_jax.errors import InputError
+
 PART = re.compile(r"\..*\.([0-9a-f]{8}-\d+-\d+)(\.\w+)?\.part")
 FOREIGN = 86_400.0  # seconds without a change after which a part written by another machine is nobody's
 _PROC = Path("/proc")
@@ -86,6 +88,28 @@ def _me(pid: int) -> str:
 def part_of(target: Path) -> Path:
     """Where this process writes what is then renamed to `target`: beside it, with its owner in the name."""
     return target.with_name(f".{target.name}.{me()}.part")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all: beside it first, then renamed. A pipe or a device is written to as it is.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    path = path.resolve()  # through a symbolic link, not in its place
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        clear_parts(path.parent)
+        part = part_of(path)
+        try:
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as wrong:
+        raise InputError(f"{path}: cannot be written ({wrong.strerror}); choose another path") from None
 
 
 def is_dead(name: str) -> bool | None:

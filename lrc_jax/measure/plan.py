@@ -20,6 +20,7 @@ from lrc_jax.measure.flops import (
 )
 from lrc_jax.model import DecoderConfig
 from lrc_jax.objective import Objective
+from lrc_jax.owners import write_whole
 from lrc_jax.students.projected import ProjectedStudent
 from lrc_jax.teachers import hub
 from lrc_jax.teachers.gguf import read_config as read_gguf_config
@@ -234,7 +235,7 @@ def run_plan(args: argparse.Namespace) -> int:
             "schema": 1, "rank": args.rank, "tokens": args.tokens,
             "plan": dataclasses.asdict(plan), "assumptions": dataclasses.asdict(assume),
         }  # fmt: skip
-        args.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        write_whole(args.json, json.dumps(document, indent=2) + "\n")
     return 0
 
 

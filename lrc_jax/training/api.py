@@ -369,7 +369,7 @@ def train(
       seed: of the start and of the order of the batches.
       machine: devices that share the work, and how memory is saved; None: one device.
       out: write the student there at the end, as `Run.export` does. Until then OUT.training keeps checkpoints, and the
-        same call goes on from the last one. None writes nothing.
+        same call resumes from the last one. None writes nothing.
       overwrite: replace `out` where it exists.
       progress: True tells standard error, False nobody; a function is called with each line.
       text_field: of JSON lines and parquet, the one with the text; None is "text".

@@ -57,7 +57,7 @@ def restore(folder: Path, like: Any) -> tuple[Any, dict[str, Any]] | None:
       like: a pytree of the state's structure, shapes and dtypes (`jax.eval_shape` gives one).
 
     Returns:
-      None where there is no checkpoint to go on from.
+      None where there is no checkpoint to resume from.
 
     Raises:
       InputError: a checkpoint is of another structure.
@@ -71,7 +71,7 @@ def restore(folder: Path, like: Any) -> tuple[Any, dict[str, Any]] | None:
             note = sealed.opened(path)
         except sealed.DamagedError as wrong:
             instead = f"step {steps[-1]}, the checkpoint before it" if steps else "the start"
-            log.warning("%s: damaged (%s); the training goes on from %s", path, wrong, instead)
+            log.warning("%s: damaged (%s); the training resumes from %s", path, wrong, instead)
             shutil.rmtree(path, ignore_errors=True)
             continue
         try:

@@ -75,7 +75,8 @@ def test_the_verdicts_of_the_study_in_tables(tmp_path: Path, table):
     lines = {name: text.splitlines()[2:] for name, text in found.items()}
     where = "teacher of width 64, WikiText-2"
     assert lines["worth_efficiency"] == [
-        f"| {where} | REFUTED | 4,096 | +0.100 [+0.050, +0.150] | 0.80 [0.40, 0.60] at 3.00 | 0.50 [0.40, 0.60] at 2.00 |"
+        f"| {where} | REFUTED | 4,096 | +0.100 [+0.050, +0.150] | 0.80 [0.40, 0.60] at 3.00 | "
+        "0.50 [0.40, 0.60] at 2.00 |"
     ]
     assert lines["worth_factors"][1] == f"| {where} | 2.000 | 0.50 [0.40, 0.60] | 2,000 | 1,000 |"
     assert lines["worth_compression"] == [

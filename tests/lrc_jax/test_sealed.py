@@ -64,7 +64,7 @@ def test_no_flipped_bit_of_a_checkpoint_is_accepted(tmp_path, caplog):
         np.testing.assert_array_equal(state["w"], state_of(10)["w"])  # the one before, whole
         assert note == {"steps": 100}
         (line,) = [r.message for r in caplog.records if r.name == "lrc_jax.training.checkpoint"]
-        assert "step-00000020: damaged" in line and "goes on from step 10" in line and "\n" not in line
+        assert "step-00000020: damaged" in line and "resumes from step 10" in line and "\n" not in line
         assert checkpoint.saved_steps(hurt) == [10]
     assert "note.json" in files and len(files) > 3
 
@@ -74,7 +74,7 @@ def test_two_damaged_checkpoints_are_the_start(tmp_path, caplog):
         checkpoint.save(tmp_path, step, state_of(step), {})
         flip_a_bit(tmp_path / f"step-{step:08d}", random.Random(step))
     assert checkpoint.restore(tmp_path, jax.eval_shape(lambda: state_of(0))) is None
-    assert [r.message.rsplit(" goes on from ")[1] for r in caplog.records] == [
+    assert [r.message.rsplit(" resumes from ")[1] for r in caplog.records] == [
         "step 10, the checkpoint before it", "the start",
     ]  # fmt: skip
     assert checkpoint.saved_steps(tmp_path) == []
@@ -308,3 +308,21 @@ def test_an_activation_cache_survives_kills(tmp_path):
 @pytest.fixture(autouse=True)
 def _heard(caplog):
     caplog.set_level(logging.WARNING)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, link = tmp_path / "numbers.json", tmp_path / "link.json"
+    owners.write_whole(target, "old")
+    link.symlink_to(target)
+    owners.write_whole(link, "new")
+    assert (target.read_text(), link.is_symlink()) == ("new", True)
+    monkeypatch.setattr("os.replace", lambda *names: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(InputError, match=r"numbers.json: cannot be written \(No space left on device\)"):
+        owners.write_whole(target, "half")
+    assert target.read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "numbers.json"]
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="cannot be written"):
+        owners.write_whole(tmp_path / "nowhere" / "numbers.json", "{}")
+    owners.write_whole(Path("/dev/null"), "{}")
+    assert Path("/dev/null").is_char_device()
