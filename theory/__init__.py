@@ -11,6 +11,7 @@
     theory.advise(df, samples=5000)
     theory.plan(rank=[4, 8, 16], samples=[256, 1024], seeds=5, noise=0.2)
     theory.next(df, claim="generalization", budget=7200)
+    theory.choose(df, "E + A*params**-a", target="loss", cost="flops", budget=1e20)
 
 Names are loaded when they are first used: SciPy, pandas and matplotlib take a second together.
 """
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from theory.api import advise as advise
     from theory.api import check as check
+    from theory.api import choose as choose
     from theory.api import compare as compare
     from theory.api import fit as fit
     from theory.api import next as next
@@ -39,6 +41,7 @@ _WHERE = {
     "advise": "theory.api",
     "plan": "theory.api",
     "next": "theory.api",
+    "choose": "theory.api",
     "test": "theory.api",
     "InputError": "theory.errors",
     "Report": "theory.report",

@@ -266,6 +266,33 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(following, "the proposals")
     following.set_defaults(run=_next)
 
+    choosing = commands.add_parser(
+        "choose",
+        help="which candidate runs to train for a law",
+        description="From a table of runs whose target is empty where a run is not done yet: the candidates to train "
+        "within a budget, so that a law predicts best at the points of --at. Train those of this round, fill in their "
+        "results, and ask again with what is left of the budget.",
+    )
+    _add_input(choosing)
+    choosing.add_argument(
+        "--law", action="append", required=True, help="as for fit; repeat it for rival laws, which are weighed"
+    )
+    choosing.add_argument("--target", required=True, metavar="COLUMN", help="the column that the law describes")
+    choosing.add_argument(
+        "--cost", required=True, metavar="FORMULA", help='cost of one run: a column, or such as "6*params*tokens"'
+    )
+    choosing.add_argument(
+        "--budget", type=float, required=True, metavar="COST", help="the most that the chosen runs may cost together"
+    )
+    choosing.add_argument(
+        "--at", metavar="FILE", help="where the law has to predict (default: the most expensive tenth of the table)"
+    )
+    choosing.add_argument(
+        "--signed", nargs="+", action="extend", default=[], metavar="NAME", help="parameters that may be negative"
+    )
+    _add_json(choosing, "the choice")
+    choosing.set_defaults(run=_choose)
+
     planting = commands.add_parser(
         "plant",
         help="write a table whose truth is known",
@@ -526,6 +553,26 @@ def _next(options: argparse.Namespace) -> int:
             **_input(options),
         )
     _hand_over(options, outcome, render.print_next)
+    return 0
+
+
+def _choose(options: argparse.Namespace) -> int:
+    from theory import api
+    from theory.show import render
+
+    with render.console().status("") as status:
+        choice = api.choose(
+            options.file,
+            options.law,
+            target=options.target,
+            cost=options.cost,
+            budget=options.budget,
+            at=options.at,
+            signed=options.signed,
+            progress=status.update,
+            **_input(options),
+        )
+    _hand_over(options, choice, render.print_choice, digits=None)
     return 0
 
 

@@ -19,6 +19,7 @@ from theory.tables import InputError, load_table, primary_rows
 
 if TYPE_CHECKING:
     from theory.design.advise import Advice
+    from theory.design.choose_runs import Choice
     from theory.design.next import Next
     from theory.design.plan import Plan
     from theory.judge.compare import Comparison
@@ -346,3 +347,48 @@ def next(
         table, claim, design=grid, dimension=dimension, budget=budget, cost=cost, margin=margin,
         simulations=simulations, progress=progress,
     )  # fmt: skip
+
+
+def choose(
+    measurements: Measurements,
+    law: str | Sequence[str],
+    *,
+    target: str,
+    cost: str,
+    budget: float,
+    at: Measurements | None = None,
+    signed: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+    where: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda _: None,
+) -> Choice:
+    """Which candidate runs to train, so that a law predicts best where it matters, within a budget.
+
+    Args:
+        measurements: see `check`; one row per run that is done or could be trained. The target is empty in candidates.
+        law: as in `fit`; a sequence for rival laws.
+        target: the column that the law describes.
+        cost: what one run costs: a column, or a formula of columns such as "6*params*tokens".
+        budget: the most that the chosen runs may cost together, in the unit of the cost.
+        at: points where the law has to predict, as `measurements`; None: the most expensive tenth of the table.
+        signed: parameters that may be negative.
+        columns, where: see `check`.
+        progress: told what is fitted.
+
+    Returns:
+        `.rows`: the chosen candidates, the cheapest first; `.now`: which of them to train before asking again;
+        `.targets`: predictions and their standard deviations, with the runs that are done and with all planned ones.
+
+    Raises:
+        InputError: the table, the cost or a law cannot be used, or no row is a candidate.
+
+    Example:
+        >>> choice = theory.choose(df, "E + A*params**-a", target="loss", cost="flops", budget=1e20)
+        >>> choice.rows[choice.now]
+    """
+    from theory.design.choose_runs import choose_runs
+
+    table = load_table(measurements, columns=columns, where=where)
+    points = None if at is None else load_table(at, columns=columns)
+    laws = [law] if isinstance(law, str) else list(law)
+    return choose_runs(table, laws, target, cost=cost, budget=budget, at=points, signed=signed, progress=progress)

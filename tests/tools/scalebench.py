@@ -1,25 +1,37 @@
 """Fit published scaling laws and score them on runs at larger scale (ScaleBench, Li et al. 2026, arXiv 2604.22753).
 
     python tests/tools/scalebench.py FOLDER [--bootstraps 100]
+    python tests/tools/scalebench.py FOLDER --choose [--seeds 10] [--jobs 2] [--leave-out]
 
 FOLDER holds laws.csv and, per task, TASK_train.csv and TASK_test.csv. Every law is fitted to the training rows of each
 group; R^2 is over the test rows of all groups, clipped to [-1, 1]. A law that is refused or fails counts -1. The mean
 of a task is over all its laws. Tasks without a test table are skipped.
+
+With --choose the rows are chosen first, under 1, 5 and 10 % of the cost of all training rows of a group: by
+`theory choose` round by round, by its machinery made D-optimal, at random, and the cheapest first. Only chosen rows'
+losses are handed over. All rows are then fitted as above; where no more rows than parameters could be bought, which
+`theory fit` refuses, the prediction is that of `theory choose`. Without a row a group counts as not predicted (-1).
+With --leave-out nothing of the test tables is read: the largest training runs stand for them (`left_out`).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from theory import InputError
+from theory.design.choose_runs import choose_runs
 from theory.laws.user_law import fit_law
+from theory.tables import Table
 
 TARGETS = {
     "moe": "loss_validation",
@@ -29,48 +41,224 @@ TARGETS = {
     "sparsity": "loss",
     "vocab": "unigram_normalized_loss",
 }
+COSTS = {
+    "moe": "num_experts * dense_parameter_count",
+    "data_constrained": "6 * params * tokens",
+    "parallel": "num_params",
+    "farseer": "6 * N * D",
+    "sparsity": "6 * N_dense * D1 + 6 * N_active * D2",
+    "vocab": "non_vocab_parameters * num_characters",
+}
+SHARES = (0.01, 0.05, 0.1)
+#: The published means of the selection by Li et al., at these shares (their README, table 2).
+PUBLISHED = {
+    "moe": (0.59, 0.65, 0.83),
+    "data_constrained": (0.73, 0.85, 0.86),
+    "parallel": (-1.00, 0.77, 0.99),
+    "farseer": (0.60, 0.88, 0.93),
+    "vocab": (0.96, 0.98, 0.98),
+}
+FAILED = (InputError, ArithmeticError, ValueError, Warning, np.linalg.LinAlgError)
 
 
-def score(train: pd.DataFrame, test: pd.DataFrame, formula: str, signed: list[str], target: str, draws: int) -> float:
-    """R^2 on the test rows, clipped to [-1, 1]."""
-    predicted = np.full(len(test), np.nan)
-    for group, rows in train.groupby("group"):
-        fit = fit_law(rows, formula, target, signed=signed, bootstraps=draws)
-        here = (test["group"] == group).to_numpy()
-        data = {c: test[c].to_numpy(dtype=np.float64)[here] for c in fit.law.columns}
-        predicted[here] = fit.law.value(np.array(list(fit.estimates.values())), data)
-    true = test[target].to_numpy()
+def r_squared(true: np.ndarray, predicted: np.ndarray) -> float:
+    """Clipped to [-1, 1]; -1 where a prediction is missing."""
     r2 = 1.0 - np.sum((predicted - true) ** 2) / np.sum((true - true.mean()) ** 2)
     return float(np.clip(r2, -1.0, 1.0)) if np.isfinite(r2) else -1.0
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--bootstraps", type=int, default=100)
-    options = parser.parse_args()
-    warnings.simplefilter("error")  # a law that warns has failed
-    laws = pd.read_csv(options.folder / "laws.csv").fillna("")
-    begin, failures = time.monotonic(), 0
+def fitted(
+    rows: pd.DataFrame, test: pd.DataFrame, formula: str, signed: list[str], target: str, draws: int
+) -> np.ndarray:
+    """What the law, fitted to rows, predicts at the test rows."""
+    fit = fit_law(rows, formula, target, signed=signed, bootstraps=draws, beside=True)
+    data = {c: test[c].to_numpy(dtype=np.float64) for c in fit.law.columns}
+    return fit.law.value(np.array(list(fit.estimates.values())), data)
+
+
+def score(
+    train: pd.DataFrame, test: pd.DataFrame, predict: Callable[[pd.DataFrame, pd.DataFrame], np.ndarray], target: str
+) -> float:
+    """R^2 of predictions made group by group."""
+    predicted = np.full(len(test), np.nan)
+    for group, rows in train.groupby("group"):
+        here = (test["group"] == group).to_numpy()
+        predicted[here] = predict(rows.reset_index(drop=True), test[here])
+    return r_squared(test[target].to_numpy(), predicted)
+
+
+def left_out(task: str, train: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The training rows parted like the published tables: smaller runs, and the largest ones as the test."""
+    large = {
+        "moe": lambda: train["dense_parameter_count"] > 3e8,
+        "data_constrained": lambda: train["params"] > 1.4e9,
+        "parallel": lambda: train["parallel_size"] == 4,
+        "farseer": lambda: train["N"] * train["D"] > (train["N"] * train["D"]).quantile(0.95),
+    }[task]()
+    return train[~large].reset_index(drop=True), train[large].reset_index(drop=True)
+
+
+def bought(
+    rows: pd.DataFrame, test: pd.DataFrame, law: pd.Series, how: str, share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the rows that a strategy buys, and the prediction of `theory choose` from them at the test rows."""
+    task, target = str(law["task"]), TARGETS[str(law["task"])]
+    cost = rows.eval(COSTS[task]).to_numpy(dtype=np.float64)
+    budget = share * cost.sum()
+    known = rows.assign(**{target: np.nan})  # only the losses of rows that were bought
+    at = Table(test.drop(columns=target))
+    laws, signed = [str(law["formula"])], law["signed"].split()
+
+    def ask(criterion: str = "target", left: float = 1e-30):
+        return choose_runs(
+            Table(known), laws, target, cost=COSTS[task], budget=left, at=at, signed=signed, criterion=criterion
+        )
+
+    if how in ("random", "cheapest"):
+        order = (
+            np.random.default_rng(seed).permutation(len(rows)) if how == "random" else np.argsort(cost, kind="stable")
+        )
+        chosen, left = [], budget
+        for row in order:
+            if cost[row] <= left * (1 + 1e-9):
+                chosen.append(row)
+                left -= cost[row]
+    else:
+        chosen, left = [], budget
+        while left > 0 and len(chosen) < len(rows):
+            choice = ask("target" if how == "choose" else "information", left)
+            now = choice.rows.index[choice.now].to_numpy()
+            if not len(now):
+                break
+            chosen.extend(now)
+            left -= cost[now].sum()
+            known.loc[now, target] = rows.loc[now, target]
+    known.loc[chosen, target] = rows.loc[chosen, target]
+    if not chosen or len(chosen) > len(law["parameters"].split()):
+        return np.array(chosen, dtype=int), np.full(len(test), np.nan)
+    return np.array(chosen, dtype=int), ask().targets["prediction"].to_numpy()
+
+
+def one(folder: Path, law: pd.Series, how: str, share: float, seed: int, leave_out: bool) -> tuple[float, int, float]:
+    """R^2 of one law with rows chosen in one way, the number of rows, and the seconds it took."""
+    task, rows_bought, begin = str(law["task"]), 0, time.monotonic()
+    train = pd.read_csv(folder / f"{task}_train.csv")
+    train, test = left_out(task, train) if leave_out else (train, pd.read_csv(folder / f"{task}_test.csv"))
+
+    def predict(rows: pd.DataFrame, points: pd.DataFrame) -> np.ndarray:
+        nonlocal rows_bought
+        chosen, predicted = (
+            (np.arange(len(rows)), np.empty(0)) if how == "all" else bought(rows, points, law, how, share, seed)
+        )
+        rows_bought += len(chosen)
+        if len(chosen) <= len(law["parameters"].split()):
+            return predicted
+        return fitted(rows.iloc[chosen], points, law["formula"], law["signed"].split(), TARGETS[task], 1)
+
+    try:
+        value = score(train, test, predict, TARGETS[task])
+    except FAILED as error:
+        print(f"{task} {law['law']} {how} {share:g}: {type(error).__name__}: {error}", flush=True)
+        value = -1.0
+    return value, rows_bought, time.monotonic() - begin
+
+
+def tasks_of(folder: Path, leave_out: bool) -> Iterator[tuple[str, pd.DataFrame]]:
+    laws = pd.read_csv(folder / "laws.csv").fillna("")
     for task, group in laws.groupby("task", sort=False):
-        files = [options.folder / f"{task}_{part}.csv" for part in ("train", "test")]
-        if not all(f.is_file() for f in files):
+        if leave_out or (folder / f"{task}_test.csv").is_file():
+            yield str(task), group
+
+
+def compare(options: argparse.Namespace) -> int:
+    """One line per task, share and strategy."""
+    jobs = []
+    for task, laws in tasks_of(options.folder, options.leave_out):
+        if options.task and task not in options.task:
             continue
-        train, test = (pd.read_csv(f) for f in files)
+        for _, law in laws.iterrows():
+            if options.law and law["law"] not in options.law:
+                continue
+            for how in options.strategy:
+                for share in SHARES if how != "all" else (1.0,):
+                    for seed in range(options.seeds if how == "random" else 1):
+                        jobs.append((law, how, share, seed))
+    results, begin = [], time.monotonic()
+    with ProcessPoolExecutor(options.jobs) as pool:
+        asked = {
+            pool.submit(one, options.folder, law, how, share, seed, options.leave_out): (law, how, share, seed)
+            for law, how, share, seed in jobs
+        }
+        for done in as_completed(asked):
+            law, how, share, seed = asked[done]
+            value, rows, seconds = done.result()
+            results.append((law["task"], law["law"], how, share, seed, value, rows, seconds))
+            print(
+                f"{len(results)}/{len(jobs)}: {law['task']} {law['law']} {how} {share:g} seed {seed}: R^2 {value:.4f}, "
+                f"{rows} rows, {seconds:.1f} s",
+                flush=True,
+            )
+    frame = pd.DataFrame(results, columns=["task", "law", "how", "share", "seed", "r2", "rows", "seconds"])
+    if options.csv:
+        frame.sort_values(["task", "law", "how", "share", "seed"]).to_csv(options.csv, index=False)
+    print("\nmean R^2 +- standard deviation over laws (and seeds), median rows bought")
+    for (task, share), part in frame.groupby(["task", "share"], sort=False):
+        texts = [
+            f"{how} {p['r2'].mean():.2f} +- {p['r2'].std(ddof=0):.2f} ({p['rows'].median():g})"
+            for how, p in part.groupby("how", sort=False)
+        ]
+        published = (
+            ""
+            if share not in SHARES or options.leave_out or task not in PUBLISHED
+            else f"; published {PUBLISHED[task][SHARES.index(share)]:.2f}"
+        )
+        print(f"{task} {100 * share:g} %: {', '.join(texts)}{published}")
+    print(f"{time.monotonic() - begin:.0f} s in all")
+    return 0
+
+
+def fit_all(options: argparse.Namespace) -> int:
+    """Every law on all training rows."""
+    warnings.simplefilter("error")  # a law that warns has failed
+    begin, failures = time.monotonic(), 0
+    for task, laws in tasks_of(options.folder, leave_out=False):
+        train, test = (pd.read_csv(options.folder / f"{task}_{part}.csv") for part in ("train", "test"))
         scores = []
-        for _, law in group.iterrows():
+        for _, law in laws.iterrows():
             start, said = time.monotonic(), ""
+            formula, signed, target = law["formula"], law["signed"].split(), TARGETS[task]
             try:
                 scores.append(
-                    score(train, test, law["formula"], law["signed"].split(), TARGETS[str(task)], options.bootstraps)
-                )
-            except (InputError, ArithmeticError, ValueError, Warning, np.linalg.LinAlgError) as error:
+                    score(
+                        train, test,
+                        lambda rows, points: fitted(rows, points, formula, signed, target, options.bootstraps),  # noqa: B023
+                        target,
+                    )
+                )  # fmt: skip
+            except FAILED as error:
                 scores.append(-1.0)
                 said, failures = f"  {type(error).__name__}: {error}", failures + 1
             print(f"{task} {law['law']}: R^2 {scores[-1]:.4f}, {time.monotonic() - start:.1f} s{said}", flush=True)
         print(f"{task}: mean R^2 {np.mean(scores):.4f} over {len(scores)} laws")
     print(f"{time.monotonic() - begin:.0f} s in all, {failures} failed")
     return 1 if failures else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--bootstraps", type=int, default=100)
+    parser.add_argument("--choose", action="store_true", help="compare strategies of choosing rows")
+    parser.add_argument("--strategy", nargs="+", default=["choose", "d_optimal", "cheapest", "random", "all"])
+    parser.add_argument("--task", nargs="+", default=[])
+    parser.add_argument("--law", nargs="+", default=[])
+    parser.add_argument("--seeds", type=int, default=10, help="of the random choice")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--leave-out", action="store_true", help="score on the largest training runs")
+    parser.add_argument("--csv", type=Path, help="every score")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return compare(options) if options.choose else fit_all(options)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from theory.judge import gates
 from theory.judge.methods import MIN_RATES
 from theory.judge.optimum import LARGEST_SHARE, SMALLEST_RANK
 from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, MARGIN, REFUTED
-from theory.laws.parser import LawError, parse_law
+from theory.laws.parser import LawError, parse_formula
 from theory.planted.cases import Case, planted_surface
 from theory.planted.rates import Law, Slopes, broken, power, slopes, with_offset
 from theory.planted.surfaces import Design, gradient_table, law_table, risk_table
@@ -221,9 +221,7 @@ def _price(claim: str, design: Design, worth: WorthDesign, cost: str | None) -> 
     except ValueError:
         pass
     try:
-        law = parse_law(f"unit*({cost})", points)
-        if law.parameters != ("unit",):
-            raise LawError(f"{law.parameters[-1]} is no coordinate")
+        law = parse_formula(cost, points)
     except LawError as wrong:
         raise InputError(
             f"--cost {cost!r}: {wrong}; give seconds per run as a number or in {', '.join(names)}"

@@ -181,6 +181,21 @@ def _add(left: dict[int, np.ndarray], right: dict[int, np.ndarray]) -> dict[int,
     return total
 
 
+def parse_formula(text: str, columns: Collection[str]) -> Law:
+    """Parse a formula of columns alone, such as "6*params*tokens", as a law whose one parameter is a factor.
+
+    Raises:
+        LawError: it is no formula, or uses a name that is no column.
+    """
+    factor = "unit"
+    while factor in columns:
+        factor += "_"
+    law = parse_law(f"{factor}*({text})", columns)
+    if law.parameters != (factor,):
+        raise LawError(f"{law.parameters[-1]} is no column")
+    return law
+
+
 def parse_law(text: str, columns: Collection[str], *, target: str | None = None, constant: Collection[str] = ()) -> Law:
     """Parse a law against the columns of a table.
 

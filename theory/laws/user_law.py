@@ -139,7 +139,7 @@ class FitResult:
 
 
 @dataclass(frozen=True)
-class _Problem:
+class Problem:
     """A law on data, in internal parameters (logarithms of the positive ones)."""
 
     law: Law
@@ -160,7 +160,7 @@ class _Problem:
         size = np.maximum(np.abs(parameters), 1e-300)
         return np.where(self.signed, parameters, np.log(np.where(self.signed, 1.0, size)))
 
-    def logarithmic(self, parameters: np.ndarray, which: np.ndarray) -> _Problem:
+    def logarithmic(self, parameters: np.ndarray, which: np.ndarray) -> Problem:
         """The same problem, with signed parameters by their logarithms and the signs that they have here ([B, p]).
 
         In A*x**b the best A moves exponentially with b: a straight line for log A, a bent valley for A.
@@ -177,7 +177,7 @@ class _Problem:
                 return np.log(values) - np.log(self.y), slopes / values[:, :, None]
             return (values - self.y) / self.sd, slopes / self.sd[:, None]
 
-    def rows(self, keep: np.ndarray) -> _Problem:
+    def rows(self, keep: np.ndarray) -> Problem:
         return replace(
             self, data={k: v[keep] for k, v in self.data.items()}, y=self.y[keep], sd=self.sd[keep], row=self.row[keep]
         )
@@ -215,7 +215,7 @@ def fit_law(
         InputError: unknown column, text or gaps in a column used, or a law outside the grammar.
     """
     table = table if isinstance(table, Table) else Table(table)
-    problem, labels = _prepare(table, text, target, cluster, signed)
+    problem, labels = prepare(table, text, target, cluster, signed)
     law, n, p = problem.law, len(problem.y), len(problem.law.parameters)
     if n <= p:
         raise InputError(f"{table.path}: {n} rows cannot determine {p} parameters; add rows or simplify the law")
@@ -267,7 +267,7 @@ def _sizes(residuals: np.ndarray, jacobian: np.ndarray) -> np.ndarray:
     return np.quantile(sizes, (np.arange(MOST_RESIDUALS) + 0.5) / MOST_RESIDUALS)
 
 
-def _deviation_law(problem: _Problem) -> np.ndarray:
+def _deviation_law(problem: Problem) -> np.ndarray:
     """Coefficients of ln sd on (1, ln columns), which `_row_deviation` made of them; of a constant where it is one."""
     log = np.log(problem.sd)
     if problem.log_scale:
@@ -294,9 +294,14 @@ def law_of(table: Table, text: str, target: str, cluster: str | None) -> Law:
         raise InputError(str(error)) from None
 
 
-def _prepare(
+def prepare(
     table: Table, text: str, target: str, cluster: str | None, signed: Collection[str]
-) -> tuple[_Problem, np.ndarray]:
+) -> tuple[Problem, np.ndarray]:
+    """A law on a table (arguments as of `fit_law`), and the number of each row's cluster [n].
+
+    Raises:
+        InputError: as of `fit_law`.
+    """
     law = law_of(table, text, target, cluster)
     unknown = sorted(set(signed) - set(law.parameters))
     if unknown:
@@ -318,7 +323,7 @@ def _prepare(
             row = frame.index[frame[cluster].isna().to_numpy()][0]
             raise InputError(f"{table.path}: column {cluster}, row {row}: empty; every row needs its cluster")
         labels = np.unique(frame[cluster].astype(str).to_numpy(), return_inverse=True)[1]
-    return _Problem(law, data, y, flags, log_scale, sd, frame.index.to_numpy(), np.ones(len(flags))), labels
+    return Problem(law, data, y, flags, log_scale, sd, frame.index.to_numpy(), np.ones(len(flags))), labels
 
 
 def _row_deviation(data: dict[str, np.ndarray], y: np.ndarray) -> np.ndarray:
@@ -344,7 +349,7 @@ class _Fitted:
     agreeing: np.ndarray
 
 
-def _optimise(problem: _Problem, path: str, rounds: int = ROUNDS) -> _Fitted:
+def _optimise(problem: Problem, path: str, rounds: int = ROUNDS) -> _Fitted:
     """Screen many starts by least squares (on at most 2,000 rows), polish the best by iterated Huber on all.
 
     Where one start alone ends at the best objective, there are more starts.
@@ -354,12 +359,12 @@ def _optimise(problem: _Problem, path: str, rounds: int = ROUNDS) -> _Fitted:
     sample = problem if n <= 2000 else problem.rows(np.sort(rng.choice(n, 2000, replace=False)))
     pool = np.empty((0, len(problem.law.parameters)))
     for _ in range(rounds):
-        starts = _starts(sample, rng)
+        starts = starting_points(sample, rng)
         if not len(pool):
             _refuse_undefined(sample, starts, path)
         screened = minimise(sample.residual, starts, iterations=60, ftol=1e-8, largest_step=limit)
         order = np.argsort(screened.objective, kind="stable")[:POLISHED]
-        first = _descend(problem, screened.theta[order])
+        first = descend(problem, screened.theta[order])
         optimum = (
             first if not len(pool) else minimise(problem.residual, np.concatenate([pool, first.theta]), iterations=0)
         )
@@ -370,15 +375,15 @@ def _optimise(problem: _Problem, path: str, rounds: int = ROUNDS) -> _Fitted:
             r = problem.residual(optimum.theta[[optimum.best]], np.zeros(1, dtype=int))[0][0]
             # A perfect fit has no scale; any delta above rounding will do.
             delta = max(HUBER * robust_scale(r), 1e-12)
-            optimum = _descend(problem, optimum.theta, loss=huber(delta), iterations=100)
+            optimum = descend(problem, optimum.theta, loss=huber(delta), iterations=100)
         theta, objective = optimum.theta.copy(), optimum.objective.copy()
         which = problem.signed & ~problem.exponent
         for k in np.argsort(objective, kind="stable")[:FINISHED]:
-            theta[k], objective[k] = _polished(problem, theta[k], delta, which)
+            theta[k], objective[k] = polished(problem, theta[k], delta, which)
         best = int(np.argmin(objective))
         for _ in range(REPEATS):
             before = objective[best]
-            theta[best], objective[best] = _polished(problem, theta[best], delta, which)
+            theta[best], objective[best] = polished(problem, theta[best], delta, which)
             if objective[best] >= (1.0 - 1e-9) * before:
                 break
         agree = objective <= objective[best] + AGREEMENT * max(abs(objective[best]), 1e-12)
@@ -388,7 +393,7 @@ def _optimise(problem: _Problem, path: str, rounds: int = ROUNDS) -> _Fitted:
     return _Fitted(theta[best], float(objective[best]), huber(delta), theta[agree])
 
 
-def _polished(problem: _Problem, theta: np.ndarray, delta: float, which: np.ndarray) -> tuple[np.ndarray, float]:
+def polished(problem: Problem, theta: np.ndarray, delta: float, which: np.ndarray) -> tuple[np.ndarray, float]:
     """`polish` with the parameters `which` by their logarithms."""
     natural = problem.natural(theta)
     other = problem.logarithmic(natural, which)
@@ -396,7 +401,7 @@ def _polished(problem: _Problem, theta: np.ndarray, delta: float, which: np.ndar
     return problem.internal(other.natural(end)), objective
 
 
-def _refuse_undefined(problem: _Problem, starts: np.ndarray, path: str) -> None:
+def _refuse_undefined(problem: Problem, starts: np.ndarray, path: str) -> None:
     """Refuse a law that has no value on some rows, whatever its parameters; they are named and counted."""
     first, _ = problem.residual(starts, np.arange(len(starts)))
     finite = np.isfinite(first)
@@ -412,8 +417,8 @@ def _refuse_undefined(problem: _Problem, starts: np.ndarray, path: str) -> None:
     )
 
 
-def _descend(
-    problem: _Problem,
+def descend(
+    problem: Problem,
     start: np.ndarray,
     *,
     loss: Loss = SQUARES,
@@ -440,7 +445,7 @@ def _descend(
     return Optimum(theta, np.where(better, again.objective, found.objective))
 
 
-def _starts(problem: _Problem, rng: np.random.Generator) -> np.ndarray:
+def starting_points(problem: Problem, rng: np.random.Generator) -> np.ndarray:
     """[STARTS, p] internal starting points: random exponents; coefficients by least squares where the law is linear."""
     law = problem.law
     exponent = problem.exponent
@@ -476,7 +481,7 @@ def _starts(problem: _Problem, rng: np.random.Generator) -> np.ndarray:
     return problem.internal(natural)
 
 
-def _linear(problem: _Problem, natural: np.ndarray) -> np.ndarray:
+def _linear(problem: Problem, natural: np.ndarray) -> np.ndarray:
     """Indices of parameters in which the law is jointly linear (up to an offset), given the others.
 
     Their slopes do not change when they change, at eight random points.
@@ -499,7 +504,7 @@ def _linear(problem: _Problem, natural: np.ndarray) -> np.ndarray:
 
 
 def _bootstrap(
-    problem: _Problem, theta: np.ndarray, loss: Loss, labels: np.ndarray, clusters: int, bootstraps: int
+    problem: Problem, theta: np.ndarray, loss: Loss, labels: np.ndarray, clusters: int, bootstraps: int
 ) -> np.ndarray:
     """[B, p] internal parameters refitted with every cluster counted as often as it was drawn."""
     n, p = len(problem.y), len(theta)
@@ -520,11 +525,11 @@ def _bootstrap(
         size = min(chunk, bootstraps - first)
         weights = cluster_weights(clusters, size, rng)[:, labels]
         start = np.repeat(theta[None, :], size, axis=0)
-        fitted.append(_descend(problem, start, loss=loss, weights=weights, iterations=100, ftol=1e-9).theta)
+        fitted.append(descend(problem, start, loss=loss, weights=weights, iterations=100, ftol=1e-9).theta)
     return np.concatenate(fitted)
 
 
-def _situation(problem: _Problem, found: _Fitted) -> Situation:
+def _situation(problem: Problem, found: _Fitted) -> Situation:
     """The optimum as `identify` needs it."""
 
     def slopes(theta: np.ndarray, data: dict[str, np.ndarray]) -> np.ndarray:
@@ -551,7 +556,7 @@ def _known(intervals: dict[str, Interval], loose: Collection[str]) -> dict[str, 
     return {name: UNDEFINED if name in loose else interval for name, interval in intervals.items()}
 
 
-def _intervals(problem: _Problem, theta: np.ndarray, draws: np.ndarray, clusters: int) -> dict[str, Interval]:
+def _intervals(problem: Problem, theta: np.ndarray, draws: np.ndarray, clusters: int) -> dict[str, Interval]:
     """Percentile intervals, stretched about the estimate by the small-sample factor and t_{S-1} over the normal.
 
     For many clusters these are percentile intervals (a coefficient near zero has a skew distribution, and they keep
@@ -574,13 +579,13 @@ def stretched(
     return estimate - stretch * below, estimate + stretch * above
 
 
-def _named(problem: _Problem, low: np.ndarray, high: np.ndarray) -> dict[str, Interval]:
+def _named(problem: Problem, low: np.ndarray, high: np.ndarray) -> dict[str, Interval]:
     """Intervals by parameter, from limits of the internal parameters."""
     ends = zip(problem.law.parameters, problem.natural(low), problem.natural(high), strict=True)
     return {name: Interval(float(min(a, b)), float(max(a, b))) for name, a, b in ends}
 
 
-def _holdout(problem: _Problem, path: str) -> float:
+def _holdout(problem: Problem, path: str) -> float:
     """Root mean square log error on the largest half-decade of the widest column, fitted without those rows."""
     spans = {c: np.ptp(np.log(x)) for c, x in problem.data.items() if (x > 0).all()}
     if not spans or not problem.log_scale:
@@ -596,7 +601,7 @@ def _holdout(problem: _Problem, path: str) -> float:
 
 
 def _notes(
-    problem: _Problem,
+    problem: Problem,
     agreeing: int,
     estimate: np.ndarray,
     drawn: np.ndarray,

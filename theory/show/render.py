@@ -15,7 +15,10 @@ from theory.show.palette import QUANTITY, RATIOS, TERMINAL
 from theory.show.plain import escape
 
 if TYPE_CHECKING:  # they bring SciPy, and commands that only print a table start without it
+    import pandas as pd
+
     from theory.design.advise import Advice
+    from theory.design.choose_runs import Choice
     from theory.design.next import Next
     from theory.design.plan import Plan
     from theory.judge.compare import Comparison
@@ -250,6 +253,37 @@ def print_next(outcome: Next, out: Console) -> None:
             out.print(f"  lrc run -m {escape(line)}", soft_wrap=True)
     for note in outcome.notes:
         out.print(f"  - {escape(note)}", soft_wrap=True)
+
+
+def print_choice(choice: Choice, out: Console) -> None:
+    """The runs of this round, how many are planned after them, and what the law is expected to predict."""
+    now = choice.rows[choice.now]
+    rows = [
+        (str(row), *(f"{value:.6g}" for value in values), f"{cost:.4g}")
+        for row, values, cost in zip(now.index, now.to_numpy(), choice.cost[choice.now], strict=True)
+    ]
+    if rows:
+        header = ("row", *map(str, now.columns), "cost")
+        out.print(grid("Train these now, fill in their results, and ask again", header, rows))
+    later = ~choice.now
+    out.print(
+        f"{len(rows)} runs now for {choice.cost[choice.now].sum():.4g}, {int(later.sum())} planned after them for "
+        f"{choice.cost[later].sum():.4g}; budget {choice.budget:.4g}, spent before {choice.spent:.4g}",
+        soft_wrap=True,
+    )
+    sd, planned = (_root_mean_square(choice.targets[name]) for name in ("sd", "sd_planned"))
+    if math.isfinite(sd):
+        out.print(
+            f"sd of the predicted {escape(choice.target)} at {len(choice.targets)} points: {significant(sd)} now, "
+            f"{significant(planned)} expected with all these runs",
+            soft_wrap=True,
+        )
+    for note in choice.notes:
+        out.print(f"  - {escape(note)}", soft_wrap=True)
+
+
+def _root_mean_square(values: pd.Series) -> float:
+    return float((values**2).mean() ** 0.5)
 
 
 def _priced(cost: float, unit: str) -> str:

@@ -1,0 +1,187 @@
+"""`theory choose`: the rows it takes predict better than random ones of equal cost; nothing unseen is read."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import theory as judge
+from theory.design.choose_runs import choose_runs, covariance, plan
+from theory.laws.parser import parse_law
+from theory.tables import InputError, Table
+
+LAW, COST = "E + A*params**-a + B*tokens**-b", "6*params*tokens"
+NOISE = 0.004
+
+
+def loss(frame):
+    return 1.7 + 400.0 * frame["params"] ** -0.35 + 900.0 * frame["tokens"] ** -0.3
+
+
+@pytest.fixture(scope="module")
+def candidates():
+    """A grid whose dearest run costs a million times the cheapest, and the runs that it has to predict."""
+    rng = np.random.default_rng(3)
+    params, tokens = np.meshgrid(np.geomspace(1e7, 1e9, 9), np.geomspace(1e8, 1e11, 10))
+    frame = pd.DataFrame({"params": params.ravel(), "tokens": tokens.ravel()})
+    frame["truth"] = loss(frame) * np.exp(NOISE * rng.standard_normal(len(frame)))
+    frame["loss"] = np.nan
+    return frame
+
+
+TARGET = pd.DataFrame({"params": [4e9, 1e10], "tokens": [4e11, 1e12]})
+
+
+def followed(frame, budget, criterion="target"):
+    """Rows that are bought when the advice is followed to the end."""
+    frame, left, rounds = frame.copy(), budget, 0
+    while True:
+        known = frame.drop(columns="truth")
+        choice = choose_runs(Table(known), [LAW], "loss", cost=COST, budget=left, at=Table(TARGET), criterion=criterion)
+        now = choice.rows.index[choice.now]
+        if not len(now):
+            return frame[frame["loss"].notna()], rounds
+        frame.loc[now, "loss"] = frame.loc[now, "truth"]
+        left -= choice.cost[choice.now].sum()
+        rounds += 1
+
+
+def error(rows):
+    """Root mean square log error to be expected at the target of a fit to these rows, linearised at the truth."""
+    law, theta = parse_law(LAW, rows.columns), np.array([[1.7, 400.0, 0.35, 900.0, 0.3]])
+
+    def slopes(frame):
+        value, jacobian = law.evaluate(theta, {c: frame[c].to_numpy() for c in law.columns})
+        return jacobian[0] / value[0][:, None]
+
+    at_runs, at_target = slopes(rows), slopes(TARGET)
+    return NOISE * float(np.sqrt(np.mean(np.sum((at_target @ np.linalg.pinv(at_runs)) ** 2, axis=1))))
+
+
+def price(frame):
+    return 6 * frame["params"] * frame["tokens"]
+
+
+def affordable(frame, order, budget):
+    """The rows that are bought in this order, each where the budget still allows it."""
+    taken = []
+    for row in order:
+        if price(frame)[row] <= budget:
+            taken.append(row)
+            budget -= price(frame)[row]
+    return frame.loc[taken]
+
+
+def test_chosen_rows_extrapolate_better_than_others_of_equal_cost(candidates):
+    budget = 0.003 * price(candidates).sum()
+    rows, rounds = followed(candidates, budget)
+    assert price(rows).sum() <= budget * (1 + 1e-6)
+    assert rounds >= 4
+    rng = np.random.default_rng(0)
+    others = [error(affordable(candidates, rng.permutation(len(candidates)), budget)) for _ in range(9)]
+    assert error(rows) < min(others)
+    assert error(rows) < 0.65 * np.median(others)
+    assert error(rows) < 0.9 * error(affordable(candidates, np.argsort(price(candidates)), budget))
+
+
+def test_losses_of_candidates_are_not_read(candidates):
+    """The order of hidden losses changes nothing: only the filled column is read."""
+    some = candidates.assign(loss=candidates["truth"].where(price(candidates) < 1e17))
+    a = choose_runs(Table(some), [LAW], "loss", cost=COST, budget=1e20, at=Table(TARGET))
+    hidden = some.assign(truth=some["truth"].where(some["loss"].notna(), 1e9))
+    b = choose_runs(Table(hidden), [LAW], "loss", cost=COST, budget=1e20, at=Table(TARGET))
+    assert a.rows.index.tolist() == b.rows.index.tolist()
+    assert not set(a.rows.index) & set(some.index[some["loss"].notna()])
+
+
+def test_the_predicted_deviation_is_of_the_size_of_the_error(candidates):
+    """Over repeated noise the errors at the target, in units of the stated deviation, are neither tiny nor huge."""
+    some = candidates[price(candidates) < 3e18]
+    scores = []
+    for seed in range(8):
+        rng = np.random.default_rng(100 + seed)
+        frame = candidates.assign(loss=(loss(some) * np.exp(NOISE * rng.standard_normal(len(some)))))
+        made = choose_runs(Table(frame), [LAW], "loss", cost=COST, budget=1e18, at=Table(TARGET)).targets
+        scores.append((np.log(made["prediction"] / loss(TARGET)) / (made["sd"] / made["prediction"])).iloc[0])
+    assert 0.3 < np.sqrt(np.mean(np.square(scores))) < 2.0
+
+
+def test_a_plan_is_the_linear_optimum():
+    """Of two measurements of independent parameters, the one on which the target depends is chosen."""
+    rng = np.random.default_rng(0)
+    theta = rng.standard_normal((4000, 2))
+    points = np.array([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0]])  # two candidates, a target of the first parameter
+    between = covariance(theta @ points.T, 0.1)
+    chosen, left = plan(between, 0.1, np.array([1.0, 1.0]), 1.0)
+    assert chosen == [0]
+    assert left[2, 2] == pytest.approx(4 * 0.01 / 1.01, rel=0.1)
+    assert plan(between, 0.1, np.array([1.0, 1.0]), 1.0, "information")[0] == [1]
+
+
+def test_the_better_of_two_plans_is_taken():
+    """By gain per cost alone the cheap run would shut out the one that says nearly all."""
+    between = np.array([[0.011, 0.0, 0.1], [0.0, 1.0, 0.99], [0.1, 0.99, 1.9]])
+    assert plan(between, 0.05, np.array([0.001, 1.0]), 1.0)[0] == [1]
+
+
+def test_the_first_round_takes_the_cheapest(candidates):
+    choice = choose_runs(Table(candidates), [LAW], "loss", cost=COST, budget=1e20)
+    assert choice.now.all() and len(choice.rows) == 5
+    assert sorted(choice.cost) == sorted(price(candidates))[:5]
+    assert choice.targets["prediction"].isna().all()
+
+
+def test_one_run_and_a_law_of_five_parameters(candidates):
+    frame = candidates.assign(loss=candidates["truth"].where(candidates.index == 0))
+    choice = choose_runs(Table(frame), [LAW], "loss", cost=COST, budget=1e19, at=Table(TARGET))
+    assert choice.now.sum() >= 1
+    assert (choice.targets["sd_planned"] < 0.7 * choice.targets["sd"]).all()
+
+
+def test_rival_laws_are_weighed(candidates):
+    """A law that cannot describe the runs has no say."""
+    frame = candidates.assign(loss=candidates["truth"].where(price(candidates) < 1e19))
+    good = choose_runs(Table(frame), [LAW], "loss", cost=COST, budget=1e19, at=Table(TARGET)).targets
+    both = choose_runs(Table(frame), [LAW, "C*params**-c"], "loss", cost=COST, budget=1e19, at=Table(TARGET)).targets
+    assert both["prediction"].to_numpy() == pytest.approx(good["prediction"].to_numpy(), rel=1e-3)
+
+
+def test_command_line_and_json(theory, tmp_path, candidates):
+    path, at, out = (tmp_path / name for name in ("t.csv", "at.csv", "out.json"))
+    candidates.assign(loss=candidates["truth"].where(price(candidates) < 1e17)).to_csv(path, index=False)
+    TARGET.to_csv(at, index=False)
+    arguments = ("choose", path, "--law", LAW, "--target", "loss", "--cost", COST, "--budget", 1e19, "--at", at)
+    done = theory(*arguments, "--json", out)
+    assert done.code == 0
+    assert "Train these now" in done.out
+    made = json.loads(out.read_text())
+    assert sum(run["cost"] for run in made["runs"]) <= 1e19 * (1 + 1e-6)
+    assert {"row", "cost", "now", "columns"} <= set(made["runs"][0])
+    assert set(made["targets"][0]) == {"params", "tokens", "prediction", "sd", "sd_planned"}
+    theory(*arguments, "--json", tmp_path / "again.json")
+    assert out.read_bytes() == (tmp_path / "again.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"cost": "6*params*widths"}, "widths is no column"),
+        ({"cost": "params - 1e9"}, "it has to be positive"),
+        ({"budget": -1.0}, "budget -1"),
+        ({"target": "truth"}, "leave it empty in candidate runs"),
+        ({"signed": ["q"]}, "q: not a parameter"),
+    ],
+)
+def test_refusals(candidates, change, said):
+    arguments = {"target": "loss", "cost": COST, "budget": 1e19} | change
+    with pytest.raises(InputError, match=said):
+        judge.choose(candidates, LAW, **arguments)
+
+
+def test_a_budget_below_the_cheapest_run_is_said(candidates):
+    choice = judge.choose(candidates, LAW, target="loss", cost=COST, budget=1.0)
+    assert not len(choice.rows)
+    assert "the cheapest costs" in choice.notes[-1]
