@@ -87,7 +87,7 @@ def _reason(state: str, folder: RunFolder) -> str:
     if state == "failed":
         return folder.reason()
     if state == "missing" and (paused := folder.paused_at()) is not None:
-        return "stopped; goes on from step {} of {}".format(*paused)
+        return "stopped; resumes from step {} of {}".format(*paused)
     return ""
 
 

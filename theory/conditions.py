@@ -14,8 +14,8 @@ from theory.errors import InputError
 from theory.names import Names, unquoted
 
 HOW = (
-    'write "COLUMN OP VALUE" with = != < <= > >=, or "COLUMN empty", "COLUMN not empty"; a column or value with blanks '
-    "or signs stands in quotes or backticks"
+    'write "COLUMN OP VALUE" with = != < <= > >=, or "COLUMN empty", "COLUMN not empty"; put a column or value '
+    "with blanks or signs in quotes or backticks"
 )
 
 _ORDER: dict[str, Callable[[Any, Any], Any]] = {

@@ -135,8 +135,8 @@ def parse_columns(text: str) -> dict[str, str]:
         match = _RENAMING.match(text, end)
         if not match:
             raise InputError(
-                f"--columns {text!r}: write NEW=OLD,NEW=OLD such as rank=r,samples=n_train; names with blanks or "
-                "signs stand in quotes or backticks"
+                f"--columns {text!r}: write NEW=OLD,NEW=OLD such as rank=r,samples=n_train; put names with "
+                "blanks or signs in quotes or backticks"
             )
         pairs.append((unquoted(match[1]), unquoted(match[2])))
         end = match.end()

@@ -4,7 +4,7 @@ For each preset: our step and the plain one, in float32, TF32 and bfloat16, agai
 students in one program against one after another. Workers take turns as on a CPU. First losses must agree with those
 of a CPU in float32 (`to CPU`: the largest relative difference). PyTorch's workers start at once and compile while ours
 do, two at a time. Each preset's numbers are written as
-they come: what is done survives a time-out, and the same command with the same --json goes on from there.
+they come: what is done survives a time-out, and the same command with the same --json resumes there.
 
 `--tiny` goes the same way on the CPU with toy shapes: it says that the command works, and nothing about speed.
 """

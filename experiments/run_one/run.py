@@ -41,7 +41,7 @@ class Keeper(Protocol):
     """Checkpoints of one run's training (experiments.sweep.interrupt)."""
 
     def resume(self, like: TrainState) -> TrainState | None:
-        """The state to go on from, or None; `like` has its structure and shapes."""
+        """The state to resume from, or None; `like` has its structure and shapes."""
 
     def chunk(self, step: int, steps: int, state: Callable[[], TrainState]) -> None:
         """Called after each chunk of training; may save the state, may end the process."""

@@ -31,7 +31,7 @@ def scalars(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A function that takes lines of metrics.jsonl and writes their numbers, by step, to an event file in `folder`.
 
     The file begins with the first line. What an earlier attempt wrote from that step on is taken back (TensorBoard's
-    purge step), since a run that goes on from a checkpoint computes those steps again.
+    purge step), since a run that resumes from a checkpoint computes those steps again.
     """
     from tensorboardX import SummaryWriter
 

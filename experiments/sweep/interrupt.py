@@ -1,6 +1,6 @@
 """Being stopped in good order: SIGTERM while a run trains saves its state, marks the run and ends the process.
 
-Slurm sends SIGTERM before it takes a node away, and starts a requeued job again: the run then goes on from its
+Slurm sends SIGTERM before it takes a node away, and starts a requeued job again: the run then resumes from its
 checkpoint, on one thread with the same bits as if it had never stopped. SIGKILL cannot be answered; a long run
 therefore also saves its state every few minutes.
 """

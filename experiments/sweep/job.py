@@ -70,7 +70,7 @@ class Job:
 
     @contextlib.contextmanager
     def metrics(self) -> Iterator[Callable[[dict[str, Any]], None]]:
-        """Open metrics.jsonl; a run that goes on from a checkpoint keeps the lines up to it."""
+        """Open metrics.jsonl; a run that resumes from a checkpoint keeps the lines up to it."""
         path = self.folder.path / "metrics.jsonl"
         going_on = self.folder.checkpoints_path.is_dir()
         with writing(path):

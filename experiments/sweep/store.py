@@ -121,7 +121,7 @@ class RunFolder:
         return "" if note is None else str(note["reason"])
 
     def paused_at(self) -> tuple[int, int] | None:
-        """The step that a stopped run goes on from, and its steps."""
+        """The step that a stopped run resumes from, and its steps."""
         note = read_object(self.paused_path, lambda n: all(type(n.get(key)) is int for key in ("step", "steps")))
         return None if note is None else (note["step"], note["steps"])
 

@@ -192,7 +192,7 @@ def test_sigterm_saves_and_the_next_start_goes_on_with_the_same_bits(workplace, 
     assert not (at / "row.json").exists()
     assert not (at / "claim.json").exists()
     _, out, _ = call("experiments.status", f"study=stopped_{launcher}", "verbose=true", cwd=folder)
-    assert "goes on from step" in " ".join(out.split())
+    assert "resumes from step" in " ".join(out.split())
     assert call(*run, f"study=stopped_{launcher}", cwd=folder)[0] == 0
     assert call(*run, f"study=whole_{launcher}", cwd=folder)[0] == 0
     (stopped,), (whole,) = rows(folder, f"stopped_{launcher}"), rows(folder, f"whole_{launcher}")

@@ -88,7 +88,7 @@ def test_distill_and_generate(
     assert main(["generate", "--model", str(out), "--prompt", "w1 w2", "--tokens", "4"]) == 0
     assert len(capsys.readouterr().out.split()) == 6
 
-    # The projections beside the model export to the same model, and training goes on from them.
+    # The projections beside the model export to the same model, and training resumes from them.
     again = tmp_path / "again"
     projections = ["--projections", str(out / "projections.safetensors"), "--config", str(out / "lrc.json")]
     assert main(["export", "--teacher", str(teacher_folder), *projections, "--out", str(again)]) == 0
@@ -176,7 +176,7 @@ BAD = {
     "output is a file": (["distill", "TEXT", "--rank", "4", "--out", __file__, "--overwrite"], "is a file; choose"),
     "no folder": (
         ["plan", "TEACHER", "--rank", "4", "--tokens", "1e6", "--json", "/nowhere/plan.json"],
-        "/nowhere/plan.json: No such",
+        "/nowhere/plan.json: cannot be written (No such",
     ),
 }
 
