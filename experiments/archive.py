@@ -32,7 +32,8 @@ from experiments.show.page import parts_of
 from experiments.show.power import FILE as POWER
 from experiments.show.schematic import schematic
 from experiments.show.spectra import optima_of_all_studies, phase_diagram, with_spectrum
-from experiments.show.worth import answered, cloze_against_loss, read_kept, tables_of_study
+from experiments.show.worth import STUDY as WORTH
+from experiments.show.worth import answered, cloze_against_loss, read_kept, scaling_rows, tables_of_study
 from experiments.sweep.provenance import ENVIRONMENT, environment
 from experiments.sweep.store import REFERENCE, Study
 from lrc_jax.errors import InputError
@@ -41,6 +42,7 @@ from theory.show.theme import theme
 
 VALIDATION = "validation.json"  # of the judge, by `theory validate`
 VERDICTS = "verdicts.md"  # what README shows of it
+SCALING = "scaling.csv"  # of the study of what a clone is worth: the clone's losses, for `theory fit`
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -169,6 +171,8 @@ def draw_together(reference: Study) -> None:
         if drawn is not None:
             save(drawn, reference.path)
     save(picture, reference.path, points=False)
+    if len(rows := scaling_rows(read_kept(reference.path))):
+        write_csv(reference.path / WORTH / SCALING, rows)
 
 
 def tell_again(study: Study) -> None:

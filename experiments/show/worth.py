@@ -97,6 +97,23 @@ def guideline_markdown(tables: Mapping[str, pd.DataFrame]) -> str:
     return markdown(names, rows)
 
 
+def scaling_rows(tables: Mapping[str, pd.DataFrame], method: str = "clone:pca") -> pd.DataFrame:
+    """A row per run of a method at its cell's best rate, for a fit of loss against size, tokens and teacher loss.
+
+    Args:
+      tables: `read_kept`. The settings count that share text and tokenizer: WikiText-2 with a teacher trained here.
+    """
+    columns = ["setting", "inference_params", "tokens", "teacher_loss", "seed", "test_loss"]
+    parts = []
+    for part in ("wikitext2_64", "wikitext2_128"):
+        if PARTS[part] in tables:
+            rows = chosen(tables[PARTS[part]])
+            parts.append(rows[rows["method"] == method].assign(setting=part)[columns])
+    if not parts:
+        return pd.DataFrame(columns=columns)
+    return pd.concat(parts).sort_values(["setting", "inference_params", "tokens", "seed"], ignore_index=True)
+
+
 # --- the verdicts of the study ---------------------------------------------------------------------------------------
 
 Claims = Mapping[str, Any]  # of a verdict's JSON

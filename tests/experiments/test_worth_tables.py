@@ -16,6 +16,7 @@ from experiments.show.worth import (
     guideline_markdown,
     rank_correlation,
     read_kept,
+    scaling_rows,
     tables_of_study,
 )
 from theory.show.theme import theme
@@ -57,6 +58,15 @@ def test_the_best_is_chosen_at_equal_size_and_tokens_by_the_validated_rate(table
     assert text.splitlines()[2:] == [
         "| a teacher | 8, 1 kB | 512 | `direct:pca` | 2.505 | `scratch` | 3.005 | 5.1e+11 |"
     ]
+
+
+def test_rows_for_a_fit_are_those_of_the_clone_at_its_best_rates(table):
+    named = table.assign(inference_params=table["weight_bytes"] / 4, teacher_loss=1.0)
+    rows = scaling_rows({"teacher of width 64, WikiText-2": named, "stories260k, TinyStories": named})
+    assert rows["setting"].unique().tolist() == ["wikitext2_64"]
+    assert rows["inference_params"].tolist() == [250, 250, 2250, 2250]
+    assert rows["test_loss"].tolist() == pytest.approx([3.0, 3.01, 1.5, 1.51])
+    assert scaling_rows({}).empty
 
 
 def test_the_verdicts_of_the_study_in_tables(tmp_path: Path, table):
