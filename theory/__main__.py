@@ -227,8 +227,8 @@ def _parser() -> argparse.ArgumentParser:
     advice = commands.add_parser(
         "advise",
         help="which rank for N samples",
-        description="The rank for N samples with its interval, the expected risk, and the price of half and double "
-        "that rank. Refused (exit code 2) where the measurements do not support it.",
+        description="The rank for N samples with its interval, the expected test loss, and the price of half and "
+        "double that rank. Refused (exit code 2) where the measurements do not support it.",
     )
     _add_input(advice)
     advice.add_argument("--samples", type=float, required=True, metavar="N", help="training samples available")

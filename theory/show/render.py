@@ -298,7 +298,7 @@ def duration(seconds: float) -> str:
 
 
 def print_advice(advice: Advice, out: Console) -> None:
-    """The rank, its interval, the expected risk and the prices."""
+    """The rank, its interval, the expected test loss and the prices."""
     out.print(
         f"[bold]rank {advice.rank}[/bold] for {advice.samples:g} samples ({advice.basis}): r* = {advice.optimum:.3g}, "
         f"95 % interval {number(advice.ci95.low)} to {number(advice.ci95.high)}{', capped' if advice.capped else ''}"
@@ -309,10 +309,10 @@ def print_advice(advice: Advice, out: Console) -> None:
         )
     if math.isfinite(advice.risk):
         low, high = advice.risk_ci95.low, advice.risk_ci95.high
-        out.print(f"expected risk {advice.risk:.4g}, 95 % interval {number(low, 4)} to {number(high, 4)}")
+        out.print(f"expected test loss {advice.risk:.4g}, 95 % interval {number(low, 4)} to {number(high, 4)}")
     for name, price in advice.prices.items():
         out.print(
-            f"{name.replace('_', ' ')} (rank {price.rank}): risk {price.risk:.4g}, {price.extra:+.4g} "
+            f"{name.replace('_', ' ')} (rank {price.rank}): test loss {price.risk:.4g}, {price.extra:+.4g} "
             f"(95 % interval {price.extra_ci95.low:+.4g} to {price.extra_ci95.high:+.4g})"
         )
     for note in advice.notes:
