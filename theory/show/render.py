@@ -264,7 +264,9 @@ def print_choice(choice: Choice, out: Console) -> None:
     ]
     if rows:
         header = ("row", *map(str, now.columns), "cost")
-        out.print(grid("Train these now, fill in their results, and ask again", header, rows))
+        # Above the table and not its title, which would wrap at the table's width.
+        out.print("Train these now, fill in their results, and ask again:")
+        out.print(grid(None, header, rows))
     later = ~choice.now
     out.print(
         f"{len(rows)} runs now for {choice.cost[choice.now].sum():.4g}, {int(later.sum())} planned after them for "
