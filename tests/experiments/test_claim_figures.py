@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
-from matplotlib.patches import Polygon
+from matplotlib.patches import Polygon, Rectangle
 
 from experiments.show.latex import verdicts_latex
 from experiments.show.lines import claims_of
+from experiments.show.schematic import schematic
 from theory.judge.check import check_table
 from theory.judge.intervals import Interval
 from theory.judge.verdicts import MARGIN
@@ -173,3 +174,21 @@ def test_the_latex_table_has_every_line_and_no_bare_symbol(gap):
     text = verdicts_latex(claims, report.margin)
     assert "$D/D_0$" in text and r"optimal\_rank" not in text and text.isascii()
     assert r"95 \% interval" in text
+
+
+def test_the_picture_of_low_rank_clone_multiplies_matrices_that_fit():
+    """Boxes to scale: [m, D] times [D, r] is [m, r], and the two models of the training have the widths D and r."""
+    with theme():
+        axes = schematic().figure.axes[0]
+    inside = {text.get_text(): text.get_position() for text in axes.texts}
+
+    def size(name: str) -> tuple[float, float]:
+        x, y = inside[name]
+        (box,) = [b for b in axes.patches if isinstance(b, Rectangle) and b.get_bbox().contains(x, y)]
+        return box.get_height(), box.get_width()
+
+    (m, d), (d_of_p, r), product = size("W"), size("P"), size("WP")
+    assert d_of_p == d and product == (m, r)
+    assert size("teacher")[1] == d
+    student = [b.get_width() for b in axes.patches if isinstance(b, Rectangle) and b.get_width() == r]
+    assert len(student) == 3  # P, its product, and the student below
