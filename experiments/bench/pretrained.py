@@ -2,7 +2,7 @@
 
     python -m experiments.bench.pretrained --teacher FILE.gguf --text FOLDER --rank 192 --out table.csv \\
         --platform cuda --bf16 --cloze FOLDER --seconds 300
-    python -m theory check table.csv --claims efficiency
+    python -m theory check table.csv --claim efficiency
 
 The methods run beside each other, each in a process of its own. First every method is trained at the smallest budget
 with a seed of its own (PILOT_SEED) at each of the pilot's learning rates; b has the lowest validation loss. The study

@@ -10,6 +10,7 @@ that follow are their output). A comment before the block says how it is tested:
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import tomllib
@@ -114,10 +115,9 @@ def check_arguments(words: list[str]) -> None:
             from lrc_jax.__main__ import _parser as parser
 
             parser().parse_args(arguments)
-        case ["python", "-m", "experiments.bench", *arguments]:
-            from experiments.bench.__main__ import parser as bench_parser
-
-            bench_parser().parse_args(arguments)
+        case ["python", "-m", module, *arguments] if module.startswith("experiments.bench"):
+            name = f"{module}.__main__" if module == "experiments.bench" else module
+            importlib.import_module(name).parser().parse_args(arguments)
         case ["python", "-m", "experiments.run", *arguments]:
             if "--help" not in arguments:
                 compose([a for a in arguments if a not in ("-m", "--plan")])
