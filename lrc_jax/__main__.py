@@ -158,12 +158,14 @@ def _told(numbers: dict[str, Any]) -> str:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from lrc_jax.measure.cost import run_plan
+    from lrc_jax.measure.plan import run_plan
 
     return run_plan(args)
 
 
-def _parser(prog: str = PROG) -> argparse.ArgumentParser:
+def _parser(prog: str = PROG, command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands. `plan` has its options only where it is the command or none is named: they are read
+    off what computes it, which loads JAX."""
     parser = _Parser(prog=prog, description="Low-Rank Clone: distil a model, export a clone.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     teacher_help = "Hugging Face folder, .gguf file or name on the hub"
@@ -262,10 +264,11 @@ def _parser(prog: str = PROG) -> argparse.ArgumentParser:
     add("--json", metavar="OUT", help="file for the numbers; - is standard output")
     evaluate.set_defaults(run=_evaluate)
 
-    from lrc_jax.measure.cost import add_plan_arguments
-
     plan = commands.add_parser("plan", help="memory, FLOPs and time of a clone, before anything is run")
-    add_plan_arguments(plan)
+    if command in (None, "plan"):
+        from lrc_jax.measure.plan import add_plan_arguments
+
+        add_plan_arguments(plan)
     plan.set_defaults(run=_plan)
     return parser
 
@@ -282,7 +285,8 @@ def exact_products() -> None:
 def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Run a command; returns its exit code."""
     try:
-        args = _parser(prog).parse_args(argv)
+        given = sys.argv[1:] if argv is None else argv
+        args = _parser(prog, given[0] if given else "").parse_args(argv)
         exact_products()
         return args.run(args)
     except InputError as wrong:

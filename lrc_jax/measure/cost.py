@@ -14,9 +14,6 @@ import numpy as np
 
 from lrc_jax.inference.decode import greedy_continue, prefill
 from lrc_jax.measure.flops import compiled_forward, forward_flops, kv_cache_bytes, parameter_count, weight_bytes
-from lrc_jax.measure.plan import add_plan_arguments as add_plan_arguments
-from lrc_jax.measure.plan import plan_training as plan_training
-from lrc_jax.measure.plan import run_plan as run_plan
 from lrc_jax.model import DecoderConfig, Weights
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +235,13 @@ def test_products_are_exact_unless_asked_otherwise():
             assert jax.config.values["jax_default_matmul_precision"] == used
     finally:
         jax.config.update("jax_default_matmul_precision", before)
+
+
+@pytest.mark.parametrize("asked", [["--help"], ["distill", "--help"]])
+def test_help_is_there_before_jax_is_loaded(asked):
+    code = f"""import contextlib, sys
+from lrc_jax.__main__ import main
+with contextlib.suppress(SystemExit):
+    main({asked})
+assert "jax" not in sys.modules"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
