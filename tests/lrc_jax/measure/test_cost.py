@@ -100,7 +100,7 @@ def test_plan_scales_as_it_must():
 
 def parse(arguments):
     parser = argparse.ArgumentParser()
-    cost.add_plan_arguments(parser)
+    plan.add_plan_arguments(parser)
     return parser.parse_args(arguments)
 
 
@@ -113,16 +113,16 @@ def test_plan_command_reads_a_configuration_alone(tmp_path, capsys):
     for teacher in (tmp_path, tmp_path / "config.json"):
         out = tmp_path / "plan.json"
         options = ["--teacher", str(teacher), "--rank", "1024", "--tokens", "10e9", "--json", str(out)]
-        assert cost.run_plan(parse(options)) == 0
+        assert plan.run_plan(parse(options)) == 0
         printed = capsys.readouterr().out
         assert "6.74 G" in printed and "assumptions:" in printed and "devices" in printed
         saved = json.loads(out.read_text())
         assert saved["plan"]["teacher_params"] == flops.parameter_count(LLAMA_7B)
         assert saved["assumptions"]["sequence_length"] == 2048
     with pytest.raises(InputError, match="nowhere"):
-        cost.run_plan(parse(["--teacher", str(tmp_path / "nowhere"), "--rank", "8", "--tokens", "1e9"]))
+        plan.run_plan(parse(["--teacher", str(tmp_path / "nowhere"), "--rank", "8", "--tokens", "1e9"]))
     with pytest.raises(InputError, match="above 0"):
-        cost.run_plan(parse(["--teacher", str(tmp_path), "--rank", "8", "--tokens", "1e9", "--utilisation", "0"]))
+        plan.run_plan(parse(["--teacher", str(tmp_path), "--rank", "8", "--tokens", "1e9", "--utilisation", "0"]))
 
 
 def test_measured_columns_are_complete_and_positive():
