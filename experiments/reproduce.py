@@ -46,6 +46,7 @@ from theory.report import Report, to_json
 from theory.show.render import console
 
 DATA = {"data": None, "data.path": None}
+USUAL = {"results_dir": "results", "cache_dir": ".cache"}
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
@@ -140,12 +141,15 @@ def _filled(
 
 
 def recorded(arm: Arm, given: dict[str, Any]) -> str:
-    """An arm's command as a study records it: inputs by name, since their paths are this machine's own."""
+    """An arm's command as a study records it: inputs by name and the usual folders, since paths are this machine's
+    own."""
     names = {str(value): name for name, value in given.items() if value}
     words = []
     for word in arm.arguments:
         key, _, value = word.partition("=")
-        words.append(f"{key}={{{names[value]}}}" if key.endswith(".path") and value in names else word)
+        if key.endswith(".path") and value in names:
+            value = f"{{{names[value]}}}"
+        words.append(f"{key}={USUAL.get(key, value)}" if value else word)
     return "python -m experiments.run " + " ".join(words)
 
 
@@ -230,13 +234,15 @@ def main() -> int:
     if not jobs:
         raise InputError("study: no arm can be run with the data and inputs given; see above")
     given = {name: arguments[name] for name in (*inputs, "data.path")}
+    folders = {arm.study.path for arm in jobs}
+    for path in folders:  # before the runs: a study that is interrupted says what it is, too
+        lines = {arm.name: recorded(arm, given) for arm in jobs if arm.study.path == path}
+        write_note(Study(path), description=description, commands=lines)
     try:
         failed = sweep(study.path / "logs", jobs, int(arguments["jobs"]))
     except KeyboardInterrupt:
         return fail("interrupted; the same command goes on with what is missing", INTERRUPTED)
-    for path in {arm.study.path for arm in jobs}:
-        lines = {arm.name: recorded(arm, given) for arm in jobs if arm.study.path == path}
-        write_note(Study(path), description=description, commands=lines)
+    for path in folders:
         collect(Study(path))
     tell(study)
     runs = sum(len(part.runs()) for part in parts_of(study).values())

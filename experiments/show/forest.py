@@ -42,6 +42,7 @@ GROUPS = {
 DATA = {
     "synthetic": "synthetic language", "wikitext2": "WikiText-2", "planted": "planted teacher",
     "premise_open": "free norms", "premise_bounded": "fixed norms",
+    "wikitext2_64": "WikiText-2, width 64", "wikitext2_128": "WikiText-2, width 128", "smollm2": "SmolLM2-135M",
 }  # fmt: skip
 #: Axes by quantity: label, limits and ticks; what leaves the limits is shown as an arrow.
 DIFFERENCE = "difference"
@@ -51,7 +52,7 @@ PANELS: dict[str, tuple[str, tuple[float, float], tuple[float, ...]]] = {
     "ceiling_ratio": ("information / best possible", (0.0, 1.05), (0, 0.5, 1)),
     "divergence_ratio": ("distance / that of two direct runs", (0.7, 60.0), (1, 2, 5, 10, 20, 50)),
     "budget_factor": ("budget of direct training / of the clone", (0.1, 30.0), (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)),
-    "rival_difference": ("loss of the clone - of the rival (nats/token)", (-0.5, 0.5), (-0.4, -0.2, 0, 0.2, 0.4)),
+    "rival_difference": ("loss of the clone - of the rival (nats/token)", (-1.6, 1.6), (-1.5, -1, -0.5, 0, 0.5, 1, 1.5)),
 }
 LOGARITHMIC = ("divergence_ratio", "budget_factor")
 MARKERS = (

@@ -19,7 +19,7 @@ from theory.show.claims import Drawn
 from theory.show.methods import method_colours
 from theory.show.theme import CLAIMED
 
-STUDY = "worth"
+STUDY, TRUNCATED = "worth", Path("bench/smollm2_truncated.csv")
 PARTS = {
     "wikitext2_64": "teacher of width 64, WikiText-2",
     "wikitext2_128": "teacher of width 128, WikiText-2",
@@ -194,17 +194,33 @@ def markdown(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def truncated_markdown(frame: pd.DataFrame) -> str:
+    """What a teacher loses untrained, at shares of its parameters: the table of `experiments.bench.truncated`."""
+    rows = [
+        (
+            f"`{row.method}`",
+            f"{row.share:.2f}",
+            size_words(row.weight_bytes),
+            f"{row.test_loss:.3f}",
+            f"{row.perplexity:,.4g}",
+        )
+        for row in frame.itertuples()
+    ]
+    return markdown(("way", "share of the parameters", "size", "loss, nats per token", "perplexity"), rows)
+
+
 def tables_of_study(reference: Path, verdicts: Mapping[Path, Claims]) -> dict[str, str]:
     """Name -> Markdown of everything that the pages show of the study; empty where it is not kept.
 
     Args:
       verdicts: folder of a kept table, from `reference` -> its claims.
     """
-    tables = read_kept(reference)
+    tables, truncated = read_kept(reference), reference / TRUNCATED
+    of_bench = {"truncated": truncated_markdown(pd.read_csv(truncated))} if truncated.is_file() else {}
     if not tables:
-        return {}
+        return of_bench
     found = {words: verdicts[Path(STUDY) / part] for part, words in PARTS.items() if Path(STUDY) / part in verdicts}
-    return {
+    return of_bench | {
         "guideline": guideline_markdown(tables),
         "worth_efficiency": efficiency_markdown(found),
         "worth_factors": factors_markdown(found),

@@ -126,3 +126,27 @@ def test_the_clone_s_best_rank_crosses_the_window_as_fast_as_is_said(capsys):
     crossing, needed = ([factor[i] for factor in factors] for i in (0, 1))
     said = f"within a factor of {min(crossing):.1f} to {max(crossing):.1f} in N, and a factor of {needed[0]:.1f} is"
     assert said in ten_minutes()["3. Best rank"]
+
+
+def test_the_answers_on_what_a_clone_is_worth_are_the_kept_ones():
+    parts = ("wikitext2_64", "wikitext2_128", "stories260k", "smollm2")
+    efficiency = {part: claim(part, "efficiency", "worth") for part in parts}
+    assert {found["verdict"] for found in efficiency.values()} == {"REFUTED"}
+    over = [c for found in efficiency.values() for c in found["comparisons"] if c["budget"] == "tokens"]
+    lowest = sorted(c["targets"][-1]["estimate"] for c in over)
+    ends = sorted(c["performance"]["estimate"] for c in over)
+    tokens = f"{lowest[0]:.2f} to {lowest[-1]:.2f} times"
+    nats = f"{ends[0]:.2f} to {ends[-1]:.2f} nats"
+    duels = []
+    for part in parts[:3]:
+        compression = claim(part, "compression", "worth")
+        words = {c["cost"]: c["verdict"] for c in compression["comparisons"]}
+        assert words == {"weight_bytes": "REFUTED", "flops_per_token": "UNTESTABLE"}
+        duels += [d["estimate"] for d in compression["comparisons"][0]["duels"] if d["rival"] == "quantised:int4"]
+    rounded = f"{min(duels):.1f} to {max(duels):.1f} nats better"
+    for page in ("README.md", "docs/worth.md"):
+        text = (ROOT / page).read_text()
+        for said in (tokens, nats, rounded):
+            assert said in text, (page, said)
+    for page in ("docs/index.md", "docs/ten-minutes.md"):
+        assert f"{tokens}" in (ROOT / page).read_text(), page

@@ -28,8 +28,10 @@ def test_only_the_parts_asked_for_run_and_those_without_their_input_are_named(ca
 
 
 def test_a_study_records_its_commands_without_the_machines_paths():
-    command = recorded(arms(read_design("full"), ARGUMENTS)[0], GIVEN)
+    elsewhere = ARGUMENTS | {"results_dir": "/here/results", "cache_dir": "/here/cache"}
+    command = recorded(arms(read_design("full"), elsewhere)[0], GIVEN)
     assert "data=wikitext2 data.path={wikitext2} " in command
+    assert "results_dir=results cache_dir=.cache" in command
     assert "/here" not in command
 
 

@@ -93,6 +93,11 @@ def test_the_verdicts_of_the_study_in_tables(tmp_path: Path, table):
         f"| {where} | CONSISTENT | 1 kB | `scratch` | equal | -0.100 [-0.200, +0.000] |"
     ]
     assert tables_of_study(tmp_path / "nowhere", {}) == {}
+    (tmp_path / "bench").mkdir()
+    way = {"method": "whitened_svd", "share": 0.8, "weight_bytes": 4.3e8, "test_loss": 3.0, "perplexity": 20.0855}
+    pd.DataFrame([way]).to_csv(tmp_path / "bench" / "smollm2_truncated.csv")
+    found = tables_of_study(tmp_path, {Path("worth/wikitext2_64"): claims})
+    assert found["truncated"].splitlines()[2:] == ["| `whitened_svd` | 0.80 | 430 MB | 3.000 | 20.09 |"]
 
 
 def test_what_is_not_kept_is_left_out(tmp_path: Path, table):
