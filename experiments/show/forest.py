@@ -52,7 +52,11 @@ PANELS: dict[str, tuple[str, tuple[float, float], tuple[float, ...]]] = {
     "ceiling_ratio": ("information / best possible", (0.0, 1.05), (0, 0.5, 1)),
     "divergence_ratio": ("distance / that of two direct runs", (0.7, 60.0), (1, 2, 5, 10, 20, 50)),
     "budget_factor": ("budget of direct training / of the clone", (0.1, 30.0), (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)),
-    "rival_difference": ("loss of the clone - of the rival (nats/token)", (-1.6, 1.6), (-1.5, -1, -0.5, 0, 0.5, 1, 1.5)),
+    "rival_difference": (
+        "loss of the clone - of the rival (nats/token)",
+        (-1.6, 1.6),
+        (-1.5, -1, -0.5, 0, 0.5, 1, 1.5),
+    ),
 }
 LOGARITHMIC = ("divergence_ratio", "budget_factor")
 MARKERS = (

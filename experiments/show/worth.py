@@ -196,16 +196,10 @@ def markdown(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def truncated_markdown(frame: pd.DataFrame) -> str:
     """What a teacher loses untrained, at shares of its parameters: the table of `experiments.bench.truncated`."""
-    rows = [
-        (
-            f"`{row.method}`",
-            f"{row.share:.2f}",
-            size_words(row.weight_bytes),
-            f"{row.test_loss:.3f}",
-            f"{row.perplexity:,.4g}",
-        )
-        for row in frame.itertuples()
-    ]
+    rows = []
+    for row in frame.to_dict("records"):
+        loss = f"{row['test_loss']:.3f}", f"{row['perplexity']:,.4g}"
+        rows.append((f"`{row['method']}`", f"{row['share']:.2f}", size_words(row["weight_bytes"]), *loss))
     return markdown(("way", "share of the parameters", "size", "loss, nats per token", "perplexity"), rows)
 
 
