@@ -67,8 +67,9 @@ def run(page: Path, hows: tuple[str, ...]) -> None:
     """The page's blocks from top to bottom in the present folder, which stands for the repository's."""
     for name in ("docs", "tests"):
         Path(name).symlink_to(ROOT / name)
-    Path("results").mkdir()
-    Path("results/reference").symlink_to(ROOT / "results" / "reference")  # the kept studies are only read
+    if hows == ("fast",):  # they only read; a slow page keeps a study of its own
+        Path("results").mkdir()
+        Path("results/reference").symlink_to(ROOT / "results" / "reference")
     for block in blocks(page):
         if block.how not in hows:
             continue
