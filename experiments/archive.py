@@ -17,6 +17,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from experiments.sweep.provenance import ENVIRONMENT, environment
 from experiments.sweep.store import REFERENCE, Study
 from lrc_jax.errors import InputError
 from theory.judge.verdicts import MARGIN
+from theory.show.markdown import markdown_table
 from theory.show.theme import theme
 
 VALIDATION = "validation.json"  # of the judge, by `theory validate`
@@ -83,27 +85,30 @@ def kept_verdicts(reference: Study) -> dict[Path, dict[str, Any]]:
 
 def verdicts_markdown(reference: Study) -> str:
     """The verdicts of every kept study as a Markdown table, each quantity with its own."""
-    lines = [
-        "| table | claim | verdict | quantity | measured, 95 % interval | claimed | note |",
-        "|---|---|---|---|---|---|---|",
+    rows = [
+        (f"`{folder}`", line.claim, line.verdict, line.name, line.measured, line.target, line.note)
+        for folder, claims in kept_verdicts(reference).items()
+        for line in lines_of(claims, MARGIN)
     ]
-    for folder, claims in kept_verdicts(reference).items():
-        for line in lines_of(claims, MARGIN):
-            cells = [f"`{folder}`", line.claim, line.verdict, line.name, line.measured, line.target, line.note]
-            lines.append(f"| {' | '.join(cells)} |")
-    if len(lines) == 2:
+    if not rows:
         return "No study is kept in `results/reference/` yet.\n"
-    return "\n".join(lines) + "\n"
+    names = "table", "claim", "verdict", "quantity", "measured, 95 % interval", "claimed", "note"
+    return markdown_table(names, rows) + "\n"
 
 
-def claim_markdown(reference: Study, claim: str) -> str:
-    """The verdicts of one claim on every kept table, each with a link to the file that it is read from."""
-    lines = ["| data | verdict | measured, 95 % interval | claimed |", "|---|---|---|---|"]
-    for folder, claims in kept_verdicts(reference).items():
-        for line in lines_of({name: one for name, one in claims.items() if name == claim}, MARGIN):
-            data = f"[{data_set(folder, True)}](../results/{REFERENCE}/{folder}/verdicts.json)"
-            lines.append(f"| {data} | {line.verdict} | {line.name} {line.measured} | {line.target} |")
-    return "\n".join(lines) + "\n"
+def claim_markdown(verdicts: Mapping[Path, dict[str, Any]], claim: str) -> str:
+    """The verdicts of one claim on every kept table, each with a link to the file that it is read from.
+
+    Args:
+      verdicts: `kept_verdicts`.
+    """
+    rows = [
+        (f"[{data_set(folder, True)}](../results/{REFERENCE}/{folder}/verdicts.json)", line.verdict,
+         f"{line.name} {line.measured}", line.target)
+        for folder, claims in verdicts.items()
+        for line in lines_of({name: one for name, one in claims.items() if name == claim}, MARGIN)
+    ]  # fmt: skip
+    return markdown_table(("data", "verdict", "measured, 95 % interval", "claimed"), rows) + "\n"
 
 
 def validation_markdown(reference: Study) -> str:
@@ -112,15 +117,13 @@ def validation_markdown(reference: Study) -> str:
     if not path.is_file():
         return f"No calibration is kept: write it with `python -m theory validate --json {VALIDATION}`.\n"
     found = read_json(path)
-    lines = [
-        "| planted laws | cases | right | harmful | undecided | 95 % intervals cover |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for family in found["families"]:
         shares = [f"{100 * family[name]:.1f} %" for name in ("right", "harmful", "undecided")]
         covered = "" if family["coverage95"] is None else f"{100 * family['coverage95']:.1f} %"
-        lines.append(f"| {' | '.join([family['family'], str(family['cases']), *shares, covered])} |")
-    lines += [
+        rows.append((family["family"], str(family["cases"]), *shares, covered))
+    lines = [
+        markdown_table(("planted laws", "cases", "right", "harmful", "undecided", "95 % intervals cover"), rows),
         "",
         f"Shares of simulated studies, {found['replications']} or more per case. *Harmful* is support for a law that "
         "is slower than claimed, or REFUTED for one that is not. The two plateaus inside the margin cannot be seen "
@@ -136,11 +139,12 @@ def fill_pages(reference: Study, docs: Path) -> None:
     Raises:
       InputError: a page asks for a table that is not kept.
     """
+    verdicts = kept_verdicts(reference)
     tables = {"verdicts": verdicts_markdown(reference), "validation": validation_markdown(reference)}
     tables |= {name: arms_markdown(table) for name, table in kept_tables(reference).items()}
-    tables |= tables_of_study(reference.path, kept_verdicts(reference))
-    judged = {claim for claims in kept_verdicts(reference).values() for claim in claims}
-    tables |= {f"claim_{name}": claim_markdown(reference, name) for name in judged}
+    tables |= tables_of_study(reference.path, verdicts)
+    judged = {claim for claims in verdicts.values() for claim in claims}
+    tables |= {f"claim_{name}": claim_markdown(verdicts, name) for name in judged}
     for page in filter(Path.is_file, (docs.parent / "README.md", *sorted(docs.glob("*.md")))):
         before = page.read_text()
 
@@ -155,7 +159,7 @@ def fill_pages(reference: Study, docs: Path) -> None:
 
 def draw_together(reference: Study) -> None:
     """The method's picture, and what is seen across the kept studies: the forest of all verdicts, r* by spectrum."""
-    verdicts = kept_verdicts(reference)
+    verdicts, worth = kept_verdicts(reference), read_kept(reference.path)
     if not verdicts:
         return
     spectra = with_spectrum(reference.path, verdicts)
@@ -164,14 +168,14 @@ def draw_together(reference: Study) -> None:
             forest(verdicts),
             phase_diagram(spectra, verdicts),
             optima_of_all_studies(reference.path, spectra),
-            cloze_against_loss(answered(read_kept(reference.path))),
+            cloze_against_loss(answered(worth)),
         ]
         picture = schematic()
     for drawn in pictures:
         if drawn is not None:
             save(drawn, reference.path)
     save(picture, reference.path, points=False)
-    if len(rows := scaling_rows(read_kept(reference.path))):
+    if len(rows := scaling_rows(worth)):
         write_csv(reference.path / WORTH / SCALING, rows)
 
 

@@ -90,8 +90,19 @@ def part_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.{me()}.part")
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file beside its place and rename it there; what killed processes left beside it is removed."""
+    clear_parts(path.parent)
+    part = part_of(path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all: beside it first, then renamed. A pipe or a device is written to as it is.
+    """Write a file whole or not at all (`replace_text`). A pipe or a device is written to as it is.
 
     Raises:
       InputError: it cannot be written.
@@ -101,13 +112,7 @@ def write_whole(path: Path, text: str) -> None:
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")
             return
-        clear_parts(path.parent)
-        part = part_of(path)
-        try:
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        replace_text(path, text)
     except OSError as wrong:
         raise InputError(f"{path}: cannot be written ({wrong.strerror}); choose another path") from None
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lrc_jax.owners import clear_parts, part_of
+from lrc_jax.owners import clear_parts, part_of, replace_text
 
 NOTE = "note.json"
 LARGE = 1 << 31  # bytes from which a verification takes seconds and says so
@@ -107,10 +106,7 @@ def opened(folder: Path) -> dict[str, Any]:
 def write_file(path: Path, note: dict[str, Any]) -> None:
     """Write a JSON object as a sealed file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    clear_parts(path.parent)
-    part = part_of(path)
-    part.write_text(_text(note, ""))
-    os.replace(part, path)
+    replace_text(path, _text(note, ""))
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -80,12 +80,10 @@ def strict_jax() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher of random weights that reads words, as a Hugging Face folder."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import models, pre_tokenizers
+    from words import word_tokenizer
 
     from lrc_jax.model import DecoderConfig
     from lrc_jax.teachers.huggingface import build_weights, tensor_layout
-    from lrc_jax.teachers.tokenizer import Tokenizer
     from lrc_jax.training.export import write_model
 
     folder = tmp_path_factory.mktemp("teacher")
@@ -102,9 +100,7 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     shapes = tensor_layout(config)
     weights = build_weights(config, lambda n: 0.3 * rng.standard_normal(shapes[n], np.float32) + ("norm" in n))
-    backend = Backend(models.WordLevel({f"w{i}": i for i in range(20)}, unk_token="w0"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    write_model(folder, config, weights, Tokenizer(backend))
+    write_model(folder, config, weights, word_tokenizer(20))
     return folder
 
 

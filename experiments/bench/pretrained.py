@@ -14,9 +14,7 @@ that do not fit into --seconds are left out and named.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import io
 import json
 import subprocess
 import sys
@@ -26,8 +24,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from experiments.common.command import guarded, prepare_jax
-from experiments.common.files import write_text
+from experiments.common.files import write_csv
 from experiments.run_one.config import RunConfig
 from experiments.run_one.version import code_version
 from lrc_jax.errors import InputError
@@ -95,23 +95,16 @@ class Method:
         return self.last
 
     def cloze(self, config: Any, weights: Any) -> dict[str, float]:
-        """Share of the task's questions that a model answers, with its 95 % interval over questions."""
-        from lrc_jax.inference.cloze import accuracy, choices_made
+        """What a model answers of the task; nothing where there is no task."""
+        from experiments.run_one.columns.groups import cloze_answers
 
         if not self.items:
             return {}
-        found = accuracy(choices_made(config, weights, self.teacher.require_tokenizer(), self.items), self.items)
-        low, high = found["ci95"]
-        return {
-            "cloze_accuracy": found["accuracy"],
-            "cloze_low": low,
-            "cloze_high": high,
-            "cloze_items": found["items"],
-        }
+        return cloze_answers(config, weights, self.teacher.require_tokenizer(), self.items)
 
     def run(self, planned: Planned) -> dict[str, Any]:
         """Train and measure one student."""
-        from lrc_jax.measure.flops import inference_cost, training_flops
+        from experiments.run_one.columns.method import costs
         from lrc_jax.training.distill import fit
 
         prepared = self.prepared(planned.seed)
@@ -123,22 +116,19 @@ class Method:
         seconds = time.monotonic() - began  # with its measurement, on a shared device: for planning alone
         self.step_s = seconds / planned.steps
         args, student = self.args, prepared.student
-        batch_tokens = args.batch_size * args.sequence_length
-        step = training_flops(student, prepared.objective, batch_tokens, args.sequence_length)
-        cost = inference_cost(student, args.sequence_length)
         row = {
             "method": self.name, "rank": args.rank, "data": Path(args.text).name,
             "sequence_length": args.sequence_length, "batch_size": args.batch_size, "seed": planned.seed,
-            "learning_rate": planned.rate, "steps": planned.steps, "tokens": planned.steps * batch_tokens,
-            "training_flops": planned.steps * step.total, "inference_params": cost.numbers,
-            "weight_bytes": cost.weight_bytes, "flops_per_token": cost.flops_per_token,
+            "learning_rate": planned.rate, "steps": planned.steps,
+            **costs(student, prepared.objective, args.batch_size, args.sequence_length, planned.steps),
             "test_loss": trained.report["loss_after"], "valid_loss": trained.report["validation_loss"],
             "loss_before": prepared.loss_before, "teacher_loss": prepared.teacher_loss,
             "run_seconds": round(seconds, 2), "claim": "efficiency",
             "data_digest": self.pools.digest, "code_version": code_version(),
         }  # fmt: skip
         row |= self.cloze(student.config, trained.weights)
-        row |= {f"teacher.{name}": value for name, value in self.teacher_cloze.items() if name == "cloze_accuracy"}
+        if self.teacher_cloze:
+            row["teacher.cloze_accuracy"] = self.teacher_cloze["cloze_accuracy"]
         return row
 
     def all(self) -> Iterator[dict[str, Any]]:
@@ -169,14 +159,9 @@ def work(name: str, args: argparse.Namespace) -> int:
 def written(out: Path, rows: list[dict[str, Any]]) -> None:
     """The table and, beside it, the pilot's."""
     for pilot, path in ((0, out), (1, out.with_name(f"{out.stem}_pilot{out.suffix}"))):
-        chosen = [{k: v for k, v in row.items() if k != "pilot"} for row in rows if row["pilot"] == pilot]
-        if chosen:
-            chosen.sort(key=lambda row: (row["method"], row["seed"], row["tokens"], row["learning_rate"]))
-            text = io.StringIO()
-            table = csv.DictWriter(text, chosen[0], lineterminator="\n")
-            table.writeheader()
-            table.writerows(chosen)
-            write_text(path, text.getvalue())
+        if chosen := [row for row in rows if row["pilot"] == pilot]:
+            table = pd.DataFrame(chosen).drop(columns="pilot")
+            write_csv(path, table.sort_values(["method", "seed", "tokens", "learning_rate"]))
 
 
 def lead(args: argparse.Namespace) -> int:
@@ -216,20 +201,31 @@ def lead(args: argparse.Namespace) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
+def parser_of(module: str, description: str | None, held_out: int) -> argparse.ArgumentParser:
+    """The options of a command that measures a pretrained teacher on a text and writes a table.
+
+    Args:
+      held_out: default of --held-out.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench.pretrained", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--teacher", type=Path, required=True, help="folder, .gguf file or name on the hub")
     parser.add_argument("--text", type=Path, required=True, help="as for lrc distill")
-    parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True, help="the table, CSV")
+    parser.add_argument("--sequence-length", type=int, default=256)
+    parser.add_argument("--held-out", type=int, default=held_out, help="most sequences of test and of validation text")
+    parser.add_argument("--platform", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="of each process, on a CPU")
+    return parser
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = parser_of("experiments.bench.pretrained", __doc__, held_out=256)
+    parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--budgets", type=int, nargs="+", default=[60, 190, 600], metavar="STEPS")
     parser.add_argument("--seeds", type=int, default=3, help="of the clone and of direct training")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--held-out", type=int, default=256, help="most sequences of test and of validation text")
     parser.add_argument(
         "--cloze", type=Path, metavar="FOLDER", help="a task of `lrc cloze` to measure every student on"
     )
@@ -237,8 +233,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--pilot-rates", type=float, nargs="+", default=PILOT_RATES)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--platform", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="of each process, on a CPU")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no run that would end later")
     parser.add_argument("--method", help=argparse.SUPPRESS)
     parser.add_argument("--end", type=float, help=argparse.SUPPRESS)

@@ -10,21 +10,25 @@ costs are measured on training text. --export writes the last share's allocated 
 from __future__ import annotations
 
 import argparse
-import csv
-import dataclasses
-import io
 import math
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
+from experiments.bench.pretrained import parser_of
 from experiments.common.command import guarded, prepare_jax
-from experiments.common.files import write_text
+from experiments.common.files import write_csv
 from experiments.common.progress import duration
 from experiments.run_one.config import RunConfig
 from lrc_jax.errors import InputError
+
+if TYPE_CHECKING:  # they load JAX, whose environment main sets first
+    from lrc_jax.model import Weights
+    from lrc_jax.students import Student
 
 
 def say(text: str) -> None:
@@ -35,11 +39,10 @@ def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for the teacher, for each rounding, and for each share and way."""
     import numpy as np
 
-    from lrc_jax.data.pools import Pool
-    from lrc_jax.measure.flops import parameter_count
-    from lrc_jax.students.factorized import FactorizedStudent, factored_size, matrix, matrix_shapes, uniform_ranks
-    from lrc_jax.students.factorized import with_matrix as replaced
-    from lrc_jax.students.quantised import quantised_bytes, rounded
+    from lrc_jax.measure.flops import inference_cost, parameter_count
+    from lrc_jax.students import Frozen
+    from lrc_jax.students.factorized import FactorizedStudent, factored_size, matrix_shapes, uniform_ranks
+    from lrc_jax.students.quantised import GROUP, QuantisedTeacher
     from lrc_jax.students.statistics import input_moments
     from lrc_jax.students.whitened import Spectrum, allocate, measured_losses, spectra, truncated
     from lrc_jax.teachers.load import load_teacher
@@ -51,31 +54,28 @@ def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     config, weights = teacher.config, teacher.weights
     pools = read_pools(str(args.text), teacher, args.sequence_length, evaluated=args.held_out)
     shapes = matrix_shapes(config)
+    sizes = list(shapes.values())
     whole = parameter_count(config)
-    rest = whole - sum(math.prod(shape) for shape in shapes.values())
 
-    def row(method: str, numbers: float, stored: float, other: Any) -> dict[str, Any]:
+    def row(method: str, numbers: float, weight_bytes: float, other: Weights) -> dict[str, Any]:
         loss = held_out_loss(config, other, pools.test)
         say(f"{method} at {numbers / whole:.2f} of the parameters: {loss:.4f} nats per token")
         return {
             "method": method, "share": round(numbers / whole, 4), "inference_params": int(numbers),
-            "weight_bytes": stored, "tokens": 0, "seed": 0, "test_loss": loss, "perplexity": math.exp(loss),
+            "weight_bytes": weight_bytes, "tokens": 0, "seed": 0, "test_loss": loss, "perplexity": math.exp(loss),
         }  # fmt: skip
 
-    yield row("teacher", whole, 4.0 * whole, weights)
-    for bits in (8, 4):
-        other = weights
-        for name in shapes:
-            turned = matrix(weights, name).T if name == "embed" else matrix(weights, name)
-            made = rounded(turned, bits)
-            other = replaced(other, name, made.T if name == "embed" else made)
-        yield row(f"quantised:int{bits}", whole, 4.0 * rest + quantised_bytes(config, bits), other)
+    def row_of(method: str, student: Student, other: Weights) -> dict[str, Any]:
+        cost = inference_cost(student, args.sequence_length)
+        return row(method, cost.numbers, cost.weight_bytes, other)
 
-    def few(count: int) -> Pool:
-        return Pool(np.asarray(pools.train.tokens_NT[:count]), np.asarray(pools.train.labels_NT[:count]))
+    yield row("teacher", whole, 4.0 * whole, weights)
+    for bits in sorted(GROUP, reverse=True):
+        rounded = QuantisedTeacher(config, bits)
+        yield row_of(f"quantised:int{bits}", rounded, rounded.weights({}, Frozen(weights)))
 
     began = time.monotonic()
-    found = spectra(config, weights, input_moments(config, weights, few(MOMENT_SEQUENCES)))
+    found = spectra(config, weights, input_moments(config, weights, pools.train.first(MOMENT_SEQUENCES)))
     plain = {
         name: Spectrum.of(one.matrix, np.ones(len(one.matrix)), transposed=one.transposed)
         for name, one in found.items()
@@ -88,48 +88,32 @@ def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             left = (time.monotonic() - began) * (of - done) / done
             say(f"costs of {done} of {of} matrices measured, {duration(left)} left")
 
-    costs = measured_losses(config, weights, found, few(args.allocation_sequences), progress)
+    costs = measured_losses(config, weights, found, pools.train.first(args.allocation_sequences), progress)
+    matrices = sum(math.prod(shape) for shape in sizes)
     for share in args.keep:
-        budget = round(share * whole) - rest
-        if budget < sum(factored_size(m, n, 1) for m, n in shapes.values()):
+        budget = round(share * whole) - (whole - matrices)
+        if budget < sum(factored_size(m, n, 1) for m, n in sizes):
             raise InputError(f"--keep: {share} leaves the matrices less than rank 1; give more")
-        one_rank = FactorizedStudent(config, 1, ranks=uniform_ranks(list(shapes.values()), budget))
-        by_cost = dataclasses.replace(
-            one_rank, ranks=allocate([costs[name] for name in shapes], list(shapes.values()), budget)
-        )
-        ways = {
-            "factorized:svd": (one_rank, plain),
-            "whitened_svd": (one_rank, found),
-            "whitened_svd:allocated": (by_cost, found),
-        }
-        for method, (student, taken) in ways.items():
-            numbers = rest + sum(factored_size(*shapes[n], r) for n, r in student.rank_by_matrix().items())
-            other = truncated(student, weights, taken)
-            yield row(method, numbers, 4.0 * numbers, other)
+        one_rank = FactorizedStudent(config, 1, ranks=uniform_ranks(sizes, budget))
+        by_cost = FactorizedStudent(config, 1, ranks=allocate([costs[name] for name in shapes], sizes, budget))
+        yield row_of("factorized:svd", one_rank, truncated(one_rank, weights, plain))
+        yield row_of("whitened_svd", one_rank, truncated(one_rank, weights, found))
+        allocated = truncated(by_cost, weights, found)
+        yield row_of("whitened_svd:allocated", by_cost, allocated)
     if args.export is not None:
         with atomic_folder(args.export, overwrite=args.overwrite) as folder:
-            write_model(folder, config, other, teacher.tokenizer)
-        say(f"{args.export}: {method} at {args.keep[-1]:g} of the parameters")
+            write_model(folder, config, allocated, teacher.tokenizer)
+        say(f"{args.export}: whitened_svd:allocated at {args.keep[-1]:g} of the parameters")
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench.truncated", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--teacher", type=Path, required=True, help="folder, .gguf file or name on the hub")
-    parser.add_argument("--text", type=Path, required=True, help="as for lrc distill")
+    parser = parser_of("experiments.bench.truncated", __doc__, held_out=32)
     parser.add_argument("--keep", type=float, nargs="+", default=[0.8, 0.6], metavar="SHARE", help="of the parameters")
-    parser.add_argument("--out", type=Path, required=True, help="the table, CSV")
-    parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--held-out", type=int, default=32, help="most sequences of the test text")
     parser.add_argument(
         "--allocation-sequences", type=int, default=16, help="on which the cost of a truncation is measured"
     )
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the last model there")
     parser.add_argument("--overwrite", action="store_true", help="replace --export where it exists")
-    parser.add_argument("--platform", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="on a CPU")
     return parser
 
 
@@ -140,11 +124,7 @@ def main() -> int:
             raise InputError(f"--keep: {share} is no share of the parameters; give numbers between 0 and 1")
     prepare_jax(RunConfig(platform=args.platform, threads=args.threads))
     found = list(rows(args))
-    text = io.StringIO()
-    table = csv.DictWriter(text, found[0], lineterminator="\n")
-    table.writeheader()
-    table.writerows(found)
-    write_text(args.out, text.getvalue())
+    write_csv(args.out, pd.DataFrame(found))
     print(f"{args.out}: {len(found)} models")
     return 0
 

@@ -20,6 +20,7 @@ from experiments.sweep.store import Study
 from lrc_jax.errors import InputError
 from theory.show.axes import plain_decades
 from theory.show.claims import Drawn
+from theory.show.markdown import markdown_table
 from theory.show.theme import COLUMN, series_style, theme, words
 
 KEPT = "ablation"  # the folder under results/reference
@@ -103,9 +104,7 @@ def arms_markdown(table: pd.DataFrame) -> str:
     """The table for the documentation: one for each kind of match, best arm first."""
     parts = []
     for match, part in table.groupby("match", sort=False):
-        lines = [f"At equal {'trained tokens' if match == 'tokens' else 'wall-clock'}:", ""]
-        lines += ["| arm | perplexity | 95 %, documents | seeds | rate | steps | trained | kFLOP per token |"]
-        lines += ["|---|---|---|---|---|---|---|---|"]
+        rows = []
         for _, row in part.iterrows():
             cells = [
                 str(row["arm"]).replace("_", " "),
@@ -117,8 +116,10 @@ def arms_markdown(table: pd.DataFrame) -> str:
                 f"{row['params']:,}",
                 f"{row['flops_per_token'] / 1e3:,.0f}",
             ]
-            lines.append(f"| {' | '.join(cells)} |")
-        parts.append("\n".join(lines))
+            rows.append(cells)
+        names = ("arm", "perplexity", "95 %, documents", "seeds", "rate", "steps", "trained", "kFLOP per token")
+        equal = "trained tokens" if match == "tokens" else "wall-clock"
+        parts.append(f"At equal {equal}:\n\n{markdown_table(names, rows)}")
     first = table.iloc[0]
     note = (
         f"The teacher's perplexity is {first['teacher_perplexity']:.1f} at "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 from theory.judge.methods import CLONE, best_rates, kind_of
 from theory.show.axes import column
 from theory.show.claims import Drawn
+from theory.show.markdown import markdown_table
 from theory.show.methods import method_colours
 from theory.show.theme import CLAIMED
 
@@ -94,7 +95,7 @@ def guideline_markdown(tables: Mapping[str, pd.DataFrame]) -> str:
             losses = f"{b.loss:.3f}", ties, f"{b.clone_loss:.3f}"
             size = f"{b.rank}, {size_words(b.weight_bytes)}"
             rows.append((setting, size, f"{b.tokens:,}", f"`{b.method}`", *losses, f"{b.training_flops:.2g}"))
-    return markdown(names, rows)
+    return markdown_table(names, rows)
 
 
 def scaling_rows(tables: Mapping[str, pd.DataFrame], method: str = "clone:pca") -> pd.DataFrame:
@@ -135,7 +136,7 @@ def efficiency_markdown(verdicts: Mapping[str, Claims]) -> str:
             rows.append((setting, claims["efficiency"]["verdict"], f"{far['tokens']:,.0f}", gap, *ends))
     names = ("teacher and text", "verdict", "largest budget, tokens", "the clone's loss - direct training's, nats",
              "F at the highest loss that both reach", "F at the lowest")  # fmt: skip
-    return markdown(names, rows)
+    return markdown_table(names, rows)
 
 
 def factors_markdown(verdicts: Mapping[str, Claims]) -> str:
@@ -147,7 +148,7 @@ def factors_markdown(verdicts: Mapping[str, Claims]) -> str:
         for t in found["targets"]
     ]
     names = "teacher and text", "loss", "F, 95 % interval", "tokens of the clone", "tokens of direct training"
-    return markdown(names, rows)
+    return markdown_table(names, rows)
 
 
 def compression_markdown(verdicts: Mapping[str, Claims]) -> str:
@@ -170,7 +171,7 @@ def compression_markdown(verdicts: Mapping[str, Claims]) -> str:
         "its cost",
         "the clone's loss minus the rival's, nats",
     )
-    return markdown(names, rows)
+    return markdown_table(names, rows)
 
 
 def of_tokens(claims: Claims) -> Iterator[Mapping[str, Any]]:
@@ -189,18 +190,13 @@ def size_words(weight_bytes: float) -> str:
     return f"{weight_bytes / 1e3:,.0f} kB" if weight_bytes < 1e6 else f"{weight_bytes / 1e6:,.0f} MB"
 
 
-def markdown(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [names, ["---"] * len(names), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
 def truncated_markdown(frame: pd.DataFrame) -> str:
     """What a teacher loses untrained, at shares of its parameters: the table of `experiments.bench.truncated`."""
     rows = []
     for row in frame.to_dict("records"):
         loss = f"{row['test_loss']:.3f}", f"{row['perplexity']:,.4g}"
         rows.append((f"`{row['method']}`", f"{row['share']:.2f}", size_words(row["weight_bytes"]), *loss))
-    return markdown(("way", "share of the parameters", "size", "loss, nats per token", "perplexity"), rows)
+    return markdown_table(("way", "share of the parameters", "size", "loss, nats per token", "perplexity"), rows)
 
 
 def tables_of_study(reference: Path, verdicts: Mapping[Path, Claims]) -> dict[str, str]:

@@ -31,6 +31,10 @@ class Pool:
     def size(self) -> int:
         return self.tokens_NT.shape[0]
 
+    def first(self, count: int) -> Pool:
+        """The first sequences, without what was precomputed of the teacher."""
+        return Pool(self.tokens_NT[:count], self.labels_NT[:count])
+
 
 def pool_from_sequences(sequences_NT1: np.ndarray | Windows) -> Pool:
     """Sequences of T+1 tokens -> T inputs with their next tokens as labels."""

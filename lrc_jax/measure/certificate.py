@@ -396,7 +396,7 @@ def certificate_table(
     for count in samples:
         if count > pool.size:
             raise ValueError(f"{count} sequences are asked for, the pool has {pool.size}")
-        part = Pool(pool.tokens_NT[:count], pool.labels_NT[:count])
+        part = pool.first(count)
         for index in range(len(prior)):
             order_key = jax.random.fold_in(key, index)
             with clock.phase("training"):

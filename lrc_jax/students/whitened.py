@@ -187,8 +187,7 @@ def allocate(losses: Sequence[np.ndarray], shapes: Sequence[tuple[int, int]], bu
 
 
 def _few(pool: Pool) -> Pool:
-    count = max(1, ALLOCATION_TOKENS // pool.tokens_NT.shape[1])
-    return Pool(np.asarray(pool.tokens_NT[:count]), np.asarray(pool.labels_NT[:count]))
+    return pool.first(max(1, ALLOCATION_TOKENS // pool.tokens_NT.shape[1]))
 
 
 def whitened_start(

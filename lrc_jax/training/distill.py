@@ -207,7 +207,7 @@ def _start_basis(settings: DistillSettings, teacher: Teacher, pool: Pool) -> np.
 
 
 def _calibration(pool: Pool) -> Pool:
-    return Pool(pool.tokens_NT[:MOMENT_SEQUENCES], pool.labels_NT[:MOMENT_SEQUENCES])
+    return pool.first(MOMENT_SEQUENCES)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tokenizers import Tokenizer as Backend
-from tokenizers import models, pre_tokenizers
+from words import word_tokenizer
 
 from lrc_jax.errors import InputError
 from lrc_jax.inference.generate import generate, nucleus, sample_tokens
@@ -32,12 +31,6 @@ def weights() -> Weights:
     rng = np.random.default_rng(0)
     shapes = tensor_layout(CONFIG)
     return build_weights(CONFIG, lambda name: rng.standard_normal(shapes[name], np.float32))
-
-
-def words() -> Tokenizer:
-    backend = Backend(models.WordLevel({f"w{i}": i for i in range(23)}, unk_token="w0"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return Tokenizer(backend)
 
 
 def test_greedy_follows_the_forward_pass(weights: Weights) -> None:
@@ -70,7 +63,7 @@ def test_samples_follow_the_distribution_and_the_seed(weights: Weights) -> None:
 
 
 def test_text_and_bad_arguments(weights: Weights) -> None:
-    tokenizer = words()
+    tokenizer = word_tokenizer(23)
     text = generate(CONFIG, weights, tokenizer, "w1 w2", count=5)
     assert len(text.split()) == 5
     end = int(text.split()[2][1:])

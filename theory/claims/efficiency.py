@@ -389,14 +389,14 @@ def _judge_comparison(c: Comparison, comparisons: int, one_run: str) -> list[dic
         return [_result(c, "tokens", None, None, [gate])]
     losses = c.rows.pivot_table(index="seed", columns=["method", "tokens"], values="test_loss")
     everywhere = sorted(set(losses[c.clone].columns) & set(losses[c.direct].columns))
-    pairs = {t: int((losses[c.clone][t] - losses[c.direct][t]).notna().sum()) for t in everywhere}
+    between = {t: (losses[c.clone][t] - losses[c.direct][t]).dropna().to_numpy() for t in everywhere}
     # A budget with one or two pairs of seeds does not count, as in the other claims; where no other is left it stays.
-    shared = [t for t in everywhere if pairs[t] >= gates.SECOND_TIER_SEEDS] or everywhere
+    shared = [t for t in everywhere if len(between[t]) >= gates.SECOND_TIER_SEEDS] or everywhere
     both = [[frozenset(losses.index[losses[m][t].notna()]) for t in shared] for m in (c.clone, c.direct)]
     seeds, partly = paired_seeds([*both[0], *both[1]])
     found = budget_gates(np.array(shared), len(seeds))
     if few := [t for t in everywhere if t not in shared]:
-        needed = tuple({**c.arm, "tokens": float(t), "seeds": gates.MIN_SEEDS - pairs[t]} for t in few)
+        needed = tuple({**c.arm, "tokens": float(t), "seeds": gates.MIN_SEEDS - len(between[t])} for t in few)
         said = f"budgets with fewer than {gates.SECOND_TIER_SEEDS} pairs of seeds do not count: tokens = "
         found.append(Gate("few", gates.FIRST, said + ", ".join(f"{t:g}" for t in few), needed))
     if partly:
@@ -407,7 +407,7 @@ def _judge_comparison(c: Comparison, comparisons: int, one_run: str) -> list[dic
     if not shared:
         return [_result(c, "tokens", None, None, found)]
     top = shared[-1]
-    differences = (losses[c.clone][top] - losses[c.direct][top]).dropna().to_numpy()
+    differences = between[top]
     there = unfair({m: c.tuning[m].at(top) for m in (c.clone, c.direct)})
     enough = len(differences) >= gates.SECOND_TIER_SEEDS and not one_run
     budgets = {b: x for b in BUDGETS if (x := _budgets(c, b)) is not None}

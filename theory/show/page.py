@@ -14,6 +14,7 @@ from theory.claims import compression, convergence, dynamics, efficiency, inform
 from theory.judge import gates, intervals, methods, model_selection, optimum, scrutiny, verdicts, window
 from theory.judge.ledger import Claim
 from theory.judge.rules import BENT, GROWTH, STRAIGHT, Rule
+from theory.show.markdown import markdown_table
 
 TEXT = Path(__file__).parent / "rules.md"
 
@@ -29,10 +30,9 @@ def rules_markdown() -> str:
         model_selection, compression, convergence, dynamics, efficiency, gates, information, intervals, methods,
         optimum, verdicts, window,
     )  # fmt: skip
-    words = [f"| {word} | {text} |" for word, text in verdicts.MEANING.items()]
     return TEXT.read_text(encoding="utf-8").format(
         **{module.__name__.rpartition(".")[2]: module for module in modules},
-        words="\n".join(["| word | meaning |", "|---|---|", *words]),
+        words=markdown_table(("word", "meaning"), verdicts.MEANING.items()),
         straight=_rules(STRAIGHT),
         bent=_rules(BENT),
         growth=_rules(GROWTH),
@@ -48,8 +48,8 @@ def rules_markdown() -> str:
 
 def _rules(rules: Sequence[Rule]) -> str:
     """A table of rules in the order in which they are asked."""
-    lines = [f"| {rule.word} | {_markdown(rule.text)} |" for rule in rules]
-    return "\n".join(["| word, in this order | condition |", "|---|---|", *lines, "| INCONCLUSIVE | otherwise |"])
+    asked = [(rule.word, _markdown(rule.text)) for rule in rules]
+    return markdown_table(("word, in this order", "condition"), [*asked, ("INCONCLUSIVE", "otherwise")])
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -87,8 +87,8 @@ def claims_markdown(claims: Iterable[Claim]) -> str:
         labels = ", ".join(problem.partition(": ")[0] for problem in claim.problems)
         columns = [", ".join(f"`{c}`" for c in names) or "none" for names in (claim.columns, claim.optional)]
         lines += ["", f"### {claim.name}: {_markdown(claim.title)}", "", _markdown(claim.statement), ""]
-        lines += ["| symbol | meaning |", "|---|---|"]
-        lines += [f"| {_markdown(symbol)} | {_markdown(meaning)} |" for symbol, meaning in claim.symbols.items()]
+        symbols = [(_markdown(symbol), _markdown(meaning)) for symbol, meaning in claim.symbols.items()]
+        lines.append(markdown_table(("symbol", "meaning"), symbols))
         lines += ["", "**Assumptions**", "", *(f"* {_markdown(text)}" for text in claim.assumptions)]
         lines += ["", f"**Columns** {columns[0]}; used if present: {columns[1]}"]
         lines += ["", f"**Claimed exponents** {exponents}", "", f"**Bound** {_markdown(claim.bound)}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from lrc_jax import clock
 from lrc_jax.data.pools import Pool
 from lrc_jax.data.text import TextSource
 from lrc_jax.errors import InputError
-from lrc_jax.inference.cloze import accuracy, build_items, choices_made
+from lrc_jax.inference.cloze import Item, accuracy, build_items, choices_made
 from lrc_jax.inference.evaluate import SequenceLosses
 from lrc_jax.measure.certificate import Compression, Fit, certificate_table
 from lrc_jax.measure.complexity import factor_norm, matrix_norms
@@ -29,6 +30,7 @@ from lrc_jax.measure.sites import information_rows
 from lrc_jax.model import DecoderConfig, Weights
 from lrc_jax.seeds import key_for, rng_for
 from lrc_jax.students import Student
+from lrc_jax.teachers.tokenizer import Tokenizer
 from lrc_jax.training.train import TrainState
 
 OTHER_ORDER = 1_000_003  # added to the seed for the second direct student's order of data
@@ -259,14 +261,21 @@ def cloze_columns(run: Run, params: Any) -> Columns:
     tokenizer, count = source.tokenizer, run.config.measure.cloze
     items = run.setup.once(f"cloze {count}", lambda: build_items(source.splits.test, count))
 
-    def asked(config: DecoderConfig, weights: Weights) -> dict[str, Any]:
-        found = accuracy(choices_made(config, weights, tokenizer, items), items)
-        low, high = found["ci95"]
-        return {"cloze_accuracy": found["accuracy"], "cloze_low": low, "cloze_high": high}
+    merged = jax.jit(run.student.weights)(params, run.frozen)
+    own = cloze_answers(run.student.config, merged, tokenizer, items)
+    whole = run.setup.once(
+        f"cloze {count} teacher", lambda: cloze_answers(teacher.config, teacher.weights, tokenizer, items)
+    )
+    return own | {"teacher.cloze_accuracy": whole["cloze_accuracy"]}
 
-    own = asked(run.student.config, jax.jit(run.student.weights)(params, run.frozen))
-    whole = run.setup.once(f"cloze {count} teacher", lambda: asked(teacher.config, teacher.weights))
-    return own | {"cloze_items": count, "teacher.cloze_accuracy": whole["cloze_accuracy"]}
+
+def cloze_answers(config: DecoderConfig, weights: Weights, tokenizer: Tokenizer, items: Sequence[Item]) -> Columns:
+    """Share of a cloze task's items that a model answers, with its 95 % interval over items."""
+    found = accuracy(choices_made(config, weights, tokenizer, items), items)
+    low, high = found["ci95"]
+    return {
+        "cloze_accuracy": found["accuracy"], "cloze_low": low, "cloze_high": high, "cloze_items": found["items"],
+    }  # fmt: skip
 
 
 def cost_columns(run: Run, params: Any) -> Columns:

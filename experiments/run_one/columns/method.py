@@ -5,6 +5,8 @@ from __future__ import annotations
 from experiments.run_one.config import RunConfig
 from experiments.run_one.run import Columns, Run, objective
 from lrc_jax.measure.flops import inference_cost, training_flops
+from lrc_jax.objective import Objective
+from lrc_jax.students import Student
 
 
 def method_of(config: RunConfig) -> str | None:
@@ -37,14 +39,17 @@ def cost_by_formula(run: Run, steps: int) -> Columns:
     Args:
       steps: optimiser steps that were taken.
     """
-    config, student = run.config, run.student
-    batch_tokens = config.batch_size * config.sequence_length
-    taken = steps if student.trained else 0
-    step = training_flops(student, objective(config), batch_tokens, config.sequence_length)
-    cost = inference_cost(student, config.sequence_length)
+    config = run.config
+    return costs(run.student, objective(config), config.batch_size, config.sequence_length, steps)
+
+
+def costs(student: Student, objective: Objective, batch_size: int, length: int, steps: int) -> Columns:
+    """The same for any student: `steps` of `batch_size` sequences of `length` tokens, none where it is not trained."""
+    taken, batch_tokens = steps if student.trained else 0, batch_size * length
+    cost = inference_cost(student, length)
     return {
         "tokens": taken * batch_tokens,
-        "training_flops": taken * step.total,
+        "training_flops": taken * training_flops(student, objective, batch_tokens, length).total,
         "inference_params": cost.numbers,
         "weight_bytes": cost.weight_bytes,
         "flops_per_token": cost.flops_per_token,
