@@ -205,17 +205,18 @@ def tables_of_study(reference: Path, verdicts: Mapping[Path, Claims]) -> dict[st
     Args:
       verdicts: folder of a kept table, from `reference` -> its claims.
     """
-    tables, truncated = read_kept(reference), reference / TRUNCATED
-    of_bench = {"truncated": truncated_markdown(pd.read_csv(truncated))} if truncated.is_file() else {}
-    if not tables:
-        return of_bench
-    found = {words: verdicts[Path(STUDY) / part] for part, words in PARTS.items() if Path(STUDY) / part in verdicts}
-    return of_bench | {
-        "guideline": guideline_markdown(tables),
-        "worth_efficiency": efficiency_markdown(found),
-        "worth_factors": factors_markdown(found),
-        "worth_compression": compression_markdown(found),
-    }
+    shown = {}
+    if (truncated := reference / TRUNCATED).is_file():
+        shown["truncated"] = truncated_markdown(pd.read_csv(truncated))
+    if tables := read_kept(reference):
+        found = {words: verdicts[Path(STUDY) / part] for part, words in PARTS.items() if Path(STUDY) / part in verdicts}
+        shown |= {
+            "guideline": guideline_markdown(tables),
+            "worth_efficiency": efficiency_markdown(found),
+            "worth_factors": factors_markdown(found),
+            "worth_compression": compression_markdown(found),
+        }
+    return {name: table + "\n" for name, table in shown.items()}
 
 
 # --- capability beside loss ------------------------------------------------------------------------------------------
