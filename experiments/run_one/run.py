@@ -27,6 +27,7 @@ from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.seeds import key_for
 from lrc_jax.students import Frozen, Student, StudentOptions, make_student
 from lrc_jax.students.factorized import FactorizedStudent
+from lrc_jax.students.padding import widened, without_start
 from lrc_jax.students.statistics import inverse_square_root, residual_basis
 from lrc_jax.students.whitened import whitened_start
 from lrc_jax.training.activation_cache import with_teacher_pass
@@ -113,12 +114,15 @@ class Run:
     Attributes:
       setup: data and teacher.
       frozen: what the student reads and never trains.
+      evaluated_at: the rank to which its parameters are padded where losses are evaluated, so that runs of several
+        ranks share one compiled program; None evaluates at its own rank.
     """
 
     config: RunConfig
     setup: Setup
     student: Student
     frozen: Frozen
+    evaluated_at: int | None = None
 
     @classmethod
     def of(cls, config: RunConfig, setup: Setup) -> Run:
@@ -179,7 +183,10 @@ class Run:
 
     def losses(self, params: Any, pool: Pool) -> SequenceLosses:
         """Of student and teacher on every sequence of a pool."""
-        return sequence_losses(self.student, self.setup.network().config, params, self.frozen, pool)
+        student, frozen = self.student, without_start(self.frozen)
+        if self.evaluated_at is not None:
+            student, params = widened(student, params, frozen, self.evaluated_at)
+        return sequence_losses(student, self.setup.network().config, params, frozen, pool)
 
     def fit(
         self,

@@ -1,4 +1,6 @@
-"""A bundle of runs that see the same minibatches: claimed, trained together, each measured and written by itself.
+"""A bundle of runs: claimed, trained together, each measured and written by itself.
+
+Runs of one stream see the same minibatches. On a CPU a bundle is one stream; on an accelerator it may be many.
 
 Imports JAX: only after its environment is set (experiments.sweep.fused does both).
 """
@@ -6,8 +8,8 @@ Imports JAX: only after its environment is set (experiments.sweep.fused does bot
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from experiments.common.progress import Progress, duration
@@ -20,11 +22,12 @@ from experiments.sweep.outcome import Outcome
 from experiments.sweep.store import LeaseLost
 from lrc_jax import clock
 from lrc_jax.errors import DivergedError
-from lrc_jax.training.together import Member, Stream, train_together
+from lrc_jax.students.padding import can_pad
+from lrc_jax.training.together import Member, Stream, is_vectorised, train_together
 from lrc_jax.training.together import Outcome as Trained
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Ready:
     """A run that is ours and prepared for its training."""
 
@@ -41,20 +44,22 @@ class Ready:
 
 
 def run_bundle(bundle: Mapping[int, Job]) -> Iterator[tuple[int, Outcome]]:
-    """Train the runs of one stream together and measure each; yields (index, outcome) as each ends."""
+    """Train some runs together and measure each; yields (index, outcome) as each ends."""
     with contextlib.ExitStack() as held:
         clock.start()
+        widest = max(run.config.rank for run in bundle.values()) if is_vectorised() else None
         ready: dict[int, Ready] = {}
         for i, run in bundle.items():
-            found = _make_ready(run, held)
+            found = _make_ready(run, held, widest)
             if isinstance(found, Outcome):
                 yield i, found
             else:
                 ready[i] = found
         trained: dict[int, Trained] = {}
-        for group in _trainable_together(ready):
+        for streams in _trainable_together(ready):
+            group = [i for stream in streams for i in stream]
             try:
-                outcomes = _train([ready[i] for i in group])
+                outcomes = _train([[ready[i] for i in stream] for stream in streams])
             except Exception as wrong:  # such as no memory: each of them failed, and the other groups go on
                 for i in group:
                     ready[i].run.fail(wrong)
@@ -66,8 +71,9 @@ def run_bundle(bundle: Mapping[int, Job]) -> Iterator[tuple[int, Outcome]]:
             yield i, _finish(ready[i], outcome, shared)
 
 
-def _make_ready(run: Job, held: contextlib.ExitStack) -> Ready | Outcome:
-    """Claim a run and prepare its training; what it holds until the bundle's end goes on the stack."""
+def _make_ready(run: Job, held: contextlib.ExitStack, widest: int | None) -> Ready | Outcome:
+    """Claim a run and prepare its training; what it holds until the bundle's end goes on the stack. On an accelerator
+    its losses are evaluated at the rank of the bundle's `widest` student, as it is trained."""
     if not held.enter_context(run.folder.claim()):
         return Outcome({}, message=f"{run.name}: another process works on it ({run.run_id})")
     if (row := run.done_row()) is not None:  # finished between the look and the claim
@@ -75,7 +81,9 @@ def _make_ready(run: Job, held: contextlib.ExitStack) -> Ready | Outcome:
     cfg = run.config
     try:
         with run.attempt():
-            prepared = pipeline.prepare(Run.of(cfg, run.setup))
+            alone = Run.of(cfg, run.setup)
+            pads = widest is not None and can_pad(alone.student, running.objective(cfg))
+            prepared = pipeline.prepare(dataclasses.replace(alone, evaluated_at=widest if pads else None))
             keeper = interrupt.FolderKeeper(run.folder)
             state = keeper.resume(prepared.run.abstract_state())
     except Exception as wrong:
@@ -92,23 +100,34 @@ def _make_ready(run: Job, held: contextlib.ExitStack) -> Ready | Outcome:
     return Ready(run, prepared, keeper, member, held.enter_context(run.metrics()))
 
 
-def _trainable_together(ready: Mapping[int, Ready]) -> list[list[int]]:
-    """Runs by the step that they start from; students that are built, not trained, by themselves."""
-    groups: dict[Any, list[int]] = {}
+def _trainable_together(ready: Mapping[int, Ready]) -> list[list[list[int]]]:
+    """The streams of every call of `train_together`: runs that start from the same step, with members of the same
+    shapes in each stream; students that are built, not trained, by themselves."""
+    streams: dict[Any, list[int]] = {}
     for i, one in ready.items():
-        groups.setdefault((one.begun, one.member.student.trained), []).append(i)
-    return list(groups.values())
+        cfg = one.run.config
+        streams.setdefault((one.begun, one.member.student.trained, cfg.samples, cfg.seed), []).append(i)
+    calls: dict[Any, list[list[int]]] = {}
+    for (begun, trained, *_), members in streams.items():
+        layout = tuple((m.student, m.objective, m.optimizer) for m in (ready[i].member for i in members))
+        calls.setdefault((begun, trained, layout), []).append(members)
+    return list(calls.values())
 
 
-def _train(group: Sequence[Ready]) -> list[Trained]:
-    """Train some runs of one stream that start from the same step."""
-    first = group[0].run
-    cfg, steps = first.config, [one.run.config.steps for one in group]
+def _stream(members: Sequence[Ready]) -> Stream:
+    cfg = members[0].run.config
     # Hard labels read nothing of the teacher, outputs its features, clone losses its layers: the pool of the most
     # demanding run serves all.
-    pools = [one.prepared.pool_to_fit for one in group]
+    pools = [one.prepared.pool_to_fit for one in members]
     pool = next((p for p in pools if p.final_NTD is None), pools[0])
-    stream = Stream(pool, running.order_key_of(cfg.seed), pool.size, tuple(one.member for one in group))
+    return Stream(pool, running.order_key_of(cfg.seed), pool.size, tuple(one.member for one in members))
+
+
+def _train(streams: Sequence[Sequence[Ready]]) -> list[Trained]:
+    """Train the runs of some streams that start from the same step; outcomes stream by stream."""
+    group = [one for stream in streams for one in stream]
+    first = group[0].run
+    cfg, steps = first.config, [one.run.config.steps for one in group]
     done = group[0].begun
 
     def on_chunk(parts: Any, states: Any) -> None:
@@ -118,23 +137,27 @@ def _train(group: Sequence[Ready]) -> list[Trained]:
                 with contextlib.suppress(LeaseLost):  # the others go on; `finish` says so of this one
                     one.write(running.metrics_line(done + len(part.terms.total), part))
         done += max((len(p.terms.total) for p in parts if p is not None), default=0)
-        if any(one.keeper.due() for one in group):
+        if any(one.keeper.due(len(group)) for one in group):
             for one, last, state in zip(group, steps, states(), strict=True):
                 if (at := int(state.step)) < last:
                     with contextlib.suppress(LeaseLost):
                         one.keeper.save(at, last, state)
         interrupt.stop_if_wanted()
 
-    name = first.name if len(group) == 1 else f"{len(group)} runs, samples={cfg.samples} seed={cfg.seed}"
+    for one in group:
+        one.keeper.begin()
+    name = first.name if len(group) == 1 else f"{len(group)} runs"
+    if len(streams) == 1 < len(group):
+        name += f", samples={cfg.samples} seed={cfg.seed}"
     with Progress(name, max(steps)) as progress, interrupt.training(), clock.phase("training"):
-        (outcomes,) = train_together(
+        outcomes = train_together(
             first.setup.network().config,
-            [stream],
+            [_stream(stream) for stream in streams],
             batch_size=cfg.batch_size,
             progress=progress.update,
             on_chunk=on_chunk,
         )
-    return outcomes
+    return [outcome for stream in outcomes for outcome in stream]
 
 
 def _finish(one: Ready, trained: Trained, shared: Mapping[str, float]) -> Outcome:

@@ -1,4 +1,4 @@
-"""A group of a sweep's runs in one process, those that see the same minibatches trained together.
+"""A group of a sweep's runs in one process, trained together: on a CPU those that see the same minibatches.
 
 Called by the fused launcher (hydra_plugins/fused_launcher); also fit for a script. Every run has its own claim, folder,
 metrics, checkpoint and row, as if it had been run alone.
@@ -47,6 +47,7 @@ def run_group(
     from experiments.run_one import pipeline  # imports JAX: only after its environment is set
     from experiments.sweep import interrupt
     from experiments.sweep.bundle import run_bundle
+    from lrc_jax.training.together import is_vectorised
 
     interrupt.listen()
     bundles: dict[Any, dict[int, job.Job]] = {}
@@ -62,9 +63,10 @@ def run_group(
         except InputError as wrong:
             yield i, Outcome(error=wrong)
             continue
-        # What makes a stream of minibatches: the same pool, drawn in the same order in batches of one size.
-        stream = (id(run.setup), cfg.samples, cfg.seed, cfg.labels, cfg.batch_size)
-        bundles.setdefault(stream, {})[i] = run
+        # What makes a stream of minibatches: the same pool, drawn in the same order in batches of one size. Sharing the
+        # teacher's pass is all that a CPU gains; an accelerator is filled by training many streams at once.
+        stream = () if is_vectorised() else (cfg.samples, cfg.seed)
+        bundles.setdefault((id(run.setup), cfg.labels, cfg.batch_size, *stream), {})[i] = run
     sizes = sorted(len(b) for b in bundles.values())
     if bundles:
         log.info("fused: %d runs in %d bundles of %d to %d", sum(sizes), len(sizes), sizes[0], sizes[-1])

@@ -65,6 +65,10 @@ class FolderKeeper:
     def __init__(self, folder: RunFolder) -> None:
         self.folder, self.waits = folder, contextlib.ExitStack()
         self.is_context = False
+        self.begin()
+
+    def begin(self) -> None:
+        """Training begins now: what came before needs no checkpoint."""
         self.started = self.saved = time.monotonic()
 
     def __enter__(self) -> FolderKeeper:
@@ -84,10 +88,11 @@ class FolderKeeper:
         _cut_metrics(self.folder, int(state.step))
         return state
 
-    def due(self) -> bool:
-        """Whether the state should be saved now."""
+    def due(self, runs: int = 1) -> bool:
+        """Whether the state should be saved now, with those of all `runs` that train together: saving takes at most a
+        twentieth of the time."""
         now = time.monotonic()
-        return now - self.saved > EVERY or (_wanted.is_set() and now - self.started > WORTH)
+        return now - self.saved > max(EVERY, 20.0 * runs) or (_wanted.is_set() and now - self.started > WORTH)
 
     def save(self, step: int, steps: int, state: TrainState) -> None:
         self.folder.check_ours()

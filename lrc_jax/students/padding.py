@@ -10,6 +10,7 @@ the loss's graph: the parameters that are trained are the student's own.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -18,7 +19,8 @@ from jaxtyping import Array
 
 from lrc_jax.model import Weights
 from lrc_jax.objective import Objective
-from lrc_jax.students.base import Params, Student
+from lrc_jax.seeds import key_for
+from lrc_jax.students.base import Frozen, Params, Student
 from lrc_jax.students.dense import DenseStudent
 from lrc_jax.students.factorized import FactorizedHead, FactorizedStudent
 from lrc_jax.students.projected import ProjectedStudent
@@ -75,7 +77,24 @@ def cut(tree: Any, like: Any) -> Any:
     return jax.tree.map(lambda x, y: x[tuple(slice(n) for n in y.shape)], tree, like)
 
 
-def rescaled(student: Student, params: Params, c: Array) -> Params:
+def widened(student: Student, params: Params, frozen: Frozen, rank: int) -> tuple[Student, Params]:
+    """The same function at a larger rank, so that students of several ranks share one compiled evaluation.
+
+    Args:
+      params: of the student, on the host or the device.
+      frozen: of the student; its start (basis, factors) is not read.
+    """
+    wide = with_rank(student, rank)
+    shapes = jax.eval_shape(functools.partial(wide.init, frozen=without_start(frozen)), key_for(0))
+    return wide, rescaled(wide, pad(params, shapes), width_scale(student, rank))
+
+
+def without_start(frozen: Frozen) -> Frozen:
+    """What training and evaluation read: basis and factors are for starts only, and their shapes are the rank's."""
+    return dataclasses.replace(frozen, basis_DS=None, factors=None)
+
+
+def rescaled(student: Student, params: Params, c: Array | float) -> Params:
     """Parameters of a padded student as its forward pass needs them."""
     if isinstance(student, ProjectedStudent):
         tied = student.config.tie_word_embeddings or student.lrc.flags.tie_word_emb_proj

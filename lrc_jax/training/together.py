@@ -31,7 +31,7 @@ from lrc_jax.model import Activations, DecoderConfig
 from lrc_jax.objective import LossWeights, Objective, Terms
 from lrc_jax.students import Frozen, Student
 from lrc_jax.students.base import Params
-from lrc_jax.students.padding import can_pad, cut, pad, rank_of, rescaled, width_scale, with_rank
+from lrc_jax.students.padding import can_pad, cut, pad, rank_of, rescaled, width_scale, with_rank, without_start
 from lrc_jax.training.train import (
     CHUNK,
     History,
@@ -167,14 +167,14 @@ def fused_chunk(
     return jax.lax.fori_loop(0, count, body, (states, logs))
 
 
+def is_vectorised() -> bool:
+    """Whether students are trained by `vmap` here: on an accelerator, where few large kernels are what is fast."""
+    return jax.default_backend() != "cpu"
+
+
 def _stack(trees: Sequence[Any]) -> Any:
     """Stacked on the host: eager stacking would compile a program a shape."""
     return jax.tree.map(lambda *xs: np.stack([np.asarray(x) for x in xs]), *trees)
-
-
-def _without_start(frozen: Frozen) -> Frozen:
-    """What training reads: basis and factors are for starts only, and their shapes are the rank's."""
-    return dataclasses.replace(frozen, basis_DS=None, factors=None)
 
 
 def _as_trained(member: Member) -> Member:
@@ -214,7 +214,7 @@ def train_together(
       leaves the others as they are.
     """
     if vectorised is None:
-        vectorised = jax.default_backend() != "cpu"
+        vectorised = is_vectorised()
     streams = [dataclasses.replace(s, members=tuple(map(_as_trained, s.members))) for s in streams]
     everyone = [member for stream in streams for member in stream.members]
     ranks = [rank_of(m.student) for m in everyone]
@@ -239,14 +239,14 @@ def train_together(
 
     abstract = [
         jax.eval_shape(functools.partial(init_state, shape.student, shape.optimizer), everyone[0].init_key, frozen)
-        for shape, frozen in ((shapes[k], _without_start(everyone[place[k][0]].frozen)) for k in range(len(shapes)))
+        for shape, frozen in ((shapes[k], without_start(everyone[place[k][0]].frozen)) for k in range(len(shapes)))
     ]
     like = [jax.eval_shape(lambda x: x, state) for state in started]
     shape_of = {j: k for k in range(len(shapes)) for j in place[k]}
     padded = [pad(state, abstract[shape_of[i % width]]) for i, state in enumerate(started)]
     states = tuple(stacked(padded, k) for k in range(len(shapes)))
     hypers = tuple(stacked([m.hyper for m in everyone], k) for k in range(len(shapes)))
-    frozens = tuple(_without_start(everyone[place[k][0]].frozen) for k in range(len(shapes)))
+    frozens = tuple(without_start(everyone[place[k][0]].frozen) for k in range(len(shapes)))
     scales: tuple[Any, ...] = (None,) * len(shapes)
     if vectorised:
         scale = [
@@ -267,7 +267,7 @@ def train_together(
 
     errors: dict[int, DivergedError] = {}
     last = max(steps)
-    chunk = min(chunk_size(last), *(chunk_room(stream.pool, batch_size) for stream in streams))
+    chunk = min(chunk_size(last), *(chunk_room(stream.pool, batch_size * len(streams)) for stream in streams))
     while done < last and len(errors) < len(everyone):
         count = min(chunk, last - done)
         batches = _stack([gather_chunk(s.pool, s.order_key, done, count, batch_size, s.samples) for s in streams])

@@ -154,6 +154,30 @@ def test_fused_sweep_has_the_rows_of_the_basic_one(workplace, study, engine, log
     assert out.count("already done") == 4
 
 
+AS_ON_AN_ACCELERATOR = """
+from lrc_jax.training import together
+together.is_vectorised = lambda: True
+from experiments.common import command
+from experiments.run import main
+raise SystemExit(command.guarded(main))
+"""
+
+
+def test_on_an_accelerator_runs_of_several_streams_train_as_one_bundle(workplace):
+    """Two seeds and two ranks in one program, here on the CPU: the rows are those of the runs alone."""
+    folder, sweep = workplace
+    (folder / "as_on_an_accelerator.py").write_text(AS_ON_AN_ACCELERATOR)
+    again = ["as_on_an_accelerator", *sweep[1:-1], "study=streams", "hydra/launcher=fused"]
+    code, out, err = call(*again, cwd=folder)
+    assert code == 0, err
+    assert "4 runs in 1 bundles of 4 to 4" in out
+    for alone, fused in zip(rows(folder), rows(folder, "streams"), strict=True):
+        assert alone["run_id"] == fused["run_id"]
+        for name in ("test_loss", "train_loss", "gap", "excess", "start_test_loss"):
+            assert fused["columns"][name] == pytest.approx(alone["columns"][name], rel=1e-4, abs=1e-5), name
+        assert (folder / "results/streams/runs" / fused["run_id"] / "metrics.jsonl").stat().st_size > 0
+
+
 @pytest.mark.slow
 def test_what_cannot_be_fused_runs_singly_and_a_bad_run_leaves_the_others(workplace):
     folder, _ = workplace

@@ -20,7 +20,7 @@ from lrc_jax.model import DecoderConfig, init_weights
 from lrc_jax.objective import LossWeights, Objective
 from lrc_jax.seeds import key_for
 from lrc_jax.students import Frozen, StudentOptions, make_student
-from lrc_jax.students.padding import can_pad, pad, rescaled, width_scale, with_rank
+from lrc_jax.students.padding import can_pad, pad, rank_of, rescaled, widened, width_scale, with_rank
 from lrc_jax.training import train as training
 from lrc_jax.training.together import Member, Stream, train_together
 
@@ -153,6 +153,19 @@ def test_every_kind_after_200_steps_at_a_study_s_rate(frozen, kind, vectorised):
     with jax.enable_x64(True):
         streams = two_streams(training.cast_floats(frozen, jnp.float64), kind)
         end_where_they_end_alone([in_double(s) for s in streams], vectorised, 2e-5)
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "rotated"])
+def test_a_widened_student_has_the_losses_of_the_student(frozen, kind):
+    m = member(frozen, rank=3, **KINDS[kind])
+    if not can_pad(m.student, m.objective):
+        pytest.skip("never padded")
+    params = training.init_state(m.student, m.optimizer, m.init_key, m.frozen).params
+    student, wide = widened(m.student, params, m.frozen, 7)
+    assert rank_of(student) == 7
+    found = sequence_losses(student, CONFIG, wide, m.frozen, TEST)
+    own = sequence_losses(m.student, CONFIG, params, m.frozen, TEST)
+    np.testing.assert_allclose(found.student, own.student, rtol=2e-6)
 
 
 @pytest.mark.slow
