@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ from lrc_jax.errors import DivergedError
 from lrc_jax.students.padding import can_pad
 from lrc_jax.training.together import Member, Stream, is_vectorised, train_together
 from lrc_jax.training.together import Outcome as Trained
+
+log = logging.getLogger(__name__)
+NO_MEMORY = "RESOURCE_EXHAUSTED"  # in the message of XLA's error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +60,18 @@ def run_bundle(bundle: Mapping[int, Job]) -> Iterator[tuple[int, Outcome]]:
             else:
                 ready[i] = found
         trained: dict[int, Trained] = {}
-        for streams in _trainable_together(ready):
+        calls = _trainable_together(ready)
+        while calls:
+            streams = calls.pop(0)
             group = [i for stream in streams for i in stream]
             try:
                 outcomes = _train([[ready[i] for i in stream] for stream in streams])
-            except Exception as wrong:  # such as no memory: each of them failed, and the other groups go on
-                for i in group:
+            except Exception as wrong:
+                if NO_MEMORY in str(wrong) and (halves := _halves(streams)):
+                    log.warning("fused: no memory for %d runs at once; they are trained in two parts", len(group))
+                    calls = [*halves, *calls]
+                    continue
+                for i in group:  # each of them failed, and the other groups go on
                     ready[i].run.fail(wrong)
                     yield i, Outcome(error=wrong)
                 continue
@@ -112,6 +122,16 @@ def _trainable_together(ready: Mapping[int, Ready]) -> list[list[list[int]]]:
         layout = tuple((m.student, m.objective, m.optimizer) for m in (ready[i].member for i in members))
         calls.setdefault((begun, trained, layout), []).append(members)
     return list(calls.values())
+
+
+def _halves(streams: list[list[int]]) -> list[list[list[int]]]:
+    """The same runs in two calls: half of the streams each, or half of the members of the only one."""
+    if len(streams) > 1:
+        middle = len(streams) // 2
+        return [streams[:middle], streams[middle:]]
+    (members,) = streams
+    middle = len(members) // 2
+    return [[members[:middle]], [members[middle:]]] if middle else []
 
 
 def _stream(members: Sequence[Ready]) -> Stream:

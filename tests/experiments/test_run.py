@@ -155,27 +155,38 @@ def test_fused_sweep_has_the_rows_of_the_basic_one(workplace, study, engine, log
 
 
 AS_ON_AN_ACCELERATOR = """
+import sys
 from lrc_jax.training import together
 together.is_vectorised = lambda: True
+if "study=small_card" in sys.argv:  # memory for one student
+    from experiments.sweep import bundle
+    def train_together(config, streams, **options):
+        if sum(len(stream.members) for stream in streams) > 1:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 byte.")
+        return together.train_together(config, streams, **options)
+    bundle.train_together = train_together
 from experiments.common import command
 from experiments.run import main
 raise SystemExit(command.guarded(main))
 """
 
 
-def test_on_an_accelerator_runs_of_several_streams_train_as_one_bundle(workplace):
-    """Two seeds and two ranks in one program, here on the CPU: the rows are those of the runs alone."""
+@pytest.mark.parametrize(("study", "parts"), [("streams", 0), ("small_card", 3)])
+def test_on_an_accelerator_runs_of_several_streams_train_as_one_bundle(workplace, study, parts):
+    """Two seeds and two ranks in one program, here on the CPU: the rows are those of the runs alone. Where memory is
+    short they are trained in parts."""
     folder, sweep = workplace
     (folder / "as_on_an_accelerator.py").write_text(AS_ON_AN_ACCELERATOR)
-    again = ["as_on_an_accelerator", *sweep[1:-1], "study=streams", "hydra/launcher=fused"]
+    again = ["as_on_an_accelerator", *sweep[1:-1], f"study={study}", "hydra/launcher=fused"]
     code, out, err = call(*again, cwd=folder)
     assert code == 0, err
     assert "4 runs in 1 bundles of 4 to 4" in out
-    for alone, fused in zip(rows(folder), rows(folder, "streams"), strict=True):
+    assert out.count("they are trained in two parts") == parts
+    for alone, fused in zip(rows(folder), rows(folder, study), strict=True):
         assert alone["run_id"] == fused["run_id"]
         for name in ("test_loss", "train_loss", "gap", "excess", "start_test_loss"):
             assert fused["columns"][name] == pytest.approx(alone["columns"][name], rel=1e-4, abs=1e-5), name
-        assert (folder / "results/streams/runs" / fused["run_id"] / "metrics.jsonl").stat().st_size > 0
+        assert (folder / "results" / study / "runs" / fused["run_id"] / "metrics.jsonl").stat().st_size > 0
 
 
 @pytest.mark.slow
