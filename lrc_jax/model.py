@@ -137,6 +137,19 @@ class LayerWeights:
 
 
 @flax.struct.dataclass
+class Unembedding:
+    """What makes logits of the final features: a matrix [D, V], or an embedding [V, D], which is not copied to
+    transpose it."""
+
+    matrix: Array
+    tied: bool = flax.struct.field(pytree_node=False, default=False)  # the matrix is an embedding
+
+    @property
+    def matrix_DV(self) -> Array:
+        return self.matrix.T if self.tied else self.matrix
+
+
+@flax.struct.dataclass
 class Weights:
     """A whole decoder. `head_DV` is None where the head is the embedding, transposed."""
 
@@ -145,8 +158,11 @@ class Weights:
     final_norm_D: Array
     head_DV: Array | None = None
 
+    def unembedding(self) -> Unembedding:
+        return Unembedding(self.embed_VD, tied=True) if self.head_DV is None else Unembedding(self.head_DV)
+
     def unembedding_DV(self) -> Array:
-        return self.embed_VD.T if self.head_DV is None else self.head_DV
+        return self.unembedding().matrix_DV
 
 
 @flax.struct.dataclass
@@ -178,7 +194,8 @@ class Activations:
     embedded_ND: Array
     layers: tuple[LayerActivations, ...]
     hidden_ND: tuple[Array, ...]  # residual stream after each layer
-    final_ND: Array  # after the final norm
+    final_ND: Array  # what the unembedding reads: the stream after the final norm
+    unembedding: Unembedding | None = None  # logits = final @ matrix_DV; None where only the logits are known
 
 
 def rms_norm(x_ND: Array, gain_D: Array, eps: float) -> Array:
@@ -330,7 +347,7 @@ def forward(
         hidden.append(x_ND)
     final_ND = rms_norm(x_ND, weights.final_norm_D, config.rms_norm_eps)
     logits_NV = final_ND @ weights.unembedding_DV()
-    return Activations(logits_NV, embedded, tuple(layer_acts), tuple(hidden), final_ND)
+    return Activations(logits_NV, embedded, tuple(layer_acts), tuple(hidden), final_ND, weights.unembedding())
 
 
 def init_weights(config: DecoderConfig, key: Array, dtype: Any = jnp.float32) -> Weights:

@@ -103,14 +103,15 @@ def evaluate_objective(
     *,
     output_losses: Callable[..., tuple[Array, Array]] = losses.output_losses,
     squared_error: Callable[[ClonePair], Array] = losses.squared_error,
+    weighted_losses: Callable[..., tuple[Array, Array, Array]] | None = None,
 ) -> Terms:
     """Total and parts for one batch. `teacher_acts` may be None where neither clone nor kl is asked for.
 
-    `output_losses` and `squared_error` are how, not what (see `lrc_jax.compute.fast`).
+    `output_losses`, `squared_error` and `weighted_losses` are how, not what (see `lrc_jax.compute.fast`). With the
+    last, KL and cross-entropy have no gradient of their own, only the total has one.
     """
     batch, length = labels_BT.shape
-    logits_NV = student_acts.logits_NV
-    zero = jnp.zeros((), logits_NV.dtype)
+    zero = jnp.zeros((), student_acts.logits_NV.dtype)
     clone = zero
     if objective.clone:
         if unknown := set(objective.sites) - {pair.name for pair in pairs}:
@@ -119,11 +120,16 @@ def evaluate_objective(
         kept = [with_target(pair, objective.target) for pair in pairs if objective.keeps(pair)]
         clone = sum((clone_distance(pair, objective.distance, squared_error) for pair in kept), start=zero)
     assert teacher_acts is not None or not objective.kl
-    teacher_NV = teacher_acts.logits_NV if teacher_acts is not None and objective.kl else None
-    kl_sum, ce_sum = output_losses(
-        logits_NV, teacher_NV, labels_BT.reshape(-1) if objective.ce else None, weights.temperature
-    )
-    kl = kl_sum / (batch * length if objective.kl_per_token else batch)
-    ce = ce_sum / jnp.sum(labels_BT != IGNORE) if objective.ce else ce_sum
+    teacher = teacher_acts if objective.kl else None
+    labels_N = labels_BT.reshape(-1) if objective.ce else None
+    kl_count = batch * length if objective.kl_per_token else batch
+    ce_count = jnp.sum(labels_BT != IGNORE) if objective.ce else 1
+    if weighted_losses is not None:
+        share = weights.kl / kl_count, weights.ce / ce_count
+        weighted, kl_sum, ce_sum = weighted_losses(student_acts, teacher, labels_N, weights.temperature, share)
+        return Terms(weights.clone * clone + weighted, clone, kl_sum / kl_count, ce_sum / ce_count)
+    teacher_NV = None if teacher is None else teacher.logits_NV
+    kl_sum, ce_sum = output_losses(student_acts.logits_NV, teacher_NV, labels_N, weights.temperature)
+    kl, ce = kl_sum / kl_count, ce_sum / ce_count
     total = weights.clone * clone + weights.kl * kl + weights.ce * ce
     return Terms(total, clone, kl, ce)

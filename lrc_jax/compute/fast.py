@@ -10,6 +10,8 @@ evaluation call. What is done differently:
   computed with a running softmax and again in the backward pass. On a GPU `jax.nn.dot_product_attention` is used.
 * **products** [N, D] x [D, F] with F < D take their weight gradient as (dy^T x)^T: the narrow side first.
 * **KL and cross-entropy** are computed in one pass over the logits, which keeps the exponentials for the gradient.
+  Where a batch has more than MOST_LOGITS of them, logits are computed within the losses, some tokens at a time, and
+  their gradient in the same pass: no array [N, V] is ever whole.
 * **the clone loss through a frozen matrix** uses its product with the Gram matrix in both directions.
 
 Shapes as in `model`, and: Z = B*K key/value heads of all sequences, G query heads for each, S keys, R = G * rows query
@@ -31,11 +33,12 @@ from jaxtyping import Array, Float, Int
 
 from lrc_jax import losses, model, objective
 from lrc_jax.losses import IGNORE, ClonePair
-from lrc_jax.model import NEG_INF, Activations, DecoderConfig, Operations, Weights, rope_tables
+from lrc_jax.model import NEG_INF, Activations, DecoderConfig, Operations, Unembedding, Weights, rope_tables
 
 LONG = 512  # sequences above this many tokens take the path whose memory is linear in the length
 TILE = 256  # rows and columns of a tile of scores on that path
 STEPS = ("fast", "reference")
+MOST_LOGITS, MOST_LOGITS_ACCELERATOR = 2**22, 2**26  # see `most_logits`; 16 MiB and 256 MiB of float32
 QUERY_BLOCKS = 2  # one computes all masked scores, four have products too small for their overhead
 
 
@@ -454,6 +457,111 @@ def output_losses(
     return _output_losses(student_NV, teacher_NV, labels_N, temperature)
 
 
+def _product_with(x_ND: Array, matrix: Array, axis: int) -> Array:
+    """x times a matrix, summed over an axis of it: no transpose is made that a loop would be handed as a copy."""
+    return jax.lax.dot_general(x_ND, matrix, (((1,), (axis,)), ((), ())))
+
+
+@jax.custom_vjp
+def _weighted_losses(
+    final_NX: Array,
+    unembedding: Unembedding,
+    teacher: tuple[Array, Unembedding | None] | None,
+    labels_N: Array | None,
+    temperature: Array,
+    share: tuple[Array, Array],
+) -> tuple[Array, Array, Array]:
+    """share . (KL, CE), KL and CE, the latter two as `output_losses` sums them. Only the first has a gradient.
+
+    The gradient of one number is known up to a factor before the backward pass, and is computed while the logits are
+    there (Hsu et al. 2024, arXiv 2410.10989). `teacher`: what its unembedding reads and that, or its logits and None.
+    """
+    return _weighted_forward(final_NX, unembedding, teacher, labels_N, temperature, share)[0]
+
+
+def _weighted_forward(
+    final_NX: Array,
+    unembedding: Unembedding,
+    teacher: tuple[Array, Unembedding | None] | None,
+    labels_N: Array | None,
+    temperature: Array,
+    share: tuple[Array, Array],
+) -> tuple[Any, Any]:
+    tokens, dtype, matrix = len(final_NX), final_NX.dtype, unembedding.matrix
+    features, vocabulary = (1, 0) if unembedding.tied else (0, 1)  # axes
+    parts = -(-tokens * matrix.shape[vocabulary] // most_logits(jax.default_backend()))
+
+    def cut(x_N: Array, fill: int = 0) -> Array:
+        """[N, ...] -> [R, parts, ...]: every parts-th token to a part, so that each is spread over all devices as the
+        whole is. Tokens that fill up the last row have equal predictions, no label and features of 0."""
+        x_N = jnp.pad(x_N, ((0, -tokens % parts), *((0, 0),) * (x_N.ndim - 1)), constant_values=fill)
+        return x_N.reshape(-1, parts, *x_N.shape[1:])
+
+    read = jax.tree.map(cut, (final_NX, None if teacher is None else teacher[0]))
+    labels = None if labels_N is None else cut(labels_N, IGNORE)
+    wide = _wide(dtype)
+
+    def one_part(carry: tuple[Array, Array, Array], i: Array) -> tuple[tuple[Array, Array, Array], Array]:
+        kl, ce, dmatrix = carry
+        (final_RX, teacher_RV), labels_R = jax.tree.map(lambda x: x[:, i], (read, labels))
+        if teacher is not None:
+            if teacher[1] is not None:
+                teacher_RV = _product_with(teacher_RV, teacher[1].matrix, 1 if teacher[1].tied else 0)
+            teacher_RV = teacher_RV.astype(wide)
+        student_RV = _product_with(final_RX, matrix, features).astype(wide)
+        sums, pull = jax.vjp(lambda s_RV: output_losses(s_RV, teacher_RV, labels_R, temperature), student_RV)
+        dstudent_RV = pull(share)[0].astype(dtype)
+        sides = (dstudent_RV, final_RX) if unembedding.tied else (final_RX, dstudent_RV)
+        dmatrix = dmatrix + jax.lax.dot_general(*sides, (((0,), (0,)), ((), ())))
+        return (kl + sums[0], ce + sums[1], dmatrix), _product_with(dstudent_RV, matrix, vocabulary)
+
+    zero = jnp.zeros((), wide)
+    start = (zero, zero, jnp.zeros(matrix.shape, wide))
+    (kl, ce, dmatrix), dfinal = jax.lax.scan(one_part, start, jnp.arange(parts))
+    dfinal_NX = dfinal.swapaxes(0, 1).reshape(-1, final_NX.shape[1])[:tokens]
+    gradients = dfinal_NX, unembedding.replace(matrix=dmatrix.astype(dtype))  # type: ignore[attr-defined]
+    return (share[0] * kl + share[1] * ce, kl, ce), gradients
+
+
+def _weighted_backward(gradients: tuple[Array, Unembedding], cotangents: tuple[Array, ...]) -> tuple[Any, ...]:
+    return *jax.tree.map(lambda x: cotangents[0].astype(x.dtype) * x, gradients), None, None, None, None
+
+
+_weighted_losses.defvjp(_weighted_forward, _weighted_backward)
+
+
+def weighted_losses(
+    student: Activations,
+    teacher: Activations | None,
+    labels_N: Array | None,
+    temperature: Array | float,
+    share: tuple[Array | float, Array | float],
+) -> tuple[Array, Array, Array]:
+    """The sums of `output_losses` weighted by `share` and added, and both sums, from logits that are never whole.
+
+    The weighted sum alone has a gradient, which reaches the student alone. A teacher whose unembedding is not known
+    is read from its logits.
+    """
+    assert student.unembedding is not None
+    read = None
+    if teacher is not None:
+        read = (teacher.logits_NV if teacher.unembedding is None else teacher.final_ND, teacher.unembedding)
+    wide = _wide(student.final_ND.dtype)
+    temperature, share = jax.tree.map(lambda x: jnp.asarray(x, wide), (temperature, share))
+    read, temperature, share = jax.lax.stop_gradient((read, temperature, share))
+    return _weighted_losses(student.final_ND, student.unembedding, read, labels_N, temperature, share)
+
+
+def most_logits(backend: str) -> int:
+    """How many logits are held at once: the losses of a batch that has more are computed some tokens at a time."""
+    return MOST_LOGITS if backend == "cpu" else MOST_LOGITS_ACCELERATOR
+
+
+def has_many_logits(acts: Activations) -> bool:
+    """Whether the losses of a batch are computed some tokens at a time."""
+    return acts.unembedding is not None and acts.logits_NV.size > most_logits(jax.default_backend())
+
+
 @jax.custom_vjp
 def _gram_form(d_NX: Array, gram_XX: Array) -> Array:
     """sum_n d_n M M^T d_n^T for the symmetric Gram matrix of a frozen M: its gradient is 2 d G, computed already."""
@@ -480,8 +588,21 @@ def squared_error(pair: ClonePair) -> Array:
     return _gram_form(pair.student - pair.teacher, through_XY @ through_XY.T)
 
 
-def evaluate_objective(*arguments: Any) -> objective.Terms:
+def evaluate_objective(
+    settings: objective.Objective,
+    weights: objective.LossWeights,
+    pairs: list[ClonePair],
+    teacher_acts: Activations | None,
+    student_acts: Activations,
+    labels_BT: Int[Array, "B T"],
+) -> objective.Terms:
     """`objective.evaluate_objective` on the path of `computed`."""
-    if is_fast():
-        return objective.evaluate_objective(*arguments, output_losses=output_losses, squared_error=squared_error)
-    return objective.evaluate_objective(*arguments)
+    arguments = (settings, weights, pairs, teacher_acts, student_acts, labels_BT)
+    if not is_fast():
+        return objective.evaluate_objective(*arguments)
+    return objective.evaluate_objective(
+        *arguments,
+        output_losses=output_losses,
+        squared_error=squared_error,
+        weighted_losses=weighted_losses if has_many_logits(student_acts) else None,
+    )

@@ -18,7 +18,7 @@ from jaxtyping import Array, Int
 
 from lrc_jax.compute.fast import forward
 from lrc_jax.losses import ClonePair
-from lrc_jax.model import Activations, DecoderConfig, LayerWeights, Weights, count_parameters, init_weights
+from lrc_jax.model import Activations, DecoderConfig, LayerWeights, Unembedding, Weights, count_parameters, init_weights
 from lrc_jax.students.base import Frozen, pairs_of_every_layer
 
 MATRICES = ("q_DQ", "k_DK", "v_DK", "o_QD", "gate_DF", "up_DF", "down_FD")
@@ -250,7 +250,13 @@ class FactorizedHead:
             teacher_acts = forward(self.teacher, frozen.teacher, tokens_BT)
         u_DR = params["u"] if frozen.whitener_DD is None else frozen.whitener_DD @ params["u"]
         # (x U) V: two thin products instead of one by the merged [D, V] matrix.
-        return dataclasses.replace(teacher_acts, logits_NV=(teacher_acts.final_ND @ u_DR) @ params["v"])
+        narrow_NR = teacher_acts.final_ND @ u_DR
+        return dataclasses.replace(
+            teacher_acts,
+            logits_NV=narrow_NR @ params["v"],
+            final_ND=narrow_NR,
+            unembedding=Unembedding(params["v"]),
+        )
 
     def clone_pairs(
         self, params: dict[str, Array], frozen: Frozen, teacher_acts: Activations, student_acts: Activations

@@ -139,6 +139,9 @@ def fused_chunk(
         acts = None
         if any(reads):
             acts = teacher_activations(teacher_config, frozens[0].teacher, batch.tokens_NT, batch.final_NTD)
+            if not vectorised and sum(len(state.step) for state in states) > 1:
+                # One after the other they would each compute its logits, where those are computed within the losses.
+                acts = dataclasses.replace(acts, unembedding=None)
         out = []
         for shape, frozen, read, *members in zip(shapes, frozens, reads, states, hypers, scales, strict=True):
 

@@ -150,6 +150,12 @@ def cast_floats(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
+def acts_in_float32(acts: Activations) -> Activations:
+    """Activations as the losses read them. The unembedding and what it reads stay as they are: where logits are
+    computed within the losses, it is at the model's precision."""
+    return dataclasses.replace(cast_floats(acts, jnp.float32), final_ND=acts.final_ND, unembedding=acts.unembedding)
+
+
 def teacher_activations(
     config: DecoderConfig,
     teacher: Weights,
@@ -171,7 +177,7 @@ def teacher_activations(
             LayerActivations(**{name: flat.get(f"layers.{i}.{name}") for name in names})  # type: ignore[arg-type]
             for i in range(config.num_layers)
         )
-    return Activations(logits_NV, embedded_ND=final_ND, layers=layers, hidden_ND=(), final_ND=final_ND)
+    return Activations(logits_NV, final_ND, layers, (), final_ND, teacher.unembedding())
 
 
 def reads_teacher(student: Student, objective: Objective) -> bool:
@@ -205,7 +211,8 @@ def distillation_loss(
     low = cast_floats(params, jnp.bfloat16) if bf16 else params
     student_acts = student.forward(low, frozen, batch.tokens_NT, teacher_acts)
     if bf16:
-        teacher_acts, student_acts = cast_floats((teacher_acts, student_acts), jnp.float32)
+        student_acts = acts_in_float32(student_acts)
+        teacher_acts = None if teacher_acts is None else acts_in_float32(teacher_acts)
     pairs = []
     if objective.clone:
         assert teacher_acts is not None

@@ -99,6 +99,42 @@ def test_paths_agree(variant, kind, options, flags):
         agree(*both_paths(variant, kind, options, flags, length=8, dtype=np.float64), rounding=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("variant", "kind", "options", "flags"),
+    [
+        ("llama", "lrc", {}, {}),
+        ("gqa", "lrc", {}, {}),  # untied student of a tied teacher
+        ("gqa", "lrc", {}, IN_OUT),  # both tied
+        pytest.param("gqa", "direct", {}, {}, marks=pytest.mark.slow),
+        ("llama", "factorized", {"matrices": "head"}, {}),
+    ],
+)
+def test_students_agree_where_losses_are_of_some_tokens_at_a_time(variant, kind, options, flags, monkeypatch):
+    monkeypatch.setattr(fast, "MOST_LOGITS", 100)
+    with jax.enable_x64(True):
+        agree(*both_paths(variant, kind, options, flags, length=9, dtype=np.float64), rounding=1e-13)
+
+
+def test_no_array_of_tokens_by_vocabulary_outlives_a_part(monkeypatch):
+    """The temporaries do not grow with the tokens, and whole logits are not among them."""
+    monkeypatch.setattr(fast, "MOST_LOGITS", 2**16)
+
+    def temporaries(tokens):
+        shapes = jax.eval_shape(
+            lambda: tuple(activations(np.float32, tokens, width, 2048, 0, True) for width in (4, 6))
+        )
+
+        def loss(student, teacher, labels):
+            settings = Objective(clone=False)
+            return fast.evaluate_objective(settings, LossWeights(), [], teacher, student, labels).total
+
+        grad = jax.jit(jax.grad(loss))
+        labels = jax.ShapeDtypeStruct((1, tokens), np.int32)
+        return grad.lower(*shapes, labels).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(1024) < 1.5 * temporaries(256) < 256 * 2048 * 4
+
+
 @pytest.mark.slow
 def test_paths_agree_in_float32():
     agree(*both_paths("gqa", "lrc", {}, {}, length=9), rounding=5e-6)
@@ -188,6 +224,54 @@ def test_output_losses_agree(temperature):
             values.append(jax.device_get(both(s, t)))
     agree(values[1], values[0], rounding=1e-13)
     agree(values[2], values[0], rounding=5e-4)  # float32 cancellation in a KL at a high temperature
+
+
+def activations(dtype, tokens, width, vocabulary, seed, tied, known=True):
+    """Features, an unembedding (or, where it is not known, only logits) of a model."""
+    rng = np.random.default_rng(seed)
+    final = jnp.asarray(rng.standard_normal((tokens, width)), dtype)
+    matrix = jnp.asarray(rng.standard_normal((vocabulary, width) if tied else (width, vocabulary)), dtype)
+    unembedding = model.Unembedding(matrix, tied)
+    logits = final @ unembedding.matrix_DV
+    return model.Activations(logits, final, (), (), final, unembedding if known else None)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "tied", "temperature", "known", "terms"),
+    [
+        (12, False, 1.0, True, {}),  # in equal parts
+        (11, True, 3.0, True, {"kl_per_token": True}),  # filled up
+        (11, False, 3.0, True, {"ce": False}),
+        (11, True, 1.0, True, {"kl": False}),
+        (11, True, 3.0, False, {}),  # only the teacher's logits are known
+    ],
+)
+def test_losses_of_some_tokens_at_a_time_agree(tokens, tied, temperature, known, terms, monkeypatch):
+    """With those of whole logits: terms, and the gradients of features and unembedding."""
+    settings = Objective(clone=False, **terms)
+    labels = jnp.asarray(np.random.default_rng(8).integers(0, 50, (1, tokens)), jnp.int32)
+    labels = labels.at[0, [2, tokens - 1]].set(IGNORE)
+    out = {}
+    with jax.enable_x64(True):
+        for dtype, many in ((np.float64, 100), (np.float32, 100), (np.float64, 2**22)):
+            monkeypatch.setattr(fast, "MOST_LOGITS", many)
+            teacher = activations(dtype, tokens, 7, 50, 9, not tied, known)
+            student = activations(dtype, tokens, 4, 50, 10, tied)
+            weights = jax.tree.map(lambda x, d=dtype: jnp.asarray(x, d), LossWeights(1.0, 0.3, 1.7, temperature))
+
+            def loss(final, unembedding, teacher=teacher, weights=weights):
+                logits = final @ unembedding.matrix_DV
+                acts = model.Activations(logits, final, (), (), final, unembedding)
+                terms = fast.evaluate_objective(settings, weights, [], teacher, acts, labels)
+                return 2 * terms.total, terms
+
+            assert fast.has_many_logits(student) == (many == 100)
+            grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+            (_, found), gradients = grad(student.final_ND, student.unembedding)
+            out[dtype, many] = jax.device_get((found, gradients))
+    whole = out[np.float64, 2**22]
+    agree(out[np.float64, 100], whole, rounding=1e-13)
+    agree(out[np.float32, 100], whole, rounding=5e-6)
 
 
 def test_clone_loss_through_a_matrix_and_swiglu_and_narrow_products():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from lrc_jax.clone import CloneFlags
+from lrc_jax.compute import fast
 from lrc_jax.data.pools import pool_from_sequences
 from lrc_jax.data.synthetic import LanguageSpec, SyntheticSource
 from lrc_jax.errors import DivergedError
@@ -78,6 +79,22 @@ def test_members_of_other_ranks_rates_steps_weights_and_starts_are_the_runs_alon
     assert isinstance(together[2], DivergedError)
     with pytest.raises(DivergedError, match=re.escape(str(together[2]))):
         alone(members[2])
+
+
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_losses_of_some_tokens_at_a_time(frozen, vectorised, monkeypatch):
+    """A large vocabulary, alone and together, against the plain step's whole logits."""
+    sgd = training.OptimizerSpec("sgd", "linear")
+    members = [member(frozen, rank=4, steps=5, seed=seed, optimizer=sgd) for seed in range(2)]
+    with fast.computed("reference"):
+        plain = [alone(m) for m in members]
+    monkeypatch.setattr(fast, "MOST_LOGITS", 100)
+    (together,) = train_together(CONFIG, [stream(members)], batch_size=8, vectorised=vectorised)
+    for m, state, (wanted, history) in zip(members, together, plain, strict=True):
+        single, own_history = alone(m)
+        np.testing.assert_allclose(own_history.terms.total, history.terms.total, rtol=1e-6)
+        for got in (state, single):
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got.params, wanted.params)
 
 
 def test_a_student_that_is_built_takes_no_step(frozen):
