@@ -7,6 +7,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import scalebench
+from scalebench import BEGIN, END, KEYS, SHARES, into_page, main, table_of
 
 import theory as judge
 from theory.design.choose_runs import choose_runs, covariance, plan
@@ -66,13 +68,7 @@ def price(frame):
 
 
 def affordable(frame, order, budget):
-    """The rows that are bought in this order, each where the budget still allows it."""
-    taken = []
-    for row in order:
-        if price(frame)[row] <= budget:
-            taken.append(row)
-            budget -= price(frame)[row]
-    return frame.loc[taken]
+    return frame.loc[scalebench.affordable(order, price(frame).to_numpy(), budget)]
 
 
 def test_chosen_rows_extrapolate_better_than_others_of_equal_cost(candidates):
@@ -185,3 +181,51 @@ def test_a_budget_below_the_cheapest_run_is_said(candidates):
     choice = judge.choose(candidates, LAW, target="loss", cost=COST, budget=1.0)
     assert not len(choice.rows)
     assert "the cheapest costs" in choice.notes[-1]
+
+
+def scores():
+    """Of two laws of one task; the random choice has two seeds, and one law has no D-optimal score."""
+    reached = zip(SHARES, (0.5, 1.0, -1.0), strict=True)
+    rows = [("farseer", law, "choose", share, 0, r2) for share, r2 in reached for law in ("a", "b")]
+    rows += [("farseer", law, "random", 0.1, seed, 0.2 * seed) for law in ("a", "b") for seed in (0, 1)]
+    rows.append(("farseer", "a", "d_optimal", 0.05, 0, 0.456))
+    return pd.DataFrame(rows, columns=[*KEYS, "r2"])
+
+
+def test_the_table_of_scores_says_where_laws_are_missing(tmp_path):
+    lines = table_of(scores()).splitlines()
+    assert lines[2] == "| farseer 1 % | .50 ± .00 |  |  |  | .60 |"
+    assert lines[3] == "| farseer 5 % | 1.00 ± .00 | .46 ± .00 (1 of 2 laws) |  |  | .88 |"
+    assert lines[4] == "| farseer 10 % | -1.00 ± .00 |  |  | .10 ± .10 | .93 |"
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    into_page("\n".join(lines), page)
+    assert page.read_text() == f"before\n{BEGIN}\n" + "\n".join(lines) + f"\n{END}\nafter\n"
+
+
+def test_a_stopped_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    """Scores that are in the file are not computed again, the others are added to it."""
+    folder, out = tmp_path / "bench", tmp_path / "scores.csv"
+    folder.mkdir()
+    pd.DataFrame(
+        {"task": ["farseer"], "law": ["p"], "formula": ["A*N**-a"], "parameters": ["A a"], "signed": ["a"]}
+    ).to_csv(folder / "laws.csv", index=False)
+    n = np.geomspace(1e6, 1e9, 12)
+    rows = pd.DataFrame({"group": "all_data", "N": n, "D": 20 * n, "loss": 50 * n**-0.2})
+    rows[:9].to_csv(folder / "farseer_train.csv", index=False)
+    rows[9:].to_csv(folder / "farseer_test.csv", index=False)
+    asked = ["scalebench", str(folder), "--choose", "--strategy", "cheapest", "--jobs", "1", "--csv", str(out)]
+    monkeypatch.setattr("sys.argv", asked)
+    main()
+    first = pd.read_csv(out)
+    assert first["share"].tolist() == pytest.approx(sorted(SHARES)) and first["r2"].iloc[-1] > 0.999
+    first.assign(r2=0.25)[:2].to_csv(out, index=False)
+    capsys.readouterr()
+    main()
+    again = pd.read_csv(out)
+    assert again["r2"].tolist()[:2] == [0.25, 0.25] and len(again) == 3
+    assert "1/1" in capsys.readouterr().out
+
+
+def test_only_what_can_be_paid_is_bought():
+    assert scalebench.affordable([2, 0, 1], np.array([1.0, 3.0, 2.0]), 3.0) == [2, 0]

@@ -1,7 +1,8 @@
 """Fit published scaling laws and score them on runs at larger scale (ScaleBench, Li et al. 2026, arXiv 2604.22753).
 
     python tests/tools/scalebench.py FOLDER [--bootstraps 100]
-    python tests/tools/scalebench.py FOLDER --choose [--seeds 10] [--jobs 2] [--leave-out]
+    python tests/tools/scalebench.py FOLDER --choose [--seeds 5] [--jobs 2] [--leave-out] [--csv OUT]
+    python tests/tools/scalebench.py FOLDER --csv OUT --page docs/howto/law.md
 
 FOLDER holds laws.csv and, per task, TASK_train.csv and TASK_test.csv. Every law is fitted to the training rows of each
 group; R^2 is over the test rows of all groups, clipped to [-1, 1]. A law that is refused or fails counts -1. The mean
@@ -11,6 +12,7 @@ With --choose the rows are chosen first, under 1, 5 and 10 % of the cost of all 
 `theory choose` round by round, by its machinery made D-optimal, at random, and the cheapest first. Only chosen rows'
 losses are handed over. All rows are then fitted as above; where no more rows than parameters could be bought, which
 `theory fit` refuses, the prediction is that of `theory choose`. Without a row a group counts as not predicted (-1).
+With --csv a run that was stopped goes on where it stopped; --page writes the table of its scores into a page.
 With --leave-out nothing of the test tables is read: the largest training runs stand for them (`left_out`).
 """
 
@@ -21,7 +23,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -29,8 +31,9 @@ import numpy as np
 import pandas as pd
 
 from theory import InputError
-from theory.design.choose_runs import choose_runs
+from theory.design.choose_runs import Choice, choose_runs
 from theory.laws.user_law import fit_law
+from theory.report import write_text
 from theory.tables import Table
 
 TARGETS = {
@@ -58,6 +61,10 @@ PUBLISHED = {
     "farseer": (0.60, 0.88, 0.93),
     "vocab": (0.96, 0.98, 0.98),
 }
+KEYS, MEASURED = ("task", "law", "how", "share", "seed"), ("r2", "rows", "seconds")
+STRATEGIES = {"choose": "`theory choose`", "d_optimal": "D-optimal", "cheapest": "cheapest first", "random": "random"}
+#: What the tool writes into a page lies between these.
+BEGIN, END = "<!-- scalebench: begin -->", "<!-- scalebench: end -->"
 FAILED = (InputError, ArithmeticError, ValueError, Warning, np.linalg.LinAlgError)
 
 
@@ -98,6 +105,32 @@ def left_out(task: str, train: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame
     return train[~large].reset_index(drop=True), train[large].reset_index(drop=True)
 
 
+def affordable(order: Iterable[int], cost: np.ndarray, budget: float) -> list[int]:
+    """Rows that are bought in this order, each where what is left of the budget allows it."""
+    taken = []
+    for row in order:
+        if cost[row] <= budget * (1 + 1e-9):
+            taken.append(int(row))
+            budget -= cost[row]
+    return taken
+
+
+def followed(
+    known: pd.DataFrame, truth: pd.Series, cost: np.ndarray, budget: float, ask: Callable[[float], Choice]
+) -> list[int]:
+    """Rows that are bought when the advice of `ask`, given what is left, is followed to the end; `known` is filled."""
+    chosen, target = list[int](), str(truth.name)
+    while budget > 0 and known[target].isna().any():
+        choice = ask(budget)
+        now = choice.rows.index[choice.now].to_numpy()
+        if not len(now):
+            break
+        chosen.extend(now)
+        budget -= cost[now].sum()
+        known.loc[now, target] = truth[now]
+    return chosen
+
+
 def bought(
     rows: pd.DataFrame, test: pd.DataFrame, law: pd.Series, how: str, share: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -118,21 +151,10 @@ def bought(
         order = (
             np.random.default_rng(seed).permutation(len(rows)) if how == "random" else np.argsort(cost, kind="stable")
         )
-        chosen, left = [], budget
-        for row in order:
-            if cost[row] <= left * (1 + 1e-9):
-                chosen.append(row)
-                left -= cost[row]
+        chosen = affordable(order, cost, budget)
     else:
-        chosen, left = [], budget
-        while left > 0 and len(chosen) < len(rows):
-            choice = ask("target" if how == "choose" else "information", left)
-            now = choice.rows.index[choice.now].to_numpy()
-            if not len(now):
-                break
-            chosen.extend(now)
-            left -= cost[now].sum()
-            known.loc[now, target] = rows.loc[now, target]
+        criterion = "target" if how == "choose" else "information"
+        chosen = followed(known, rows[target], cost, budget, lambda left: ask(criterion, left))
     known.loc[chosen, target] = rows.loc[chosen, target]
     if not chosen or len(chosen) > len(law["parameters"].split()):
         return np.array(chosen, dtype=int), np.full(len(test), np.nan)
@@ -183,24 +205,31 @@ def compare(options: argparse.Namespace) -> int:
                 for share in SHARES if how != "all" else (1.0,):
                     for seed in range(options.seeds if how == "random" else 1):
                         jobs.append((law, how, share, seed))
-    results, begin = [], time.monotonic()
+    begin, done = time.monotonic(), pd.DataFrame(columns=[*KEYS, *MEASURED])
+    if options.csv and options.csv.is_file():
+        done = pd.read_csv(options.csv)
+    known = set(zip(*(done[k] for k in KEYS), strict=True))
+    jobs = [job for job in jobs if (job[0]["task"], job[0]["law"], *job[1:]) not in known]
+    results = [done] if len(done) else []
     with ProcessPoolExecutor(options.jobs) as pool:
         asked = {
             pool.submit(one, options.folder, law, how, share, seed, options.leave_out): (law, how, share, seed)
             for law, how, share, seed in jobs
         }
-        for done in as_completed(asked):
-            law, how, share, seed = asked[done]
-            value, rows, seconds = done.result()
-            results.append((law["task"], law["law"], how, share, seed, value, rows, seconds))
+        for count, ended in enumerate(as_completed(asked), 1):
+            law, how, share, seed = asked[ended]
+            value, rows, seconds = ended.result()
+            row = (law["task"], law["law"], how, share, seed, value, rows, seconds)
+            results.append(pd.DataFrame([row], columns=[*KEYS, *MEASURED]))
+            if options.csv:
+                with options.csv.open("a") as file:
+                    results[-1].to_csv(file, index=False, header=not file.tell())
             print(
-                f"{len(results)}/{len(jobs)}: {law['task']} {law['law']} {how} {share:g} seed {seed}: R^2 {value:.4f}, "
+                f"{count}/{len(jobs)}: {law['task']} {law['law']} {how} {share:g} seed {seed}: R^2 {value:.4f}, "
                 f"{rows} rows, {seconds:.1f} s",
                 flush=True,
             )
-    frame = pd.DataFrame(results, columns=["task", "law", "how", "share", "seed", "r2", "rows", "seconds"])
-    if options.csv:
-        frame.sort_values(["task", "law", "how", "share", "seed"]).to_csv(options.csv, index=False)
+    frame = pd.concat(results, ignore_index=True)
     print("\nmean R^2 +- standard deviation over laws (and seeds), median rows bought")
     for (task, share), part in frame.groupby(["task", "share"], sort=False):
         texts = [
@@ -215,6 +244,37 @@ def compare(options: argparse.Namespace) -> int:
         print(f"{task} {100 * share:g} %: {', '.join(texts)}{published}")
     print(f"{time.monotonic() - begin:.0f} s in all")
     return 0
+
+
+def table_of(frame: pd.DataFrame) -> str:
+    """A Markdown table of the scores: one line per task and share, a column per strategy; the published means last.
+
+    The deviation is over laws and seeds together; where some laws have no score, the number of those that have follows.
+    """
+    lines = [f"| task, budget | {' | '.join(STRATEGIES.values())} | Li et al. |", "|" + "---|" * (len(STRATEGIES) + 2)]
+    laws = frame.groupby("task")["law"].nunique()
+    for task in dict.fromkeys(t for t in PUBLISHED if t in set(frame["task"])):
+        for share, published in zip(SHARES, PUBLISHED[task], strict=True):
+            cells = []
+            for how in STRATEGIES:
+                part = frame[(frame["task"] == task) & (frame["share"] == share) & (frame["how"] == how)]
+                some = "" if part["law"].nunique() == laws[task] else f" ({part['law'].nunique()} of {laws[task]} laws)"
+                cells.append(
+                    f"{_number(part['r2'].mean())} ± {_number(part['r2'].std(ddof=0))}{some}" if len(part) else ""
+                )
+            lines.append(f"| {task} {100 * share:g} % | {' | '.join(cells)} | {_number(published)} |")
+    return "\n".join(lines)
+
+
+def _number(x: float) -> str:
+    return f"{0.0 if abs(x) < 0.005 else x:.2f}".replace("0.", ".", 1) if abs(x) < 0.995 else f"{x:.2f}"
+
+
+def into_page(text: str, page: Path) -> None:
+    """Replace what stands between the page's marks."""
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    write_text(page, f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 def fit_all(options: argparse.Namespace) -> int:
@@ -252,11 +312,17 @@ def main() -> int:
     parser.add_argument("--strategy", nargs="+", default=["choose", "d_optimal", "cheapest", "random", "all"])
     parser.add_argument("--task", nargs="+", default=[])
     parser.add_argument("--law", nargs="+", default=[])
-    parser.add_argument("--seeds", type=int, default=10, help="of the random choice")
+    parser.add_argument("--seeds", type=int, default=5, help="of the random choice")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--leave-out", action="store_true", help="score on the largest training runs")
-    parser.add_argument("--csv", type=Path, help="every score")
+    parser.add_argument(
+        "--csv", type=Path, help="every score, written as it is known; those already in it are not computed again"
+    )
+    parser.add_argument("--page", type=Path, help="write the table of the scores in --csv between this page's marks")
     options = parser.parse_args()
+    if options.page:
+        into_page(table_of(pd.read_csv(options.csv)), options.page)
+        return 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     return compare(options) if options.choose else fit_all(options)
 
