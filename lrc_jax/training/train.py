@@ -317,7 +317,10 @@ def gather_chunk(pool: Pool, order_key: Array, first: int, count: int, batch_siz
 
     def gather(x: Any) -> np.ndarray:
         out = np.zeros((room, batch_size, *x.shape[1:]), x.dtype)
-        out[:count] = (np.asarray(x) if isinstance(x, jax.Array) else x)[index_CB]
+        if isinstance(x, np.ndarray | jax.Array):  # straight to its place: half the time of indexing
+            np.take(np.asarray(x), index_CB, axis=0, out=out[:count], mode="clip")
+        else:
+            out[:count] = x[index_CB]
         return out
 
     return jax.tree.map(gather, pool)
