@@ -83,11 +83,11 @@ def kept_verdicts(reference: Study) -> dict[Path, dict[str, Any]]:
     return dict(sorted(found.items(), key=lambda item: (item[0].parts[0], -len(item[1]), item[0])))
 
 
-def verdicts_markdown(reference: Study) -> str:
-    """The verdicts of every kept study as a Markdown table, each quantity with its own."""
+def verdicts_markdown(verdicts: Mapping[Path, dict[str, Any]]) -> str:
+    """Some of the `kept_verdicts` as a Markdown table, each quantity with its own."""
     rows = [
         (f"`{folder}`", line.claim, line.verdict, line.name, line.measured, line.target, line.note)
-        for folder, claims in kept_verdicts(reference).items()
+        for folder, claims in verdicts.items()
         for line in lines_of(claims, MARGIN)
     ]
     if not rows:
@@ -140,7 +140,9 @@ def fill_pages(reference: Study, docs: Path) -> None:
       InputError: a page asks for a table that is not kept.
     """
     verdicts = kept_verdicts(reference)
-    tables = {"verdicts": verdicts_markdown(reference), "validation": validation_markdown(reference)}
+    tables = {"verdicts": verdicts_markdown(verdicts), "validation": validation_markdown(reference)}
+    for study in {folder.parts[0] for folder in verdicts}:
+        tables[f"study_{study}"] = verdicts_markdown({f: one for f, one in verdicts.items() if f.parts[0] == study})
     tables |= {name: arms_markdown(table) for name, table in kept_tables(reference).items()}
     tables |= tables_of_study(reference.path, verdicts)
     judged = {claim for claims in verdicts.values() for claim in claims}
@@ -206,7 +208,7 @@ def main() -> int:
         print(study.path)
     draw_kept(reference)
     draw_together(reference)
-    write_text(reference.path / VERDICTS, verdicts_markdown(reference))
+    write_text(reference.path / VERDICTS, verdicts_markdown(kept_verdicts(reference)))
     if (docs := ROOT / "docs").is_dir() and reference.path.resolve() == (ROOT / "results" / REFERENCE).resolve():
         fill_pages(reference, docs)
     return 0

@@ -74,12 +74,15 @@ def test_drawn_again_byte_by_byte(tmp_path, monkeypatch):
 
 def test_verdicts_become_a_table(tmp_path):
     reference_study = Study(tmp_path / "reference")
-    assert archive.verdicts_markdown(reference_study) == "No study is kept in `results/reference/` yet.\n"
+    assert (
+        archive.verdicts_markdown(archive.kept_verdicts(reference_study))
+        == "No study is kept in `results/reference/` yet.\n"
+    )
     part = tmp_path / "reference" / "full" / "synthetic"
     part.mkdir(parents=True)
     gap = check_table(gap_table(1, 1, Design(), np.random.default_rng(0)))
     (part / "verdicts.json").write_text(to_json(gap.to_dict()))
-    head, _, rank, samples = archive.verdicts_markdown(reference_study).splitlines()
+    head, _, rank, samples = archive.verdicts_markdown(archive.kept_verdicts(reference_study)).splitlines()
     assert head.count("|") == rank.count("|") == samples.count("|")
     # The claim is LOOSE; its exponent in r is as claimed and says so.
     for line, quantity, name, verdict in ((rank, "rank", "r", "CONSISTENT"), (samples, "samples", "N", "LOOSE")):
@@ -97,7 +100,7 @@ def test_the_readme_shows_the_kept_verdicts():
     if not (kept / archive.VERDICTS).is_file():
         pytest.skip("no study is kept")
     table = (kept / archive.VERDICTS).read_text()
-    assert table == archive.verdicts_markdown(Study(kept)), "stale: run make figures"
+    assert table == archive.verdicts_markdown(archive.kept_verdicts(Study(kept))), "stale: run make figures"
     assert table in (root / "README.md").read_text(), "put results/reference/verdicts.md into README.md"
 
 

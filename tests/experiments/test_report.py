@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from experiments import controls, report
-from experiments.archive import verdicts_markdown
+from experiments.archive import kept_verdicts, verdicts_markdown
 from experiments.common.files import write_json
 from experiments.show import figures, power
 from experiments.show import page as shown
@@ -126,7 +126,9 @@ def test_report_and_readme_agree_about_every_quantity(study, tmp_path):
     kept = tmp_path / "reference" / "planted"
     kept.mkdir(parents=True)
     (kept / "verdicts.json").write_text(to_json(figures.judge(study).to_dict()))
-    rows = [line.split(" | ") for line in verdicts_markdown(Study(tmp_path / "reference")).splitlines()[2:]]
+    rows = [
+        line.split(" | ") for line in verdicts_markdown(kept_verdicts(Study(tmp_path / "reference"))).splitlines()[2:]
+    ]
     readme = [(claim, quantity, verdict) for _, claim, verdict, quantity, *_ in rows]
     assert ("information", "trend in λ", "CONSISTENT") in readme  # the claim is REFUTED, at its other quantity
     assert ("information", "I/I*", "REFUTED") in readme
