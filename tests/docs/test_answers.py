@@ -107,6 +107,12 @@ def test_what_the_third_study_adds_to_the_answers_is_kept():
     gap = claim("wikitext2", "generalization", "third")["exponents"]["samples"]
     assert gap["verdict"] == "INCONCLUSIVE"
     assert f"(N^{gap['low']['estimate']:.1f}). Beyond, the gap falls as N^{gap['top']['estimate']:.1f}" in findings
+    whole = claim("objective", "generalization", "third")
+    assert whole["verdict"] == "LOOSE"
+    for where in (findings, (ROOT / "docs/third.md").read_text()):
+        exponent = whole["exponents"]["samples"]
+        low, high = exponent["ci95"]
+        assert f"N^{exponent['estimate']:.2f} [{low:.2f}, {high:.2f}]" in where
     widths = [
         claim(*where)["exponents"]["samples"]
         for where in (("width", "optimal_rank", "second"), ("width_256", "optimal_rank", "third"))
