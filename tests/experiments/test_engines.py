@@ -15,6 +15,7 @@ from hydra_plugins.fused_launcher.launcher import check_keys, cut, group_key
 
 CONF = Path(__file__).parents[2] / "conf"
 CARRIES = {
+    "accelerator": ("fused", None),
     "fused": ("fused", "joblib"),
     "fused_slurm": ("fused", "submitit_slurm"),
     "joblib": ("joblib", None),
