@@ -281,7 +281,7 @@ def plan(
         replications=replications,
         cost=cost,
         worth=worth_of(tokens, weight_bytes, seeds, loss_noise, rates),
-        progress=progress,
+        progress=lambda k, laws, name: progress(f"{k} of {laws} planted laws judged: {name}"),
     )
 
 

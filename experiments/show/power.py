@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.common.files import read_json, write_json
+from experiments.common.progress import Progress
 from experiments.sweep.store import Study
 from theory.design.plan import plan
 from theory.planted.surfaces import Design
@@ -70,8 +71,14 @@ def power(study: Study, claim: str, rows: pd.DataFrame) -> dict[str, Any] | None
     path = study.path / FILE
     kept: dict[str, Any] = read_json(path) if path.is_file() else {}
     if kept.get(claim, {}).get("design") != asked:
-        with np.errstate(all="ignore"):
-            outcome = plan(design, claims=[claim], dimension=dimension, replications=REPLICATIONS)
+        with np.errstate(all="ignore"), Progress(f"what the design of {claim} can decide", 1) as shown:
+            outcome = plan(
+                design,
+                claims=[claim],
+                dimension=dimension,
+                replications=REPLICATIONS,
+                progress=lambda done, total, _: shown.update(done, total),
+            )
         kept[claim] = {
             "design": asked,
             "gates": outcome.gates[claim],

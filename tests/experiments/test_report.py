@@ -107,6 +107,18 @@ def test_what_was_judged_stands_in_the_page(study):
     assert kept["generalization"]["design"]["noise"] == pytest.approx(0.2, abs=0.05)
 
 
+def test_simulating_a_design_shows_how_far_it_is(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(power, "REPLICATIONS", 1)
+    monkeypatch.setattr(power.Progress, "update", lambda self, done, total: told.append((self.what, done, total)))
+    steps = np.repeat([64, 256, 1024, 4096, 16384], 5)
+    rows = pd.DataFrame({"steps": steps, "seed": np.tile(range(5), 5), "grad_norm_sq": steps**-0.5})
+    rows["grad_norm_sq"] *= 1 + 0.1 * rows["seed"]
+    assert power.power(Study(tmp_path), "convergence", rows)["power"]
+    assert [(done, total) for _, done, total in told] == [(k, len(told)) for k in range(len(told))]
+    assert told[0][0] == "what the design of convergence can decide"
+
+
 def test_a_study_of_parts_has_one_page(study, tmp_path):
     both = Study(tmp_path / "both")
     for part in ("one", "two"):

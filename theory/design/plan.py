@@ -78,7 +78,7 @@ def plan(
     replications: int = PLAN_REPLICATIONS,
     cost: str | None = None,
     worth: WorthDesign | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Plan:
     """Check the gates of a design and simulate what it would decide.
 
@@ -88,7 +88,8 @@ def plan(
         dimension: smaller side of the weight matrix, which limits r* to d/4.
         replications: simulated studies per planted law.
         cost: seconds per run, a number or an expression in the claim's coordinates.
-        worth: budgets, sizes and noise of the claims that compare methods. progress: told what is simulated.
+        worth: budgets, sizes and noise of the claims that compare methods.
+        progress: called before each planted law with (laws judged, laws, the law's name).
 
     Raises:
         InputError: the cost cannot be read.
@@ -110,7 +111,7 @@ def plan(
         for case in (_worth_cases(claim, worth) if claim in METHODS else _cases(claim, design, dimension))
     ]
     for k, (claim, case) in enumerate(simulated):
-        progress(f"{k} of {len(simulated)} planted laws judged: {case.name}")
+        progress(k, len(simulated), case.name)
         tally = run_case(case, replications, 1000 + k)
         right = sorted(case.expected or ())
         if case.slopes:
