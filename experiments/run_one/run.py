@@ -183,8 +183,9 @@ class Run:
 
     def losses(self, params: Any, pool: Pool) -> SequenceLosses:
         """Of student and teacher on every sequence of a pool."""
-        student, frozen = self.student, without_start(self.frozen)
+        student, frozen = self.student, self.frozen
         if self.evaluated_at is not None:
+            frozen = without_start(frozen)
             student, params = widened(student, params, frozen, self.evaluated_at)
         return sequence_losses(student, self.setup.network().config, params, frozen, pool)
 

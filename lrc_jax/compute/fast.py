@@ -463,20 +463,9 @@ def _product_with(x_ND: Array, matrix: Array, axis: int) -> Array:
 
 
 @jax.custom_vjp
-def _weighted_losses(
-    final_NX: Array,
-    unembedding: Unembedding,
-    teacher: tuple[Array, Unembedding | None] | None,
-    labels_N: Array | None,
-    temperature: Array,
-    share: tuple[Array, Array],
-) -> tuple[Array, Array, Array]:
-    """share . (KL, CE), KL and CE, the latter two as `output_losses` sums them. Only the first has a gradient.
-
-    The gradient of one number is known up to a factor before the backward pass, and is computed while the logits are
-    there (Hsu et al. 2024, arXiv 2410.10989). `teacher`: what its unembedding reads and that, or its logits and None.
-    """
-    return _weighted_forward(final_NX, unembedding, teacher, labels_N, temperature, share)[0]
+def _weighted_losses(*arguments: Any) -> tuple[Array, Array, Array]:
+    """The first of what `_weighted_forward` returns, from the same arguments."""
+    return _weighted_forward(*arguments)[0]
 
 
 def _weighted_forward(
@@ -487,6 +476,12 @@ def _weighted_forward(
     temperature: Array,
     share: tuple[Array, Array],
 ) -> tuple[Any, Any]:
+    """share . (KL, CE), KL and CE, the latter two as `output_losses` sums them, and the gradient of the first.
+
+    Only the first has a gradient. That of one number is known up to a factor before the backward pass, and is computed
+    while the logits are there (Hsu et al. 2024, arXiv 2410.10989). `teacher`: what its unembedding reads and that, or
+    its logits and None.
+    """
     tokens, dtype, matrix = len(final_NX), final_NX.dtype, unembedding.matrix
     features, vocabulary = (1, 0) if unembedding.tied else (0, 1)  # axes
     parts = -(-tokens * matrix.shape[vocabulary] // most_logits(jax.default_backend()))

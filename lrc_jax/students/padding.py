@@ -82,10 +82,10 @@ def widened(student: Student, params: Params, frozen: Frozen, rank: int) -> tupl
 
     Args:
       params: of the student, on the host or the device.
-      frozen: of the student; its start (basis, factors) is not read.
+      frozen: of the student, without its start.
     """
     wide = with_rank(student, rank)
-    shapes = jax.eval_shape(functools.partial(wide.init, frozen=without_start(frozen)), key_for(0))
+    shapes = jax.eval_shape(functools.partial(wide.init, frozen=frozen), key_for(0))
     return wide, rescaled(wide, pad(params, shapes), width_scale(student, rank))
 
 

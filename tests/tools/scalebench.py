@@ -34,6 +34,7 @@ from theory import InputError
 from theory.design.choose_runs import Choice, choose_runs
 from theory.laws.user_law import fit_law
 from theory.report import write_text
+from theory.show.markdown import markdown_table
 from theory.tables import Table
 
 TARGETS = {
@@ -251,7 +252,7 @@ def table_of(frame: pd.DataFrame) -> str:
 
     The deviation is over laws and seeds together; where some laws have no score, the number of those that have follows.
     """
-    lines = [f"| task, budget | {' | '.join(STRATEGIES.values())} | Li et al. |", "|" + "---|" * (len(STRATEGIES) + 2)]
+    rows = []
     laws = frame.groupby("task")["law"].nunique()
     for task in dict.fromkeys(t for t in PUBLISHED if t in set(frame["task"])):
         for share, published in zip(SHARES, PUBLISHED[task], strict=True):
@@ -262,8 +263,8 @@ def table_of(frame: pd.DataFrame) -> str:
                 cells.append(
                     f"{_number(part['r2'].mean())} ± {_number(part['r2'].std(ddof=0))}{some}" if len(part) else ""
                 )
-            lines.append(f"| {task} {100 * share:g} % | {' | '.join(cells)} | {_number(published)} |")
-    return "\n".join(lines)
+            rows.append((f"{task} {100 * share:g} %", *cells, _number(published)))
+    return markdown_table(("task, budget", *STRATEGIES.values(), "Li et al."), rows)
 
 
 def _number(x: float) -> str:
