@@ -252,6 +252,7 @@ def plan(
     replications: int = PLAN_REPLICATIONS,
     cost: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    workers: int = 1,
 ) -> Plan:
     """What a design would decide, before its runs: each claim judged on planted laws over the design's grid.
 
@@ -264,6 +265,7 @@ def plan(
         replications: simulated studies per planted law.
         cost: seconds of one run as a formula in the coordinates of the claims.
         progress: told what is simulated.
+        workers: processes; more than one only from a script whose main module can be imported again.
 
     Raises:
         InputError: the design names no claim, or its numbers cannot be used.
@@ -282,6 +284,7 @@ def plan(
         cost=cost,
         worth=worth_of(tokens, weight_bytes, seeds, loss_noise, rates),
         progress=lambda k, laws, name: progress(f"{k} of {laws} planted laws judged: {name}"),
+        workers=workers,
     )
 
 

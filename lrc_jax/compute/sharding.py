@@ -101,6 +101,17 @@ def shard_batches(mesh: Mesh, batches: Pool) -> Pool:
     return jax.tree.map(lambda x: _place(NamedSharding(mesh, PartitionSpec(None, DATA)), x), batches)
 
 
+def beside(tree: Any, fixed: Any) -> Any:
+    """`tree` committed to the device that `fixed` is committed to; as it is where nothing is committed to one device.
+
+    Restored arrays are committed, and so is what a program computes from them, but not what starts beside them: a
+    training whose state is free in the first call and committed in the second compiles its program twice.
+    """
+    committed = (x.sharding for x in jax.tree.leaves(fixed) if isinstance(x, jax.Array) and x.committed)
+    where = next((sharding for sharding in committed if len(sharding.device_set) == 1), None)
+    return tree if where is None else jax.device_put(tree, where)
+
+
 def to_host(tree: Any) -> Any:
     """NumPy copies of arrays that are replicated, or all of whose parts are in this process."""
     return jax.tree.map(np.asarray, tree)

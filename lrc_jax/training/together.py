@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lrc_jax.compute.sharding import to_host
+from lrc_jax.compute.sharding import beside, to_host
 from lrc_jax.data.pools import Pool
 from lrc_jax.errors import DivergedError
 from lrc_jax.model import Activations, DecoderConfig
@@ -247,9 +247,9 @@ def train_together(
     like = [jax.eval_shape(lambda x: x, state) for state in started]
     shape_of = {j: k for k in range(len(shapes)) for j in place[k]}
     padded = [pad(state, abstract[shape_of[i % width]]) for i, state in enumerate(started)]
-    states = tuple(stacked(padded, k) for k in range(len(shapes)))
-    hypers = tuple(stacked([m.hyper for m in everyone], k) for k in range(len(shapes)))
     frozens = tuple(without_start(everyone[place[k][0]].frozen) for k in range(len(shapes)))
+    states = beside(tuple(stacked(padded, k) for k in range(len(shapes))), frozens)
+    hypers = tuple(stacked([m.hyper for m in everyone], k) for k in range(len(shapes)))
     scales: tuple[Any, ...] = (None,) * len(shapes)
     if vectorised:
         scale = [

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from lrc_jax.compute.fast import evaluate_objective, forward
-from lrc_jax.compute.sharding import DATA, place_frozen, replicate, shard_batches, to_host
+from lrc_jax.compute.sharding import DATA, beside, place_frozen, replicate, shard_batches, to_host
 from lrc_jax.data.pools import Pool
 from lrc_jax.errors import DivergedError, InputError
 from lrc_jax.model import RESIDUAL, Activations, DecoderConfig, LayerActivations, Weights
@@ -448,6 +448,8 @@ def train(
         return state, History(Terms(empty, empty, empty, empty), empty)
     if mesh is not None:
         state, hyper, frozen = replicate(mesh, state), replicate(mesh, _arrays(hyper)), place_frozen(mesh, frozen)
+    else:
+        state = beside(state, frozen)
     chunk = min(chunk_size(steps), chunk_room(pool, batch_size))
     parts: list[History] = []
     done = int(state.step)

@@ -241,15 +241,13 @@ def test_the_hub_is_asked_once_and_not_for_long(monkeypatch):
 
     def urlopen(request, timeout):
         asked.append(timeout)
-        over.wait(5)
+        over.wait()  # for ever, but for the test's end
         raise OSError
 
     monkeypatch.setattr(text.urllib.request, "urlopen", urlopen)
     monkeypatch.setattr(text, "HUB_SECONDS", 0.1)
     text.hub_answers.cache_clear()
-    began = time.monotonic()
     assert not text.hub_answers() and not text.hub_answers()
-    assert time.monotonic() - began < 3
     assert asked == [0.1]
     over.set()
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import struct
-import time
 from pathlib import Path
 from typing import Any
 
@@ -624,16 +623,15 @@ BYTES = {
 }
 
 
+@pytest.mark.timeout(30)  # where a count is believed, reading takes for ever or all memory
 @pytest.mark.parametrize("case", BYTES)
 def test_counts_and_sizes_are_held_against_the_file(case: str, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(BYTES[case])
-    start = time.monotonic()
     with pytest.raises(
         InputError, match=r"m.gguf: damaged or truncated GGUF file \(.+\); fetch the file again"
     ) as caught:
         load_teacher(path)
-    assert time.monotonic() - start < 1
     assert "\n" not in str(caught.value)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -308,12 +307,11 @@ def test_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    start = time.monotonic()
     with pytest.raises(
         InputError, match=r"hub does not answer; .*`hf download some-owner/some.model-1 --local"
     ) as caught:
         load_teacher("some-owner/some.model-1")
-    assert time.monotonic() - start < 5 and "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
     # A path that exists, a file of ours, and a folder whose parent exists are no hub names.
     folder = write_folder(tmp_path / "a" / "b", TIED)
     assert hub.fetched("a/b") == Path("a/b")
@@ -495,10 +493,8 @@ def test_damage_is_one_line(damage: str, tmp_path: Path, capfd: pytest.CaptureFi
     folder = write_folder(tmp_path, ARCHITECTURES["llama3"], shards=3)
     act, message = DAMAGES[damage]
     act(folder)
-    start = time.monotonic()
     with pytest.raises(InputError, match=message) as caught:
         load_teacher(folder)
-    assert time.monotonic() - start < 2
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
 

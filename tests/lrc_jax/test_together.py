@@ -23,7 +23,7 @@ from lrc_jax.seeds import key_for
 from lrc_jax.students import Frozen, StudentOptions, make_student
 from lrc_jax.students.padding import can_pad, pad, rank_of, rescaled, widened, width_scale, with_rank
 from lrc_jax.training import train as training
-from lrc_jax.training.together import Member, Stream, train_together
+from lrc_jax.training.together import Member, Stream, fused_chunk, train_together
 
 CONFIG = DecoderConfig(12, 16, 24, 1, 2, 1, 8, max_position_embeddings=8)
 SOURCE = SyntheticSource(LanguageSpec(vocabulary=12, seed=3), 8)
@@ -105,6 +105,13 @@ def test_a_student_that_is_built_takes_no_step(frozen):
         state, _ = alone(m)
         assert int(outcome.step) == int(state.step) == 0
         jax.tree.map(np.testing.assert_array_equal, outcome.params, state.params)
+
+
+def test_a_restored_teacher_costs_no_second_compilation(frozen):
+    restored = jax.device_put(frozen, jax.devices()[0])
+    before = fused_chunk._cache_size()
+    train_together(CONFIG, [stream([member(restored, seed=7, steps=47)])], batch_size=8)  # in sixteen calls
+    assert fused_chunk._cache_size() == before + 1
 
 
 KINDS = {

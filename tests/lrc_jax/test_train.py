@@ -76,6 +76,15 @@ def test_runs_that_differ_in_numbers_share_one_trace(setting):
     assert training.train_chunk._cache_size() == before
 
 
+def test_a_restored_teacher_costs_no_second_compilation(setting):
+    """What is restored is committed to a device, and so is the state that comes back from a step beside it."""
+    teacher, frozen, pool, student = setting
+    restored = jax.device_put(frozen, jax.devices()[0])
+    before = training.train_chunk._cache_size()
+    fit((teacher, restored, pool, student), steps=60)  # in twenty calls
+    assert training.train_chunk._cache_size() == before + 1
+
+
 def test_a_run_repeats_bit_by_bit_and_learns(setting):
     (a, history), (b, _) = fit(setting), fit(setting)
     assert same(a, b)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +13,7 @@ from theory.design.plan import design_gates
 from theory.judge.check import check_table
 from theory.judge.intervals import mean_interval
 from theory.laws.surface import Surface
+from theory.planted import validate
 from theory.planted.surfaces import Design, gap_table, risk_table
 from theory.tables import table_from_frame
 
@@ -157,11 +157,10 @@ def test_plan_names_gates_power_and_cost(theory, tmp_path):
     assert "--cost" in theory("plan", "--rank", "4,8", "--samples", "10,100", "--cost", "a*samples").error
 
 
-def test_a_plan_whose_gates_fail_simulates_nothing(theory, tmp_path):
+def test_a_plan_whose_gates_fail_simulates_nothing(theory, tmp_path, monkeypatch):
     arguments = ("--samples", "64,256,1024,4096,16384", "--json", tmp_path / "b.json")
-    start = time.monotonic()
+    monkeypatch.setattr(validate, "judge_draw", None)
     assert "the gates fail" in theory("plan", "--rank", "4,6,8", *arguments).out
-    assert time.monotonic() - start < 5
     plan = json.loads((tmp_path / "b.json").read_text())
     failed = " ".join(plan["gates"]["generalization"])
     assert "rank covers a factor of 2" in failed and "values" in failed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -101,8 +100,6 @@ def test_importing_loads_nothing_and_names_are_listed():
         "import sys, theory; heavy = {'numpy', 'scipy', 'pandas', 'matplotlib'} & set(sys.modules); "
         "assert not heavy, heavy; assert {'check', 'fit', 'advise', 'plan'} <= set(dir(theory)); theory.__version__"
     )
-    began = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert time.monotonic() - began < 10
     with pytest.raises(AttributeError, match="no attribute 'chek'; it has check"):
         theory.chek  # noqa: B018

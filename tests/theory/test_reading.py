@@ -9,7 +9,6 @@ import json
 import lzma
 import pickle
 import tarfile
-import time
 import zipfile
 from types import SimpleNamespace
 
@@ -342,12 +341,11 @@ def test_names_are_compared_without_case_blanks_and_trackers():
     assert names.similar("seed") == ["run"] and names.similar("grad_norm_sq") == []  # a norm is not its square
 
 
+@pytest.mark.timeout(20)  # about one second alone
 def test_fifty_thousand_columns_take_seconds(tmp_path, frame):
     """A header check by comparing every pair of names takes half a minute."""
     many = pd.DataFrame(np.ones((len(frame), 50_000)), columns=[f"metric_{k}" for k in range(50_000)])
     path = tmp_path / "wide.csv"
     pd.concat([frame, many], axis=1).head(4).to_csv(path, index=False)
-    began = time.process_time()
     table = load_table(path, where=["rank >= 4"]).known()
     assert table.names.similar("rnk") == ["rank"]
-    assert time.process_time() - began < 6  # about one second alone

@@ -23,7 +23,7 @@ from theory.laws.parser import LawError, parse_formula
 from theory.planted.cases import Case, planted_surface
 from theory.planted.rates import Law, Slopes, broken, power, slopes, with_offset
 from theory.planted.surfaces import Design, gradient_table, law_table, risk_table
-from theory.planted.validate import run_case
+from theory.planted.validate import Draws, judged, tally
 from theory.planted.worth import BYTES_EACH, Curve, WorthDesign, budget_table, front_table
 from theory.settings import PLAN_REPLICATIONS
 from theory.tables import InputError
@@ -79,6 +79,7 @@ def plan(
     cost: str | None = None,
     worth: WorthDesign | None = None,
     progress: Callable[[int, int, str], None] = lambda *_: None,
+    workers: int = 1,
 ) -> Plan:
     """Check the gates of a design and simulate what it would decide.
 
@@ -89,7 +90,9 @@ def plan(
         replications: simulated studies per planted law.
         cost: seconds per run, a number or an expression in the claim's coordinates.
         worth: budgets, sizes and noise of the claims that compare methods.
-        progress: called before each planted law with (laws judged, laws, the law's name).
+        progress: called after each planted law with (laws judged, laws, the law's name).
+        workers: processes that judge the planted laws; the outcome does not depend on their number. More than one
+            needs a main module that can be imported again (`if __name__ == "__main__":`).
 
     Raises:
         InputError: the cost cannot be read.
@@ -105,26 +108,24 @@ def plan(
         if seconds is not None:
             outcome.seconds[claim] = seconds
     simulated = [
-        (claim, case)
+        (claim, k)
         for claim in claims
         if not outcome.gates[claim]
-        for case in (_worth_cases(claim, worth) if claim in METHODS else _cases(claim, design, dimension))
+        for k in range(len(_cases(claim, design, dimension, worth)))
     ]
-    for k, (claim, case) in enumerate(simulated):
-        progress(k, len(simulated), case.name)
-        tally = run_case(case, replications, 1000 + k)
+    finds = [partial(_case, *which, design, dimension, worth) for which in simulated]
+    jobs = [Draws(find, replications, 1000 + k) for k, find in enumerate(finds)]
+    power: dict[int, dict[str, Any]] = {}
+    for k, outcomes in judged(jobs, workers):
+        case = finds[k]()
         right = sorted(case.expected or ())
         if case.slopes:
             (name, planted), *_ = case.slopes.items()
-            right = sorted(planted.allowed(_claimed(claim, name), MARGIN))
-        outcome.power.append(
-            {
-                "claim": claim,
-                "planted": case.name,
-                "right": right,
-                "verdicts": dict(tally.verdicts),
-            }
-        )
+            right = sorted(planted.allowed(_claimed(case.claim, name), MARGIN))
+        verdicts = dict(tally(case, outcomes).verdicts)
+        power[k] = {"claim": case.claim, "planted": case.name, "right": right, "verdicts": verdicts}
+        progress(len(power), len(jobs), case.name)
+    outcome.power.extend(power[k] for k in range(len(jobs)))
     return outcome
 
 
@@ -230,7 +231,14 @@ def _price(claim: str, design: Design, worth: WorthDesign, cost: str | None) -> 
     return runs, float(np.sum(law.value(np.ones(1), points)) * repeats)
 
 
-def _cases(claim: str, design: Design, dimension: float) -> list[Case]:
+def _case(claim: str, k: int, design: Design, dimension: float, worth: WorthDesign) -> Case:
+    return _cases(claim, design, dimension, worth)[k]
+
+
+def _cases(claim: str, design: Design, dimension: float, worth: WorthDesign) -> list[Case]:
+    """The planted laws on which a claim's design is tried."""
+    if claim in METHODS:
+        return _worth_cases(claim, worth)
     if claim == "optimal_rank":
         return _optimum_cases(design, dimension)
     in_steps = claim == "convergence"

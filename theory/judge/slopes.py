@@ -17,6 +17,7 @@ ITERATIONS = 60
 MAX_STEP = 1.0
 LARGEST_SLOPE = 50.0  # beyond any physical exponent: the fit ran away
 BATCH_NUMBERS = 20_000_000  # numbers held per array while draws are fitted
+START_NUMBERS = 200_000  # the same while their starts are tried: small arrays stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,15 @@ class PowerLaw:
     Attributes:
         cells: [n] positions of the cells used, sorted by group.
         x: [n] ln of the coordinate, centred within its group; centre: [G] the centres.
-        starts: [G] first position of each group; groups: [G] their numbers. weight: [n] 1/variance up to a factor.
+        starts: [G] first position of each group; sizes: [G] their cells; groups: [G] their numbers.
+        weight: [n] 1/variance up to a factor.
     """
 
     cells: np.ndarray
     x: np.ndarray
     centre: np.ndarray
     starts: np.ndarray
+    sizes: np.ndarray
     groups: np.ndarray
     weight: np.ndarray
 
@@ -52,7 +55,7 @@ class PowerLaw:
         # In units of the largest deviation, whose square may lie beyond floating point; 1e-9 of it is as good as zero.
         scaled = sd[cells] / np.max(sd[cells], initial=0.0) if len(cells) else sd[cells]
         x, weight = log_x[cells] - np.repeat(centre, sizes), 1.0 / np.square(np.maximum(scaled, 1e-9))
-        return cls(cells, x, centre, starts, group[cells][starts], weight)
+        return cls(cells, x, centre, starts, sizes, group[cells][starts], weight)
 
     @property
     def determined(self) -> bool:
@@ -105,7 +108,7 @@ class PowerLaw:
 
     def _spread(self, values: np.ndarray) -> np.ndarray:
         """[B, n] each group's value at its cells."""
-        return np.repeat(values, np.diff(self.starts, append=len(self.cells)), axis=1)
+        return np.repeat(values, self.sizes, axis=1)
 
     def _project(
         self, y: np.ndarray, weight: np.ndarray, slope: np.ndarray
@@ -122,15 +125,23 @@ class PowerLaw:
         residual = y - mean
         return mean, mean * (self.x - centre), residual, np.sum(weight * residual * residual, axis=1)
 
+    def _start(self, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """[B] the slope of GRID with the least squared error."""
+        size, count = max(1, START_NUMBERS // (len(GRID) * y.shape[1])), len(GRID)
+        slopes = []
+        for i in range(0, len(y), size):
+            part = slice(i, i + size)
+            tried = np.tile(GRID, len(y[part]))
+            *_, error = self._project(np.repeat(y[part], count, axis=0), np.repeat(weight[part], count, axis=0), tried)
+            slopes.append(GRID[np.argmin(error.reshape(-1, count), axis=1)])
+        return np.concatenate(slopes)
+
     def _fit(self, y: np.ndarray, start: float | None) -> np.ndarray:
         valid = np.isfinite(y)
         y = np.where(valid, y, 0.0)
         weight = valid * self.weight
-        if start is None or not np.isfinite(start):
-            errors = np.stack([self._project(y, weight, np.full(len(y), s))[3] for s in GRID])
-            slope = GRID[np.argmin(errors, axis=0)]
-        else:
-            slope = np.full(len(y), start)
+        known = start is not None and np.isfinite(start)
+        slope = np.full(len(y), start) if known else self._start(y, weight)
         _, jacobian, residual, error = self._project(y, weight, slope)
         damping = np.zeros(len(y))
         for _ in range(ITERATIONS):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -188,7 +189,7 @@ def _grade(case: Case, coordinate: str | None, word: str, claimed: float, margin
     return UNDECIDED if word in (INCONCLUSIVE, UNTESTABLE) else OFF
 
 
-def _tally(case: Case, outcomes: Sequence[Outcome]) -> Tally:
+def tally(case: Case, outcomes: Sequence[Outcome]) -> Tally:
     def shares(words: Iterable[str]) -> dict[str, float]:
         counts = Counter(words)
         return {word: counts[word] / counts.total() for word in sorted(counts)}
@@ -212,7 +213,7 @@ def _tally(case: Case, outcomes: Sequence[Outcome]) -> Tally:
 
 def run_case(case: Case, replications: int, stream: int, margin: float = MARGIN) -> Tally:
     """Judge `replications` independent draws of a case; `stream` keys its random numbers."""
-    return _tally(case, [judge_draw(case, stream, k, margin) for k in range(replications)])
+    return tally(case, [judge_draw(case, stream, k, margin) for k in range(replications)])
 
 
 def stream_of(name: str) -> int:
@@ -220,10 +221,21 @@ def stream_of(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-def _outcomes(name: str, replications: int) -> list[Outcome]:
-    """For a worker, which cannot be sent a case (its law is a closure) and finds it by name."""
-    case = next(case for case in all_cases() if case.name == name)
-    return [judge_draw(case, stream_of(name), k) for k in range(replications)]
+@dataclass(frozen=True)
+class Draws:
+    """Replications of a case for a worker. A case cannot be sent (its law is a closure), so the worker finds it."""
+
+    find: Callable[[], Case]
+    replications: int
+    stream: int
+
+    def judged(self) -> list[Outcome]:
+        case = self.find()
+        return [judge_draw(case, self.stream, k) for k in range(self.replications)]
+
+
+def _named(name: str) -> Case:
+    return next(case for case in all_cases() if case.name == name)
 
 
 @contextmanager
@@ -240,6 +252,22 @@ def _single_threaded() -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
+def judged(jobs: Sequence[Draws], workers: int) -> Iterator[tuple[int, list[Outcome]]]:
+    """The outcomes of each job and its place, as they are ready: in `workers` processes, or here where it is one."""
+    if min(workers, len(jobs)) <= 1:
+        yield from ((k, job.judged()) for k, job in enumerate(jobs))
+        return
+    # Spawned, not forked: numerical libraries and progress bars have threads.
+    with _single_threaded(), ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn")) as pool:
+        places = {pool.submit(job.judged): k for k, job in enumerate(jobs)}
+        try:
+            for ready in as_completed(places):
+                yield places[ready], ready.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 def run_cases(
     cases: Sequence[Case],
     replications: int,
@@ -247,7 +275,7 @@ def run_cases(
     *,
     workers: int | None = None,
 ) -> list[Tally]:
-    """Judge draws of many cases of `all_cases`, in processes of their own.
+    """Judge draws of many cases of `all_cases`.
 
     Args:
         replications: draws per case; MANY times as many at the margin and where coverage in T is measured.
@@ -259,20 +287,14 @@ def run_cases(
     order = sorted(draws, key=stream_of)
     start, total, finished = time.monotonic(), sum(draws.values()), 0
     outcomes: dict[str, list[Outcome]] = {}
-    # Spawned, not forked: numerical libraries and progress bars have threads.
-    with _single_threaded(), ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn")) as pool:
-        jobs = {pool.submit(_outcomes, name, draws[name]): name for name in order}
-        try:
-            for job in as_completed(jobs):
-                name = jobs[job]
-                outcomes[name] = job.result()
-                finished += draws[name]
-                left = (time.monotonic() - start) * (total - finished) / finished
-                progress(f"{finished} of {total} draws, about {left / 60:.0f} min left: {name}")
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [_tally(case, outcomes[case.name]) for case in cases]
+    jobs = [Draws(partial(_named, name), draws[name], stream_of(name)) for name in order]
+    for k, outcome in judged(jobs, workers or os.cpu_count() or 1):
+        name = order[k]
+        outcomes[name] = outcome
+        finished += draws[name]
+        left = (time.monotonic() - start) * (total - finished) / finished
+        progress(f"{finished} of {total} draws, about {left / 60:.0f} min left: {name}")
+    return [tally(case, outcomes[case.name]) for case in cases]
 
 
 def _needs_many(case: Case) -> bool:
