@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 HERE = Path(__file__).resolve().parent
@@ -22,6 +23,8 @@ html_title = "lrc-scaling-suite"
 html_theme = "furo"
 html_show_copyright = False
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["examples"]
 if tags.has("quick"):  # without the API reference, which takes most of the time
@@ -47,6 +50,18 @@ def write_pages(app: Sphinx) -> None:
         page.write_text(text)
 
 
+def draw_for_phones(app: Sphinx, doctree: nodes.document) -> None:
+    """Beside a picture that has a narrow form, NAME_narrow.png, that form: the style sheet shows one of the two."""
+    for image in list(doctree.findall(nodes.image)):
+        uri = image["uri"].replace(".png", "_narrow.png")
+        if uri != image["uri"] and (Path(app.srcdir) / app.env.docname / ".." / uri).resolve().is_file():
+            narrow = image.deepcopy()
+            narrow["uri"] = uri
+            narrow["classes"].append("for-phones")
+            image["classes"].append("for-pages")
+            image.parent.insert(image.parent.index(image) + 1, narrow)
+
+
 def as_plain_text(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Docstrings here are plain text with `code`: bars, trailing underscores and globs are no markup, and code may
     have an ending (`vmap`ped)."""
@@ -66,5 +81,6 @@ def name_errors(app: Sphinx, what: str, name: str, obj: object, options: object,
 
 def setup(app: Sphinx) -> None:
     app.connect("builder-inited", write_pages)
+    app.connect("doctree-read", draw_for_phones, priority=100)  # before pictures are collected
     app.connect("autodoc-process-docstring", as_plain_text, priority=100)
     app.connect("autodoc-process-docstring", name_errors, priority=900)  # after napoleon

@@ -27,7 +27,7 @@ from experiments.common.paths import ROOT
 from experiments.reproduce import tell
 from experiments.show.ablation_table import arms_markdown, draw_kept, kept_tables
 from experiments.show.figures import TRAINING_POINTS, same_verdicts, save, training_points
-from experiments.show.forest import data_set, forest
+from experiments.show.forest import NARROW, data_set, forest
 from experiments.show.lines import lines_of
 from experiments.show.page import parts_of
 from experiments.show.power import FILE as POWER
@@ -168,6 +168,7 @@ def draw_together(reference: Study) -> None:
     with theme():
         pictures = [
             forest(verdicts),
+            forest(verdicts, layout=NARROW),
             phase_diagram(spectra, verdicts),
             optima_of_all_studies(reference.path, spectra),
             cloze_against_loss(answered(worth)),
@@ -175,7 +176,7 @@ def draw_together(reference: Study) -> None:
         picture = schematic()
     for drawn in pictures:
         if drawn is not None:
-            save(drawn, reference.path)
+            save(drawn, reference.path, points=drawn.name != NARROW.name)  # those of the wide one
     save(picture, reference.path, points=False)
     if len(rows := scaling_rows(worth)):
         write_csv(reference.path / WORTH / SCALING, rows)

@@ -280,15 +280,21 @@ def swiglu(gate_NF: Array, up_NF: Array) -> Array:
     return jax.nn.silu(gate_NF) * up_NF
 
 
+def gated_product(gate_NF: Array, up_NF: Array, down_FD: Array) -> tuple[Array, Array]:
+    """swiglu(gate, up) [N, F], and its product with `down` [N, D]."""
+    hidden_NF = swiglu(gate_NF, up_NF)
+    return hidden_NF, hidden_NF @ down_FD
+
+
 class Operations(NamedTuple):
     """What a layer is computed with, where there is a plain and a fast way."""
 
     attention: Callable[[DecoderConfig, Array, Array, Array, int], Array]
-    product: Callable[[Array, Array], Array]  # [N, X] @ [X, D], of the projections to the residual stream
-    swiglu: Callable[[Array, Array], Array]
+    product: Callable[[Array, Array], Array]  # [N, Q] @ [Q, D], from attention to the residual stream
+    gated_product: Callable[[Array, Array, Array], tuple[Array, Array]]
 
 
-PLAIN = Operations(causal_attention, jnp.matmul, swiglu)
+PLAIN = Operations(causal_attention, jnp.matmul, gated_product)
 
 
 def decoder_layer(
@@ -308,8 +314,7 @@ def decoder_layer(
     mlp_in_ND = rms_norm(x_ND, w.mlp_norm_D, config.rms_norm_eps)
     gate_NF = mlp_in_ND @ w.gate_DF
     up_NF = mlp_in_ND @ w.up_DF
-    mlp_hidden_NF = operations.swiglu(gate_NF, up_NF)
-    mlp_out_ND = operations.product(mlp_hidden_NF, w.down_FD)
+    mlp_hidden_NF, mlp_out_ND = operations.gated_product(gate_NF, up_NF, w.down_FD)
     acts = LayerActivations(
         attn_in_ND, q_NQ, k_NK, v_NK, context_NQ, attn_out_ND, mlp_in_ND, gate_NF, up_NF, mlp_hidden_NF, mlp_out_ND
     )

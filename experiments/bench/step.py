@@ -153,7 +153,7 @@ def naive_step(setup: Setup) -> Callable[..., Any]:
         q_NQ, k_NK, v_NK = (x.reshape(-1, x.shape[-1]) for x in (q_BTQ, k_BTK, v_BTK))
         return model.causal_attention(config, q_NQ, k_NK, v_NK, batch).reshape(q_BTQ.shape)
 
-    operations = model.Operations(attention, jnp.matmul, model.swiglu)
+    operations = model.PLAIN._replace(attention=attention)
 
     def forward(config: Any, weights: model.Weights, tokens_BT: Any) -> model.Activations:
         stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *weights.layers)

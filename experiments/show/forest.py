@@ -1,13 +1,15 @@
 """The forest: every claim on every data set in one picture, measured against claimed.
 
 Exponents are shown as measured minus claimed, so that one band of +- margin serves them all; quantities of another kind
-have a panel with a band of their own. A filled dot is a verdict that was reached, a hollow one that was not.
+have a panel with a band of their own. A filled dot is a verdict that was reached, a hollow one that was not. There are
+two layouts: WIDE for pages and print, NARROW for a phone, without the reasons.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,34 @@ from theory.show.claims import Drawn
 from theory.show.palette import INK
 from theory.show.theme import words
 
-WIDTH = 6.3  # inches; 900 pixels wide on a page, the smallest text has 11 of them
-LEFT, RIGHT = 0.2, 0.6  # of the width: where the axes begin and end; names stand before, verdicts behind
 ROW, SCALE, KEY = 0.19, 0.46, 0.13  # inches: of a line, of an axis with its label, of a line of the key
 REASON_WIDTH = 36  # characters of a line beside the verdict
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things stand: names before the axes, verdicts and reasons behind them.
+
+    Attributes:
+      width: of the figure, in inches. left, right, key: where the axes begin and end, and the meanings of the words
+        begin, as shares of it.
+      line: characters of the smallest text on a line. heading: characters of a heading.
+      reasons: whether they are shown. ticks: every how many-th.
+    """
+
+    name: str
+    width: float
+    left: float
+    right: float
+    key: float
+    line: int
+    heading: int
+    reasons: bool
+    ticks: int
+
+
+WIDE = Layout("forest", 6.3, 0.2, 0.6, 0.14, 160, 80, True, 1)
+NARROW = Layout("forest_narrow", 3.4, 0.46, 0.745, 0.26, 70, 52, False, 2)
 GROUPS = {
     ("convergence", "steps"): "gradient norm in T, claimed $T^{-1/2}$",
     ("generalization", "samples"): "generalisation gap in N, claimed $N^{-1/2}$",
@@ -66,30 +92,37 @@ MARKERS = (
 PREMISE = "premise fails: L and $\\sigma^2$ grow with T"
 
 
-def forest(tables: Mapping[Path, Mapping[str, Any]], margin: float = MARGIN) -> Drawn:
+def forest(tables: Mapping[Path, Mapping[str, Any]], margin: float = MARGIN, layout: Layout = WIDE) -> Drawn:
     """The picture of all verdicts.
 
     Args:
       tables: folder of a table -> the claims of its verdict's JSON, in the order in which they are shown.
+      margin: of the verdicts. layout: WIDE or NARROW.
     """
     points = forest_points(tables, margin)
     panels = dict(iter(points.groupby("panel", sort=False)))
-    heights = [ROW * len(list(_rows(part))) for part in panels.values()]
-    words = [word for word in MEANING if word in set(points["verdict"])]
-    total = sum(heights) + SCALE * len(panels) + KEY * (len(words) + 4)
-    figure = Figure(figsize=(WIDTH, total))
+    heights = [ROW * len(list(_rows(part, layout))) for part in panels.values()]
+    above = [*textwrap.wrap(MARKERS, layout.line), "shaded: counts as claimed"]
+    below = [
+        (word if k == 0 else "", meaning)
+        for word in MEANING
+        if word in set(points["verdict"])
+        for k, meaning in enumerate(textwrap.wrap(MEANING[word], round(layout.line * (1 - layout.key))))
+    ]
+    total = sum(heights) + SCALE * len(panels) + KEY * (1.3 * len(above) + len(below) + 1.5)
+    figure = Figure(figsize=(layout.width, total))
     figure.set_layout_engine("none")
-    figure.text(0.01, 1 - KEY / total, MARKERS, fontsize=6, va="center")
-    figure.text(0.01, 1 - 2.3 * KEY / total, "shaded: counts as claimed", fontsize=6, va="center")
-    top = total - 3 * KEY
+    for k, text in enumerate(above):
+        figure.text(0.01, 1 - (1 + 1.3 * k) * KEY / total, text, fontsize=6, va="center")
+    top = total - (1.3 * len(above) + 0.5) * KEY
     for (name, part), height in zip(panels.items(), heights, strict=True):
-        axes = figure.add_axes((LEFT, (top - height) / total, RIGHT - LEFT, height / total))
-        _panel(axes, str(name), part)
+        axes = figure.add_axes((layout.left, (top - height) / total, layout.right - layout.left, height / total))
+        _panel(axes, str(name), part, layout)
         top -= height + SCALE
-    for k, word in enumerate(words):
+    for k, (word, meaning) in enumerate(below):
         y = (top - KEY * k) / total
-        figure.text(0.01, y, word, color=INK[word], fontsize=6, fontweight="bold", va="center")
-        figure.text(0.14, y, MEANING[word], fontsize=6, va="center")
+        figure.text(0.01, y, word, color=INK.get(word), fontsize=6, fontweight="bold", va="center")
+        figure.text(layout.key, y, meaning, fontsize=6, va="center")
     counts = points.drop_duplicates(["table", "claim"])
     caption = (
         f"{counts['claim'].nunique()} claims on {counts['table'].nunique()} data sets: each quantity with its 95 % "
@@ -97,7 +130,7 @@ def forest(tables: Mapping[Path, Mapping[str, Any]], margin: float = MARGIN) -> 
         "exponents, left of it better. Diamonds: the upper half of a range without a single exponent, or the exponent "
         "corrected for the finite matrix."
     )
-    return Drawn("forest", caption, figure, points)
+    return Drawn(layout.name, caption, figure, points)
 
 
 def forest_points(tables: Mapping[Path, Mapping[str, Any]], margin: float = MARGIN) -> pd.DataFrame:
@@ -152,16 +185,16 @@ def data_set(folder: Path, several: bool = False) -> str:
     return f"{plain} ({folder.parts[0]})" if several and len(folder.parts) > 1 else plain
 
 
-def _rows(points: pd.DataFrame) -> Iterator[Any]:
-    """Headings (text) and lines (tuples) of a panel, from the top."""
+def _rows(points: pd.DataFrame, layout: Layout) -> Iterator[Any]:
+    """Lines of headings (text) and of points (tuples) of a panel, from the top."""
     for heading, part in points.groupby("group", sort=False):
-        yield str(heading)
+        yield from textwrap.wrap(str(heading), layout.heading)
         yield from part.itertuples()
 
 
-def _panel(axes: Axes, name: str, points: pd.DataFrame) -> None:
+def _panel(axes: Axes, name: str, points: pd.DataFrame, layout: Layout) -> None:
     label, (low, high), ticks = PANELS[name]
-    rows = list(_rows(points))
+    ticks, rows = ticks[:: layout.ticks], list(_rows(points, layout))
     beside = blended_transform_factory(axes.figure.transFigure, axes.transData)
     axes.set(xscale="log" if name in LOGARITHMIC else "linear", xlim=(low, high), ylim=(len(rows) - 0.5, -0.5))
     axes.set_xlabel(label, fontsize=7)
@@ -181,11 +214,11 @@ def _panel(axes: Axes, name: str, points: pd.DataFrame) -> None:
             continue
         colour = INK[row.verdict]
         axes.text(0.025, y, words(row.label.partition(": ")[2]), transform=beside, va="center", fontsize=7.5)
-        axes.text(RIGHT + 0.015, y, row.verdict, transform=beside, va="center", fontsize=6.5, color=colour,
+        axes.text(layout.right + 0.015, y, row.verdict, transform=beside, va="center", fontsize=6.5, color=colour,
                   fontweight="bold")  # fmt: skip
-        if row.reason:
+        if row.reason and layout.reasons:
             reason = "\n".join(textwrap.wrap(row.reason, REASON_WIDTH))
-            axes.text(RIGHT + 0.14, y, reason, transform=beside, va="center", fontsize=5.8, linespacing=1.0)
+            axes.text(layout.right + 0.14, y, reason, transform=beside, va="center", fontsize=5.8, linespacing=1.0)
         hollow = row.verdict in UNDECIDED
         _estimate(axes, y - 0.1, (row.value, row.low, row.high), colour, hollow, "o", 4)
         _estimate(axes, y + 0.25, (row.second_value, row.second_low, row.second_high), colour, hollow, "D", 2.2)

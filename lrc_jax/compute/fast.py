@@ -9,6 +9,7 @@ evaluation call. What is done differently:
   first never looks at the second's keys. Sequences above LONG tokens keep nothing of size T x T: tiles of scores are
   computed with a running softmax and again in the backward pass. On a GPU `jax.nn.dot_product_attention` is used.
 * **products** [N, D] x [D, F] with F < D take their weight gradient as (dy^T x)^T: the narrow side first.
+* **SwiGLU and the product behind it** keep their inputs alone; its sigmoid and its output are computed again.
 * **KL and cross-entropy** are computed in one pass over the logits, which keeps the exponentials for the gradient.
   Where a batch has more than MOST_LOGITS of them, logits are computed within the losses, some tokens at a time, and
   their gradient in the same pass: no array [N, V] is ever whole.
@@ -340,24 +341,35 @@ def product(x_ND: Array, w_DF: Array) -> Array:
 
 
 @jax.custom_vjp
-def swiglu(gate_NF: Array, up_NF: Array) -> Array:
-    """silu(gate) * up, keeping nothing but its inputs. With a = sigmoid(g): silu'(g) = a (1 + g (1 - a))."""
-    return model.swiglu(gate_NF, up_NF)
+def gated_product(gate_NF: Array, up_NF: Array, down_FD: Array) -> tuple[Array, Array]:
+    """`model.gated_product`, keeping nothing but its inputs: SwiGLU is computed again on the way back."""
+    hidden_NF = model.swiglu(gate_NF, up_NF)
+    return hidden_NF, product(hidden_NF, down_FD)
 
 
-def _swiglu_forward(gate_NF: Array, up_NF: Array) -> tuple[Array, tuple[Array, Array]]:
-    return model.swiglu(gate_NF, up_NF), (gate_NF, up_NF)
+def _gated_forward(*inputs: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    return gated_product(*inputs), inputs
 
 
-def _swiglu_backward(residuals: tuple[Array, Array], dy_NF: Array) -> tuple[Array, Array]:
-    gate_NF, up_NF = residuals
+def _gated_backward(inputs: tuple[Array, ...], cotangents: tuple[Array, Array]) -> tuple[Array, ...]:
+    gate_NF, up_NF, down_FD = inputs
+    dhidden_NF, dout_ND = cotangents
+    # Nothing is computed again before the cotangent is there, or it would be kept from the forward pass on. A zero made
+    # of the cotangent sees to that: XLA drops barriers on a CPU before it decides what to compute when.
+    gate_NF = gate_NF + 0 * dout_ND[0, 0]
+    dproduct_NF, ddown_FD = jax.vjp(product, model.swiglu(gate_NF, up_NF), down_FD)[1](dout_ND)
+    return *_swiglu_backward(gate_NF, up_NF, dhidden_NF + dproduct_NF), ddown_FD
+
+
+def _swiglu_backward(gate_NF: Array, up_NF: Array, dy_NF: Array) -> tuple[Array, Array]:
+    """With a = sigmoid(g): silu'(g) = a (1 + g (1 - a))."""
     sigmoid_NF = jax.nn.sigmoid(gate_NF)
     return dy_NF * up_NF * sigmoid_NF * (1 + gate_NF * (1 - sigmoid_NF)), dy_NF * gate_NF * sigmoid_NF
 
 
-swiglu.defvjp(_swiglu_forward, _swiglu_backward)
+gated_product.defvjp(_gated_forward, _gated_backward)
 
-OPERATIONS = Operations(attention, product, swiglu)
+OPERATIONS = Operations(attention, product, gated_product)
 
 
 _step = jax.make_user_context("fast")  # a part of every compiled program's key

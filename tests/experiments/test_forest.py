@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from matplotlib.text import Text
 
-from experiments.show.forest import WIDTH, data_set, forest
+from experiments.show.forest import NARROW, WIDE, data_set, forest
 from experiments.show.lines import lines_of
 from theory.show.palette import INK
 from theory.show.theme import theme
@@ -157,13 +157,15 @@ def test_what_leaves_the_axis_is_an_arrow(drawn):
         assert low <= min(line.get_xdata()) <= max(line.get_xdata()) <= high
 
 
-def test_text_is_legible_on_a_page_900_pixels_wide(drawn):
-    assert drawn.figure.get_figwidth() == WIDTH
-    sizes = [text.get_fontsize() for text in drawn.figure.findobj(Text) if text.get_text() and text.get_visible()]
-    assert min(sizes) * 900 / (72 * WIDTH) >= 11
+@pytest.mark.parametrize(("layout", "page", "smallest"), [(WIDE, 900, 11), (NARROW, 360, 8.5)])
+def test_text_is_legible_and_whole(layout, page, smallest):
+    """At so many pixels of width, in pixels; NARROW is what a phone shows."""
+    with theme():
+        drawn = forest(TABLES, layout=layout)
+    texts = [t for t in drawn.figure.findobj(Text) if t.get_text() and t.get_visible()]
+    assert min(t.get_fontsize() for t in texts) * page / (72 * layout.width) >= smallest
     drawn.figure.canvas.draw()
-    right = max(t.get_window_extent().x1 for t in drawn.figure.findobj(Text) if t.get_text() and t.get_visible())
-    assert right <= drawn.figure.bbox.x1, "text is cut off"
+    assert max(t.get_window_extent().x1 for t in texts) <= drawn.figure.bbox.x1, "text is cut off"
 
 
 def test_data_sets_have_plain_names():

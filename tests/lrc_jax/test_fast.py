@@ -274,21 +274,22 @@ def test_losses_of_some_tokens_at_a_time_agree(tokens, tied, temperature, known,
     agree(out[np.float32, 100], whole, rounding=5e-6)
 
 
-def test_clone_loss_through_a_matrix_and_swiglu_and_narrow_products():
+def test_clone_loss_through_a_matrix_and_gated_and_narrow_products():
     rng = np.random.default_rng(7)
     with jax.enable_x64(True):
         a, b = (jnp.asarray(rng.standard_normal((6, 5))) for _ in range(2))
         through, narrow = jnp.asarray(rng.standard_normal((5, 8))), jnp.asarray(rng.standard_normal((5, 2)))
 
-        def all_of(squared_error, swiglu, product):
+        def all_of(squared_error, gated_product, product):
             def value(a, b, narrow):
                 pair = losses.ClonePair(0, "", a, b, through)
-                return squared_error(pair) + jnp.sum(swiglu(a, b) ** 2) + jnp.sum(product(a, narrow) ** 3)
+                hidden, out = gated_product(a, b, narrow)
+                return squared_error(pair) + jnp.sum(hidden**2) + jnp.sum(out**3) + jnp.sum(product(a, narrow) ** 3)
 
             return jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2)))(a, b, narrow)
 
-        fast_way = all_of(fast.squared_error, fast.swiglu, fast.product)
-        agree(fast_way, all_of(losses.squared_error, model.swiglu, jnp.matmul), rounding=1e-13)
+        fast_way = all_of(fast.squared_error, fast.gated_product, fast.product)
+        agree(fast_way, all_of(losses.squared_error, model.gated_product, jnp.matmul), rounding=1e-13)
 
 
 @pytest.mark.slow

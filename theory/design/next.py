@@ -39,6 +39,8 @@ BLOCK = 2  # seeds are added in blocks
 RACE = ((1 / 12, 8), (1 / 6, 5), (1 / 4, 3), (1 / 2, 0))
 #: Columns that are top-level keys of `lrc run`.
 KEYS = ("rank", "samples", "steps", "clone_weight")
+#: At how many levels of the other coordinate new levels are run: all, the ends and the middle, the ends.
+FEW = (None, 3, 2)
 FEWEST = 4  # simulations of every set
 BRACKET = 2.5  # ranks around r*, as a factor on both sides
 SAME = np.log(1.2)  # N closer than this factor are not both run
@@ -393,11 +395,17 @@ class _Study:
     def _for_a_table(self, needed: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, pd.DataFrame]]:
         usual = max(gates.MIN_SEEDS, self.planned)
         growth = isinstance(self.laws, SurfaceLaws)
-        for thin in (False,) if growth else (False, True):
-            words = f"what the gates ask for{', new levels at few others' if thin else ''}"
-            runs = self._asked(needed, thin)
-            yield words, runs
-            yield f"{words}, and {BLOCK} more seeds", self._joined(runs, self._more(self.points, BLOCK))
+        fewest = self.planned if gates.SECOND_TIER_SEEDS <= self.planned < gates.MIN_SEEDS else usual
+        for few in (None,) if growth else FEW:
+            at = f", new levels at {few} others" if few else ""
+            runs = self._asked(needed, few, usual)
+            yield f"what the gates ask for{at}", runs
+            yield (
+                f"what the gates ask for{at}, and {BLOCK} more seeds",
+                self._joined(runs, self._more(self.points, BLOCK)),
+            )
+            if fewest < usual and not growth:
+                yield f"the levels that the gates ask for{at}, {fewest} seeds", self._asked(needed, few, fewest)
         yield from self._seeds()
         for c in self.coordinates:
             new = {"above": self._beyond(c, 1), "between": gates.between(self.levels[c], 1)}
@@ -408,11 +416,11 @@ class _Study:
             for where, values in new.items():
                 if not values:
                     continue
-                for thin in (False,) if growth else (False, True):
-                    points = self._at(c, values, thin)
-                    words = f"{c} = {_listed(values)} ({where}{', at few others' if thin else ''})"
+                for few in (None,) if growth else FEW:
+                    points = self._at(c, values, few)
+                    words = f"{c} = {_listed(values)} ({where}{f', at {few} others' if few else ''})"
                     yield words, self._up_to(points, usual)
-                    if where == "above" and not thin:
+                    if where == "above" and not few:
                         both = self._joined(self._up_to(points, usual), self._more(self.points, BLOCK))
                         yield f"{words}, and {BLOCK} more seeds", both
         if growth:
@@ -442,7 +450,7 @@ class _Study:
         beyond = [float(np.round(self.levels["rank"][-1] * ratio**k)) for k in (1, 2)]
         beyond = [r for r in beyond if r <= self.cost.dimension]
         if beyond:
-            yield f"rank = {_listed(beyond)}", self._up_to(self._at("rank", beyond, thin=False), usual)
+            yield f"rank = {_listed(beyond)}", self._up_to(self._at("rank", beyond), usual)
         window, words = optima.window_values()
         self.notes += words
         if not len(window):
@@ -470,11 +478,12 @@ class _Study:
             pairs += [(float(r), n) for r in np.unique([low, ranks[best], high, *halfway])]
         return pd.DataFrame(pairs, columns=["rank", "samples"])
 
-    def _asked(self, needed: Sequence[Mapping[str, Any]], thin: bool = False) -> pd.DataFrame:
+    def _asked(self, needed: Sequence[Mapping[str, Any]], few: int | None, seeds: int) -> pd.DataFrame:
         """The runs that the gates ask for. New levels of several coordinates are crossed with each other.
 
         Args:
-            thin: run the new levels of one coordinate at the ends and the middle of the other only.
+            few: how many levels of the other coordinate the new levels of one are run at; None: all of them.
+            seeds: per new cell. Where they are fewer than the first tier of the gates wants, no other seeds are added.
         """
         new: dict[str, list[float]] = {c: [] for c in self.coordinates}
         needed = [*needed, *self._asked_then(needed)]
@@ -489,16 +498,15 @@ class _Study:
             elif set(columns) == set(self.design):
                 point = pd.DataFrame([{c: float(run[c]) for c in self.design}])
                 parts.append(self._more(point, int(run["seeds"])))
-        usual = max(gates.MIN_SEEDS, self.planned)
-        if more:
+        if more and seeds >= gates.MIN_SEEDS:
             parts.append(self._more(self.points, more))
         for c, values in new.items():
             if values:
-                parts.append(self._up_to(self._at(c, values, thin), usual))
+                parts.append(self._up_to(self._at(c, values, few), seeds))
         if len(self.coordinates) == 2 and all(new.values()):
             a, b = self.coordinates
             points = pd.DataFrame(list(product(new[a], new[b])), columns=[a, b])
-            parts.append(self._up_to(self._with_strata(points), usual))
+            parts.append(self._up_to(self._with_strata(points), seeds))
         return self._joined(*parts)
 
     def _asked_then(self, needed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -527,13 +535,13 @@ class _Study:
     def _grid(self, levels: Mapping[str, np.ndarray]) -> pd.DataFrame:
         return pd.DataFrame(list(product(*(levels[c] for c in self.coordinates))), columns=self.coordinates)
 
-    def _at(self, coordinate: str, values: Sequence[float], thin: bool) -> pd.DataFrame:
-        """The points with new values of a coordinate, at all (or three) levels of the other that exist."""
+    def _at(self, coordinate: str, values: Sequence[float], few: int | None = None) -> pd.DataFrame:
+        """The points with new values of a coordinate, at all (or a few) levels of the other that exist."""
         others = [c for c in self.design if c != coordinate]
         points = self.points[others].drop_duplicates() if others else pd.DataFrame({"_": [0]})
         for c in self.coordinates:
-            if thin and c != coordinate:
-                points = points[points[c].isin(_thinned(self.levels[c], 3))]
+            if few and c != coordinate:
+                points = points[points[c].isin(_thinned(self.levels[c], few))]
         return points.merge(pd.DataFrame({coordinate: values}), how="cross")[self.design]
 
     def _beyond(self, coordinate: str, side: int) -> list[float]:
