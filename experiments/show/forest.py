@@ -109,12 +109,12 @@ def forest(tables: Mapping[Path, Mapping[str, Any]], margin: float = MARGIN, lay
         if word in set(points["verdict"])
         for k, meaning in enumerate(textwrap.wrap(MEANING[word], round(layout.line * (1 - layout.key))))
     ]
-    total = sum(heights) + SCALE * len(panels) + KEY * (1.3 * len(above) + len(below) + 1.5)
+    total = sum(heights) + SCALE * len(panels) + KEY * (1.3 * len(above) + len(below) + 2.2)
     figure = Figure(figsize=(layout.width, total))
     figure.set_layout_engine("none")
     for k, text in enumerate(above):
         figure.text(0.01, 1 - (1 + 1.3 * k) * KEY / total, text, fontsize=6, va="center")
-    top = total - (1.3 * len(above) + 0.5) * KEY
+    top = total - (1.3 * len(above) + 1.2) * KEY
     for (name, part), height in zip(panels.items(), heights, strict=True):
         axes = figure.add_axes((layout.left, (top - height) / total, layout.right - layout.left, height / total))
         _panel(axes, str(name), part, layout)

@@ -79,6 +79,15 @@ def test_runs_are_new_and_paired_with_known_seeds(thin, outcome):
     assert len(set(sets)) == len(sets)
 
 
+def test_new_levels_are_thought_of_at_few_others_and_with_few_seeds(thin, outcome):
+    """The largest N costs most: it is run at the ends of the ranks only, or with no more seeds than are there."""
+    sets = {p.why: p.runs[~p.runs["samples"].isin(thin["samples"].unique())] for p in outcome.proposals}
+    ends = sets["what the gates ask for, new levels at 2 others"]
+    assert set(ends["rank"]) == {2.0, 26.0} and ends.groupby(["rank", "samples"]).size().eq(gates.MIN_SEEDS).all()
+    few = sets["the levels that the gates ask for, new levels at 3 others, 3 seeds"]
+    assert set(few["rank"]) == {2.0, 8.0, 26.0} and few.groupby(["rank", "samples"]).size().eq(3).all()
+
+
 def test_a_rate_is_not_decided_by_smaller_samples_or_horizons(thin, outcome):
     assert all(p.runs["samples"].min() >= thin["samples"].min() for p in outcome.proposals)
     assert any(p.runs["rank"].max() > thin["rank"].max() for p in outcome.proposals)
