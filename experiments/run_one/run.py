@@ -20,7 +20,7 @@ from experiments.run_one.config import RunConfig
 from experiments.run_one.setup import Setup, at_most
 from lrc_jax import clock
 from lrc_jax.clone import CloneFlags
-from lrc_jax.compute.sharding import MeshSpec, mesh_for
+from lrc_jax.compute.sharding import MeshSpec, beside, mesh_for
 from lrc_jax.data.pools import Pool
 from lrc_jax.inference.evaluate import SequenceLosses, sequence_losses
 from lrc_jax.objective import LossWeights, Objective
@@ -179,7 +179,7 @@ class Run:
     def start(self, seed: int | None = None) -> Any:
         """The parameters that training starts from."""
         key = init_key_of(self.config.seed if seed is None else seed)
-        return init_state(self.student, optimizer(self.config), key, self.frozen).params
+        return beside(init_state(self.student, optimizer(self.config), key, self.frozen).params, self.frozen)
 
     def losses(self, params: Any, pool: Pool) -> SequenceLosses:
         """Of student and teacher on every sequence of a pool."""

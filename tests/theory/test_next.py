@@ -9,7 +9,8 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
-from follow_next import GRADIENTS, RISKS, follow, harmful, planted
+from follow_next import DEMO as GRID
+from follow_next import follow, harmful, planted
 
 import theory
 from theory.claims import generalization, optimal_rank
@@ -289,7 +290,7 @@ def test_a_plateau_is_linear_around_its_grid():
 
 def test_drawn_surfaces_have_the_planted_optima():
     surface = planted_surface(1.5, 1.0, 1.0, 8.0, 1600)
-    frame = risk_table(surface, replace(RISKS, seeds=5), np.random.default_rng(0), dimension=64)
+    frame = risk_table(surface, replace(GRID, noise=0.05), np.random.default_rng(0), dimension=64)
     names = ["rank", "samples"]
     noise = Noise.of(frame, names, "test_loss", 0.2, "samples")
     levels = {c: np.unique(frame[c]) for c in names}
@@ -354,7 +355,7 @@ def test_following_the_advice_decides_rightly_for_less(name):
 
 def test_a_run_is_the_same_whenever_it_is_made():
     law = next(p for p in planted() if p.claim == "convergence")
-    runs = law.grid(GRADIENTS)
+    runs = law.grid(law.full)
     some = law.measured(runs.iloc[5:9], 3)["grad_norm_sq"].to_numpy()
     assert (law.measured(runs, 3)["grad_norm_sq"].to_numpy()[5:9] == some).all()
 

@@ -1,7 +1,7 @@
-"""Follow the advice of `theory next` on planted laws until it decides, and compare with the full grid of the demo.
+"""Follow the advice of `theory next` on planted laws until it decides, and compare with the full grid of a study.
 
-    python tests/tools/follow_next.py [--draws 20] [--simulations 24] [--claim generalization ...] [--json OUT]
-                                      [--looks 4] [--spending pocock] [--edge 2000]
+    python tests/tools/follow_next.py [--grid demo] [--draws 20] [--simulations 24] [--claim generalization ...]
+                                      [--looks 4] [--spending pocock] [--edge 2000] [--json OUT]
 
 Cost of a run is proportional to N (generalization, optimal_rank) or T (convergence). A pilot, the thin design, is run
 first and not judged; before each look the best set of runs is added that the rest of the budget allows, which is what
@@ -44,11 +44,16 @@ from theory.planted.rates import Law, broken, power, with_offset
 from theory.planted.surfaces import Design, gap_table
 from theory.tables import table_from_frame
 
-#: The grid of conf/reproduce/demo.yaml.
-RANKS, SAMPLES, STEPS = (2, 3, 4, 6, 8, 11, 15, 20, 26), (164, 512, 1600, 5120, 16400), (128, 512, 1600, 4096, 12800)
-DEMO = Design(ranks=RANKS, samples=SAMPLES, steps=STEPS)
-GRADIENTS = replace(DEMO, seeds=8, noise=0.4)
-RISKS = replace(DEMO, noise=0.05)
+#: The grids of conf/reproduce: of demo.yaml, and of one matrix and convergence in full.yaml.
+DEMO = Design(
+    ranks=(2, 3, 4, 6, 8, 11, 15, 20, 26), samples=(164, 512, 1600, 5120, 16400), steps=(128, 512, 1600, 4096, 12800)
+)
+FULL = Design(
+    ranks=(2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 26), samples=tuple(128 * 2**k for k in range(8)),
+    steps=tuple(256 * 4**k for k in range(5)), seeds=6,
+)  # fmt: skip
+GRIDS = {"demo": DEMO, "full": FULL}
+SEEDS, NOISE = {"convergence": 8}, {"convergence": 0.4, "optimal_rank": 0.05}
 DIMENSION = 64
 
 
@@ -96,24 +101,33 @@ class Planted:
         return float(mean * np.exp(deviation + self.full.noise * of_run.standard_normal()))
 
 
-def planted() -> list[Planted]:
+def pilot(full: Design) -> Design:
+    """That of `lrc decide`: five ranks, the lower half of N or T, three seeds."""
+    ranks = tuple(full.ranks[round(k)] for k in np.linspace(0, len(full.ranks) - 1, 5))
+    samples, steps = (x[: -(-len(x) // 2)] for x in (full.samples, full.steps))
+    return replace(full, ranks=ranks, samples=samples, steps=steps, seeds=3)
+
+
+def planted(grid: Design = DEMO) -> list[Planted]:
     """The handful of laws."""
-    thin = replace(DEMO, ranks=(2, 4, 8, 15, 26), samples=(164, 512, 1600), steps=(128, 512, 1600), seeds=3)
+
+    def on_grid(name: str, claim: str, law: Callable[..., Any], wrong: bool) -> Planted:
+        full = replace(grid, seeds=SEEDS.get(claim, grid.seeds), noise=NOISE.get(claim, grid.noise))
+        return Planted(name, claim, law, wrong, full, pilot(full))
 
     def gap(name: str, law: Law, wrong: bool) -> Planted:
-        return Planted(f"gap {name}", "generalization", law, wrong, DEMO, replace(thin, noise=DEMO.noise))
+        return on_grid(f"gap {name}", "generalization", law, wrong)
 
     def gradient(c: float, wrong: bool) -> Planted:
-        return Planted(f"gradient T^-{c:g}", "convergence", power(c, 0.0), wrong, GRADIENTS, thin)
+        return on_grid(f"gradient T^-{c:g}", "convergence", power(c, 0.0), wrong)
 
     def risk(name: str, alpha: float, gamma: float, wrong: bool) -> Planted:
-        surface = planted_surface(alpha, 1.0, gamma, 7.0, 1600)
-        return Planted(f"optimum {name}", "optimal_rank", surface, wrong, RISKS, thin)
+        return on_grid(f"optimum {name}", "optimal_rank", planted_surface(alpha, 1.0, gamma, 7.0, 1600), wrong)
 
     return [
         gap("r/N", power(1.0), False), gap("r/sqrt N", power(0.5), False), gap("r/N^0.25", power(0.25), True),
-        gap("r/N with a plateau", with_offset(power(1.0), 3.0, DEMO), True),
-        gap("N^-0.75, then N^-0.25", broken(0.75, 0.25, DEMO), True),
+        gap("r/N with a plateau", with_offset(power(1.0), 3.0, grid), True),
+        gap("N^-0.75, then N^-0.25", broken(0.75, 0.25, grid), True),
         gradient(0.5, False), gradient(1.0, False), gradient(0.25, True),
         risk("N^0.4", 1.5, 1.0, False), risk("N^0.33", 2.0, 1.0, False), risk("N^0.75", 1.0, 1.5, True),
     ]  # fmt: skip
@@ -198,6 +212,7 @@ def summary(law: Planted, draws: Sequence[Followed]) -> dict[str, Any]:
 def main() -> int:
     """Print one line per law as it is done."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--grid", choices=GRIDS, default="demo")
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--simulations", type=int, default=24)
     parser.add_argument("--claim", nargs="+", default=[])
@@ -211,7 +226,7 @@ def main() -> int:
     for planned_looks in (1, options.looks) if options.edge else ():
         lines.append(refuted_at_the_edge(options.edge, Looks(planned_looks, options.spending)))
         print(lines[-1], flush=True)
-    for law in planted():
+    for law in planted(GRIDS[options.grid]):
         if options.edge or (options.claim and law.claim not in options.claim):
             continue
         start = time.process_time()
