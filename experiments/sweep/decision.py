@@ -262,8 +262,9 @@ class Decision:
         judged = table_from_frame(self.frame(self.rows()), str(self.study.path))
         with spending(self.looks.share(number)):
             found = next_runs(
-                judged, self.claim, budget=left, cost="seconds", margin=self.margin, seed=number, progress=progress
-            )
+                judged, self.claim, budget=left, cost="seconds", margin=self.margin, seed=number,
+                last=number == self.looks.planned, progress=progress,
+            )  # fmt: skip
         if found.decided:
             self.blocks.append(Block("the runs that are there decide at the level of this look", [], 0, 0.0, 1.0))
         elif (chosen := self._runnable(found)) is not None:

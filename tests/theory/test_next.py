@@ -15,7 +15,7 @@ from follow_next import follow, harmful, planted
 import theory
 from theory.claims import generalization, optimal_rank
 from theory.design.beliefs import Noise, RateLaws, SurfaceLaws
-from theory.design.next import CLAIMS, MIN_CHANCE, STUDIES, Price, Proposal, _advice, next_runs
+from theory.design.next import CLAIMS, MIN_CHANCE, STUDIES, Price, Proposal, _advice, _order, next_runs
 from theory.judge import gates
 from theory.judge.cells import build_cells
 from theory.judge.check import check_table
@@ -123,6 +123,16 @@ def parsed(lines: list[str]) -> list[tuple[float, ...]]:
         pairs = dict(part.split("=") for part in line.split())
         found += list(product(*(map(float, pairs[c].split(",")) for c in ("rank", "samples", "seed"))))
     return found
+
+
+def test_before_the_last_look_the_surest_runs_are_advised_not_the_cheapest():
+    def proposal(why, cost, share, simulations):
+        return Proposal(why, pd.DataFrame(), cost, verdicts={HOLDS: share}, simulations=simulations)
+
+    sets = [proposal("cheap", 1.0, 0.5, 48), proposal("lucky", 5.0, 1.0, 4), proposal("sure", 10.0, 46 / 48, 48)]
+    sets.append(proposal("hopeless", 0.1, 0.2, 48))
+    for last, names in ((False, ["cheap", "lucky", "sure"]), (True, ["sure", "lucky", "cheap"])):
+        assert [p.why for p in sorted(sets, key=lambda p, last=last: _order(p, last))] == [*names, "hopeless"]
 
 
 def test_overrides_are_exactly_the_runs(outcome):

@@ -155,7 +155,10 @@ def follow(law: Planted, draw: int, simulations: int, looks: Looks | None = None
         share = looks.share(made + 1)
         left = max(full_cost - float(frame["seconds"].sum()), 1e-9)
         with spending(share):
-            found = next_runs(table_from_frame(frame), law.claim, budget=left, simulations=simulations, seed=draw)
+            found = next_runs(
+                table_from_frame(frame), law.claim, budget=left, simulations=simulations, seed=draw,
+                last=made + 1 == looks.planned,
+            )  # fmt: skip
         if not found.decided:  # else this look's level already decides what is there
             if found.first_step is None:
                 break

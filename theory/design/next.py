@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -165,6 +166,7 @@ def next_runs(
     margin: float = MARGIN,
     simulations: int = NEXT_SIMULATIONS,
     seed: int = 0,
+    last: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Next:
     """The runs that most raise the chance of a verdict per cost.
@@ -178,6 +180,7 @@ def next_runs(
         cost: column with the cost of a run; None: `seconds`, `training_seconds`, steps x batch size, or equal costs.
         margin: exponents closer than this to the claimed one count as equal.
         simulations: of each set of runs that stays in the race. seed: of the simulations.
+        last: no look follows the next one, so that what is saved has no other use: chance counts, not chance per cost.
         progress: told what is simulated.
 
     Raises:
@@ -211,7 +214,7 @@ def next_runs(
     sets = [Proposal(why, runs, price.of_runs(runs)) for why, runs in study.sets(needed)]
     sets = [replace(p, affordable=budget is None or p.cost <= budget * (1 + 1e-9)) for p in sets]
     with np.errstate(all="ignore"):
-        raced = _race(study, sets, simulations, seed, progress)
+        raced = _race(study, sets, simulations, seed, partial(_order, last=last), progress)
     notes += _advice(raced, study.notes, price.unit, budget)
     return Next(path, claim, verdict, tuple(raced), price.unit, budget, tuple(notes))
 
@@ -223,7 +226,12 @@ def _required(table: Table | None, claim: str) -> Table:
 
 
 def _race(
-    study: _Study | _Seeds, sets: Sequence[Proposal], simulations: int, seed: int, progress: Callable[[str], None]
+    study: _Study | _Seeds,
+    sets: Sequence[Proposal],
+    simulations: int,
+    seed: int,
+    order: Callable[[Proposal], tuple[Any, ...]],
+    progress: Callable[[str], None],
 ) -> list[Proposal]:
     """Simulate all sets a little and the best of them more, and order them."""
     laws = study.laws_drawn(simulations, seed)
@@ -246,17 +254,19 @@ def _race(
                     break
         start = end
         alive = [k for k in running if set(tallies[k]) != {UNTESTABLE}]
-        running = sorted(alive, key=lambda k: _order(tallied(k)))[:left]
-    return sorted((tallied(k) for k in tallies), key=_order)
+        running = sorted(alive, key=lambda k: order(tallied(k)))[:left]
+    return sorted((tallied(k) for k in tallies), key=order)
 
 
-def _order(p: Proposal) -> tuple[Any, ...]:
+def _order(p: Proposal, last: bool) -> tuple[Any, ...]:
     """Affordable ones first; those with a fair chance by chance per cost, the others by chance, then by how often the
-    claim can be tested at all."""
+    claim can be tested at all. Before the last look the fair ones by chance too, counted with one failure and one
+    success more: four of four simulations do not beat 46 of 48."""
     untestable = p.verdicts.get(UNTESTABLE, 0.0)
-    if p.chance >= MIN_CHANCE:
-        return (not p.affordable, False, -p.chance / max(p.cost, 1e-12), untestable, p.cost)
-    return (not p.affordable, True, -p.chance, untestable, p.cost)
+    if p.chance < MIN_CHANCE:
+        return (not p.affordable, True, -p.chance, untestable, p.cost)
+    worth = (p.chance * p.simulations + 1) / (p.simulations + 2) if last else p.chance / max(p.cost, 1e-12)
+    return (not p.affordable, False, -worth, untestable, p.cost)
 
 
 def _advice(raced: Sequence[Proposal], notes: Sequence[str], unit: str, budget: float | None) -> list[str]:
