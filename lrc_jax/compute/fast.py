@@ -343,12 +343,11 @@ def product(x_ND: Array, w_DF: Array) -> Array:
 @jax.custom_vjp
 def gated_product(gate_NF: Array, up_NF: Array, down_FD: Array) -> tuple[Array, Array]:
     """`model.gated_product`, keeping nothing but its inputs: SwiGLU is computed again on the way back."""
-    hidden_NF = model.swiglu(gate_NF, up_NF)
-    return hidden_NF, product(hidden_NF, down_FD)
+    return model.gated_product(gate_NF, up_NF, down_FD)
 
 
 def _gated_forward(*inputs: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-    return gated_product(*inputs), inputs
+    return model.gated_product(*inputs), inputs
 
 
 def _gated_backward(inputs: tuple[Array, ...], cotangents: tuple[Array, Array]) -> tuple[Array, ...]:
