@@ -168,16 +168,16 @@ def draw_together(reference: Study) -> None:
     with theme():
         pictures = [
             forest(verdicts),
-            forest(verdicts, layout=NARROW),
             phase_diagram(spectra, verdicts),
             optima_of_all_studies(reference.path, spectra),
             cloze_against_loss(answered(worth)),
         ]
-        picture = schematic()
+        without_points = [schematic(), forest(verdicts, layout=NARROW)]  # those of the narrow forest are the wide one's
     for drawn in pictures:
         if drawn is not None:
-            save(drawn, reference.path, points=drawn.name != NARROW.name)  # those of the wide one
-    save(picture, reference.path, points=False)
+            save(drawn, reference.path)
+    for drawn in without_points:
+        save(drawn, reference.path, points=False)
     if len(rows := scaling_rows(worth)):
         write_csv(reference.path / WORTH / SCALING, rows)
 

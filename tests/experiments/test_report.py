@@ -115,7 +115,8 @@ def test_simulating_a_design_shows_how_far_it_is(tmp_path, monkeypatch):
     rows = pd.DataFrame({"steps": steps, "seed": np.tile(range(5), 5), "grad_norm_sq": steps**-0.5})
     rows["grad_norm_sq"] *= 1 + 0.1 * rows["seed"]
     assert power.power(Study(tmp_path), "convergence", rows)["power"]
-    assert [(done, total) for _, done, total in told] == [(k + 1, len(told)) for k in range(len(told))]
+    laws = len(told) - 1  # before the first, and after each
+    assert [(done, total) for _, done, total in told] == [(k, laws) for k in range(laws + 1)]
     assert told[0][0] == "what the design of convergence can decide"
 
 

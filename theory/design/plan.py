@@ -90,7 +90,7 @@ def plan(
         replications: simulated studies per planted law.
         cost: seconds per run, a number or an expression in the claim's coordinates.
         worth: budgets, sizes and noise of the claims that compare methods.
-        progress: called after each planted law with (laws judged, laws, the law's name).
+        progress: called at the start and after each planted law with (laws judged, laws, the law's name).
         workers: processes that judge the planted laws; the outcome does not depend on their number. More than one
             needs a main module that can be imported again (`if __name__ == "__main__":`).
 
@@ -116,6 +116,8 @@ def plan(
     finds = [partial(_case, *which, design, dimension, worth) for which in simulated]
     jobs = [Draws(find, replications, 1000 + k) for k, find in enumerate(finds)]
     power: dict[int, dict[str, Any]] = {}
+    if jobs:
+        progress(0, len(jobs), finds[0]().name)
     for k, outcomes in judged(jobs, workers):
         case = finds[k]()
         right = sorted(case.expected or ())
