@@ -102,6 +102,21 @@ def test_laws_are_compared_on_a_bounded_number_of_groups():
     assert best_rival(compare(x, group, y, 0.01 * y)).name == "power+offset"
 
 
+def test_a_law_that_the_smaller_levels_do_not_determine_predicts_nothing():
+    """Two levels below the largest half-decade: an offset of each group and the exponent are one number there."""
+    x, group = np.tile([1.0, 8.0, 64.0], 4), np.repeat(np.arange(4), 3)
+    y = (1.0 + group) * (x**-1.6 + 0.01) * np.exp(0.02 * np.sin(5.0 * np.arange(12)))
+    errors = {f.name: f.heldout_error for f in compare(x, group, y, 0.02 * y)}
+    assert np.isfinite([errors["power"], errors["power+shared offset"]]).all()
+    assert np.isnan(errors["power+offset"])
+    one = group == 0
+    assert np.isnan([f.heldout_error for f in compare(x[one], group[one], y[one], 0.02 * y[one])][1:]).all()
+    x = np.tile([1.0, 4.0, 8.0, 64.0], 4)
+    group = np.repeat(np.arange(4), 4)
+    y = (1.0 + group) * (x**-1.6 + 0.01)
+    assert np.isfinite([f.heldout_error for f in compare(x, group, y, 0.02 * y)]).all()
+
+
 def test_an_offset_that_all_groups_share_is_told_from_one_of_each():
     x, group = np.tile(np.geomspace(1, 1e4, 9), 3), np.repeat([0, 1, 2], 9)
     scale, rng = np.array([1.0, 10.0, 100.0])[group], np.random.default_rng(0)

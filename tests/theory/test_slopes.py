@@ -76,6 +76,20 @@ def test_one_level_per_group_determines_nothing():
     assert np.isnan(law.fit(np.array([[1.0, 2.0]]))[0])
 
 
+def test_a_draw_without_a_second_level_has_no_slope():
+    """What is left of its curvature is rounding; a fit that followed it ended anywhere, differently on each
+    processor."""
+    x, group = np.log(np.tile([256.0, 724.0, 1619.0], 5)), np.repeat(np.arange(5), 3)
+    y = (1.0 + group) * np.exp(-0.5 * x)
+    law = PowerLaw.of(x, group, 0.1 * y)
+    largest, first = np.exp(x) > 1000, group == 0
+    alone, one_group = np.where(largest, y, np.nan), np.where(largest | first, y, np.nan)
+    below = np.where(first, -one_group, one_group)  # the only group with two levels has no positive constant
+    for start in (None, -0.4):
+        slopes = law.fit(np.array([y, alone, one_group, below]), start)
+        assert np.isfinite(slopes).tolist() == [True, False, True, False]
+
+
 def test_prediction_needs_a_fitted_group():
     y = np.exp(-0.7 * X)
     law = PowerLaw.of(X, GROUP, y, GROUP < 2)

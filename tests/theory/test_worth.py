@@ -368,6 +368,13 @@ def test_the_worst_budget_decides_and_wall_clock_is_only_reported():
     assert report.fields["budget_factor"]["budget"] == "training_flops"
 
 
+def test_of_budgets_that_are_equally_bad_the_first_is_named_whatever_the_last_bits():
+    for seed in range(8):
+        frame, bits = budgets(), np.random.default_rng(seed)
+        frame["test_loss"] *= 1 + 1e-14 * bits.standard_normal(len(frame))
+        assert judged(frame, "efficiency").fields["budget_factor"]["budget"] == "tokens"
+
+
 def test_unique_sequences_count_where_they_are_no_copy_of_the_tokens():
     frame = budgets()
     names = lambda f: {c["budget"] for c in judged(f, "efficiency").fields["comparisons"]}  # noqa: E731

@@ -23,6 +23,7 @@ from theory.judge.verdicts import (
     NOT_EVALUATED,
     PRECEDENCE,
     REFUTED,
+    TIE,
     UNTESTABLE,
     combine,
 )
@@ -353,7 +354,7 @@ def _result(
         # Where it is refuted the duel that refutes, else the largest upper limit among those that count.
         refuting = [d for d in evidence.duels if _refutes(d, standard.refute_level)]
         met = [d for d in evidence.duels if d.how != "cheaper"] or list(evidence.duels)
-        worst = max(refuting or met, key=lambda d: d.mean if refuting else d.interval(0.95).high)
+        worst = max(refuting or met, key=lambda d: round(d.mean if refuting else d.interval(0.95).high, TIE))
         entry |= {
             "estimate": worst.mean,
             "ci90": interval_list(worst.interval(0.90)),

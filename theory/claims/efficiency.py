@@ -24,6 +24,7 @@ from theory.judge.verdicts import (
     NOT_EVALUATED,
     PRECEDENCE,
     REFUTED,
+    TIE,
     UNTESTABLE,
     combine,
 )
@@ -329,7 +330,9 @@ def judge(table: Table, margin: float) -> ClaimReport:
     remarks += far_runs(frame, cell, "test_loss")
     pairs = _comparisons(frame, arms, tuning)
     results = [r for c in pairs for r in _judge_comparison(c, len(pairs), curves_of_one_run)]
-    results.sort(key=lambda r: (PRECEDENCE.index(r["verdict"]), r["ci95"][0] if np.isfinite(r["ci95"][0]) else 0.0))
+    lowest = [round(float(np.nan_to_num(r["ci95"][0], posinf=0.0)), TIE) for r in results]
+    order = sorted(range(len(results)), key=lambda i: (PRECEDENCE.index(results[i]["verdict"]), lowest[i]))
+    results = [results[i] for i in order]
     counted = [r for r in results if r["decides"]]
     return ClaimReport(
         CLAIM.name,

@@ -35,6 +35,7 @@ class LawFit:
 
     Attributes:
         exponent: of x in the law's power, negative for a decay. offset: in the law's own units, 0 without one.
+        heldout_error: root mean square in standard deviations; NaN where the other cells do not determine the law.
     """
 
     name: str
@@ -91,18 +92,23 @@ def compare(x: np.ndarray, group: np.ndarray, y: np.ndarray, sd: np.ndarray) -> 
     cells = _Cells(np.log(x / x.min()), group, y, sd, size if np.isfinite(size) else 1.0)
     out = held_out(x)
     inner, outer = cells.keep(~out), cells.keep(out & np.isin(group, group[~out]))
-    testable = len(np.unique(x[~out])) >= 2 and len(outer.y)
     groups, fits = int(group.max()) + 1, []
     for name in (POWER, *OFFSETS):
         if name == SHARED and groups == 1:
             continue  # with one group it is the other offset
         theta, aicc = _fit(name, cells, groups)
         error = float("nan")
-        if testable:
+        if len(outer.y) and _determined(name, inner):
             predicted, _ = outer.mean(name, _fit(name, inner, groups)[0][None], groups)
             error = float(np.sqrt(np.mean(np.square((outer.y - predicted[0]) / outer.sd))))
         fits.append(LawFit(name, float(theta[groups]), float(theta[-1]) if name != POWER else 0.0, aicc, error))
     return fits
+
+
+def _determined(name: str, cells: _Cells) -> bool:
+    """Whether cells can tell a law's parameters: with two levels an offset of each group only shifts the exponent."""
+    parameters = len(np.unique(cells.group)) + (1 if name == POWER else 2)
+    return len(np.unique(cells.log_x)) >= (3 if name == OFFSET else 2) and len(cells.y) >= parameters
 
 
 def _few_groups(x: np.ndarray, group: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ GRID = np.linspace(-4.0, 4.0, 33)  # slopes from which the fit to all data start
 ITERATIONS = 60
 MAX_STEP = 1.0
 LARGEST_SLOPE = 50.0  # beyond any physical exponent: the fit ran away
+SAME_LEVEL = 1e-9  # in ln x: levels closer than this are one
 BATCH_NUMBERS = 20_000_000  # numbers held per array while draws are fitted
 START_NUMBERS = 200_000  # the same while their starts are tried: small arrays stay in the processor's cache
 
@@ -60,7 +61,7 @@ class PowerLaw:
     @property
     def determined(self) -> bool:
         """Some group has two levels of the coordinate."""
-        return bool(np.ptp(self.x) > 1e-9) if len(self.x) else False
+        return bool(np.ptp(self.x) > SAME_LEVEL) if len(self.x) else False
 
     def fit(self, y: np.ndarray, start: float | None = None) -> np.ndarray:
         """Slopes of many response vectors.
@@ -69,7 +70,7 @@ class PowerLaw:
             y: [B, C] cell means of any sign, NaN where a cell is missing. start: a slope near the answers.
 
         Returns:
-            [B] slopes; NaN where the means are not positive enough for any power law.
+            [B] slopes; NaN where no group has two levels left, or its means are not positive enough for a power law.
         """
         if not self.determined:
             return np.full(len(y), np.nan)
@@ -158,5 +159,13 @@ class PowerLaw:
             damping = np.where(better, damping * 0.2, np.minimum(damping * 5.0 + 1.0, 1e12))
             if np.all(np.abs(step) < 1e-9):
                 break
-        lost = (np.sum(weight * jacobian**2, axis=1) <= 0) | (np.abs(slope) > LARGEST_SLOPE)
+        mean, *_ = self._project(y, weight, slope)
+        lost = ~self._tells(valid & (mean > 0)) | (np.abs(slope) > LARGEST_SLOPE)
         return np.where(lost, np.nan, slope)
+
+    def _tells(self, present: np.ndarray) -> np.ndarray:
+        """[B] whether some group has two levels among the cells that are present [B, n]: without, the curvature in the
+        slope is not zero but rounding, and the fit ends anywhere."""
+        high = np.maximum.reduceat(np.where(present, self.x, -np.inf), self.starts, axis=1)
+        low = np.minimum.reduceat(np.where(present, self.x, np.inf), self.starts, axis=1)
+        return np.any(high - low > SAME_LEVEL, axis=1)

@@ -36,6 +36,9 @@ MEANING = {
 #: The default margin delta: exponents closer than this to the claimed one count as equal.
 MARGIN = 0.10
 
+#: Digits after the point in which two comparisons are tied as the worst: the last ones differ between processors.
+TIE = 9
+
 #: After REFUTED, which always wins: the first of these that any part of a claim has is the claim's word.
 PRECEDENCE = (REFUTED, UNTESTABLE, INCONCLUSIVE, LOOSE, HOLDS, CONSISTENT)
 

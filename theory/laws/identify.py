@@ -125,7 +125,8 @@ def _identify(at: Situation) -> Identification:
     unit = _units(at, jacobian)
     directions, values, errors = _null(jacobian * unit / at.sigma)
     structural = _generic_null(at, dict.fromkeys(at.data))
-    loose = _touched(directions, values) | (np.abs(structural).max(axis=0, initial=0.0) > COMPONENT)
+    free = np.abs(structural).max(axis=0, initial=0.0) > COMPONENT
+    loose = _touched(directions, values) | free
     tied = np.abs(directions.T @ directions) + np.abs(structural.T @ structural) > COMPONENT**2
     loose |= _starts_apart(at, unit, errors)
     groups: dict[str, Group] = {}
@@ -136,7 +137,8 @@ def _identify(at: Situation) -> Identification:
             group = Group(members, groups[group.why].combinations, group.why)
         groups[group.why if not group.combinations else str(members)] = group
     length = 1.0 / np.maximum(values, 1e-6)
-    return Identification(tuple(groups.values()), _boundaries(at, jacobian, loose), directions * length[:, None] * unit)
+    boundaries = _boundaries(at, jacobian, loose, free)
+    return Identification(tuple(groups.values()), boundaries, directions * length[:, None] * unit)
 
 
 def _units(at: Situation, jacobian: np.ndarray) -> np.ndarray:
@@ -189,15 +191,15 @@ def _starts_apart(at: Situation, unit: np.ndarray, errors: np.ndarray) -> np.nda
     return (away[~same] > np.maximum(0.01, 0.5 * errors)).any(axis=0)
 
 
-def _boundaries(at: Situation, jacobian: np.ndarray, loose: np.ndarray) -> tuple[str, ...]:
-    """Positive parameters that have run to 0 or away."""
+def _boundaries(at: Situation, jacobian: np.ndarray, loose: np.ndarray, free: np.ndarray) -> tuple[str, ...]:
+    """Positive parameters that have run to 0 or away; where those end that no table could tell, chance decides."""
     remarks = []
     effect = np.linalg.norm(jacobian, axis=0) / at.sigma
     low, high = EXPONENTS
     exponents = [name for k, name in enumerate(at.names) if loose[k] and at.exponent[k] and not at.signed[k]]
     for k, name in enumerate(at.names):
         value = at.natural[k]
-        if at.signed[k]:
+        if at.signed[k] or free[k]:
             continue
         if at.exponent[k] and not low <= value <= high:
             end = "0" if value < low else "infinity"
