@@ -375,6 +375,15 @@ def test_of_budgets_that_are_equally_bad_the_first_is_named_whatever_the_last_bi
         assert judged(frame, "efficiency").fields["budget_factor"]["budget"] == "tokens"
 
 
+def test_two_budgets_are_no_curve_to_read_f_from():
+    frame = budgets(Curve(speed=0.25))
+    report = judged(frame[frame["tokens"].isin([min(DESIGN.tokens), 1e6])], "efficiency")
+    (only,) = report.fields["comparisons"]
+    assert only["targets"] == [] and np.isnan(only["estimate"])
+    assert "times the clone's" not in only["reason"]
+    assert report.verdict == REFUTED  # by its loss at the larger budget
+
+
 def test_unique_sequences_count_where_they_are_no_copy_of_the_tokens():
     frame = budgets()
     names = lambda f: {c["budget"] for c in judged(f, "efficiency").fields["comparisons"]}  # noqa: E731

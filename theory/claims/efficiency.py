@@ -423,7 +423,7 @@ def _judge_comparison(c: Comparison, comparisons: int, one_run: str) -> list[dic
         direct_tuned=tuned[c.direct],
         worse_counts=enough and c.clone not in there,
     )
-    if len(shared) < 2 or len(seeds) < 2:
+    if len(shared) < SECOND_TIER_BUDGETS or len(seeds) < 2:  # a line through two budgets misses F by a fifth
         return [_result(c, "tokens", Evidence(None, differences, float(top)), standard, found)]
     clone, direct = (losses[m].loc[seeds] for m in (c.clone, c.direct))
     results = []
