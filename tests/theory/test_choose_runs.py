@@ -11,6 +11,7 @@ import scalebench
 from scalebench import BEGIN, END, KEYS, SHARES, into_page, main, table_of
 
 import theory as judge
+from theory.design import choose_runs as module
 from theory.design.choose_runs import choose_runs, covariance, plan
 from theory.laws.parser import parse_law
 from theory.tables import InputError, Table
@@ -72,7 +73,7 @@ def affordable(frame, order, budget):
 
 
 def test_chosen_rows_extrapolate_better_than_others_of_equal_cost(candidates):
-    budget = 0.003 * price(candidates).sum()
+    budget = 0.01 * price(candidates).sum()
     rows, rounds = followed(candidates, budget)
     assert price(rows).sum() <= budget * (1 + 1e-6)
     assert rounds >= 4
@@ -117,10 +118,29 @@ def test_a_plan_is_the_linear_optimum():
     assert plan(between, 0.1, np.array([1.0, 1.0]), 1.0, "information")[0] == [1]
 
 
-def test_the_better_of_two_plans_is_taken():
+def test_the_better_of_two_plans_is_taken_while_runs_are_few():
     """By gain per cost alone the cheap run would shut out the one that says nearly all."""
     between = np.array([[0.011, 0.0, 0.1], [0.0, 1.0, 0.99], [0.1, 0.99, 1.9]])
-    assert plan(between, 0.05, np.array([0.001, 1.0]), 1.0)[0] == [1]
+    assert plan(between, 0.05, np.array([0.001, 1.0]), 1.0, enough=2)[0] == [1]
+
+
+def test_cheap_runs_are_bought_for_their_price_only_while_runs_are_few():
+    """Three cheap runs say more together than a dear one does; with runs enough a few near the target are preferred."""
+    between = np.eye(5) * 0.01
+    between[4, 4], between[4, :3], between[4, 3] = 1.0, 0.06, 0.08
+    between[:4, 4] = between[4, :4]
+    cost = np.array([0.3, 0.3, 0.3, 1.0])
+    assert plan(between, 0.05, cost, 1.0, enough=2)[0] == [0, 1, 2]
+    assert plan(between, 0.05, cost, 1.0, enough=1)[0] == [3]
+
+
+def test_the_runs_that_are_done_count_among_those_that_are_enough(candidates, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "plan", lambda *args: asked.append(args[-1]) or plan(*args))
+    for count in (6, 20):
+        some = candidates.assign(loss=candidates["truth"].where(price(candidates).rank() <= count))
+        choose_runs(Table(some), [LAW], "loss", cost=COST, budget=1e20, at=Table(TARGET))
+    assert asked == [3 * 5 - 6, 3 * 5 - 20]
 
 
 def test_the_first_round_takes_the_cheapest(candidates):
@@ -194,9 +214,9 @@ def scores():
 
 def test_the_table_of_scores_says_where_laws_are_missing(tmp_path):
     lines = table_of(scores()).splitlines()
-    assert lines[2] == "| farseer 1 % | .50 ± .00 |  |  |  | .60 |"
-    assert lines[3] == "| farseer 5 % | 1.00 ± .00 | .46 ± .00 (1 of 2 laws) |  |  | .88 |"
-    assert lines[4] == "| farseer 10 % | -1.00 ± .00 |  |  | .10 ± .10 | .93 |"
+    assert lines[2] == "| farseer 1 % | .50 ± .00 |  |  |  |  | .60 |"
+    assert lines[3] == "| farseer 5 % | 1.00 ± .00 |  | .46 ± .00 (1 of 2 laws) |  |  | .88 |"
+    assert lines[4] == "| farseer 10 % | -1.00 ± .00 |  |  |  | .10 ± .10 | .93 |"
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     into_page("\n".join(lines), page)
@@ -225,6 +245,18 @@ def test_a_stopped_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch, ca
     again = pd.read_csv(out)
     assert again["r2"].tolist()[:2] == [0.25, 0.25] and len(again) == 3
     assert "1/1" in capsys.readouterr().out
+
+
+def test_the_prediction_of_the_choice_is_scored_beside_the_fit(tmp_path):
+    law = pd.Series({"task": "farseer", "law": "p", "formula": "A*N**-a", "parameters": "A a", "signed": ""})
+    n = np.geomspace(1e6, 1e9, 12)
+    rows = pd.DataFrame({"group": "all_data", "N": n, "D": 20 * n, "loss": 50 * n**-0.2})
+    rows[:9].to_csv(tmp_path / "farseer_train.csv", index=False)
+    rows[9:].to_csv(tmp_path / "farseer_test.csv", index=False)
+    found, bought, _ = scalebench.one(tmp_path, law, "choose", 0.5, 0, False)
+    assert set(found) == {"choose", "prediction"} and bought > 2
+    assert found["choose"] > 0.999 and 0.9 < found["prediction"] != found["choose"]
+    assert set(scalebench.one(tmp_path, law, "cheapest", 0.5, 0, False)[0]) == {"cheapest"}
 
 
 def test_only_what_can_be_paid_is_bought():

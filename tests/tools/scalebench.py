@@ -11,7 +11,8 @@ of a task is over all its laws. Tasks without a test table are skipped.
 With --choose the rows are chosen first, under 1, 5 and 10 % of the cost of all training rows of a group: by
 `theory choose` round by round, by its machinery made D-optimal, at random, and the cheapest first. Only chosen rows'
 losses are handed over. All rows are then fitted as above; where no more rows than parameters could be bought, which
-`theory fit` refuses, the prediction is that of `theory choose`. Without a row a group counts as not predicted (-1).
+`theory fit` refuses, the prediction is that of `theory choose`. From its own rows that prediction is scored beside the
+fit everywhere. Without a row a group counts as not predicted (-1).
 With --csv a run that was stopped goes on where it stopped; --page writes the table of its scores into a page.
 With --leave-out nothing of the test tables is read: the largest training runs stand for them (`left_out`).
 """
@@ -63,7 +64,15 @@ PUBLISHED = {
     "vocab": (0.96, 0.98, 0.98),
 }
 KEYS, MEASURED = ("task", "law", "how", "share", "seed"), ("r2", "rows", "seconds")
-STRATEGIES = {"choose": "`theory choose`", "d_optimal": "D-optimal", "cheapest": "cheapest first", "random": "random"}
+#: The prediction that `theory choose` makes itself from the rows that it chose; the others are by `theory fit`.
+OWN = "prediction"
+STRATEGIES = {
+    "choose": "`theory choose`",
+    OWN: "its own prediction",
+    "d_optimal": "D-optimal",
+    "cheapest": "cheapest first",
+    "random": "random",
+}
 #: What the tool writes into a page lies between these.
 BEGIN, END = "<!-- scalebench: begin -->", "<!-- scalebench: end -->"
 FAILED = (InputError, ArithmeticError, ValueError, Warning, np.linalg.LinAlgError)
@@ -157,33 +166,43 @@ def bought(
         criterion = "target" if how == "choose" else "information"
         chosen = followed(known, rows[target], cost, budget, lambda left: ask(criterion, left))
     known.loc[chosen, target] = rows.loc[chosen, target]
-    if not chosen or len(chosen) > len(law["parameters"].split()):
+    few = len(chosen) <= len(law["parameters"].split())
+    if not chosen or not (few or how == "choose"):
         return np.array(chosen, dtype=int), np.full(len(test), np.nan)
     return np.array(chosen, dtype=int), ask().targets["prediction"].to_numpy()
 
 
-def one(folder: Path, law: pd.Series, how: str, share: float, seed: int, leave_out: bool) -> tuple[float, int, float]:
-    """R^2 of one law with rows chosen in one way, the number of rows, and the seconds it took."""
-    task, rows_bought, begin = str(law["task"]), 0, time.monotonic()
+def one(
+    folder: Path, law: pd.Series, how: str, share: float, seed: int, leave_out: bool
+) -> tuple[dict[str, float], int, float]:
+    """R^2 of one law with rows chosen in one way by how it was predicted, the number of rows, and the seconds."""
+    task, begin = str(law["task"]), time.monotonic()
+    target, signed = TARGETS[task], law["signed"].split()
     train = pd.read_csv(folder / f"{task}_train.csv")
     train, test = left_out(task, train) if leave_out else (train, pd.read_csv(folder / f"{task}_test.csv"))
+    chosen_in: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
-    def predict(rows: pd.DataFrame, points: pd.DataFrame) -> np.ndarray:
-        nonlocal rows_bought
-        chosen, predicted = (
-            (np.arange(len(rows)), np.empty(0)) if how == "all" else bought(rows, points, law, how, share, seed)
-        )
-        rows_bought += len(chosen)
+    def own(rows: pd.DataFrame, points: pd.DataFrame) -> np.ndarray:
+        group = str(rows["group"].iloc[0])
+        if group not in chosen_in:
+            everything = np.arange(len(rows)), np.full(len(points), np.nan)
+            chosen_in[group] = everything if how == "all" else bought(rows, points, law, how, share, seed)
+        return chosen_in[group][1]
+
+    def by_fit(rows: pd.DataFrame, points: pd.DataFrame) -> np.ndarray:
+        predicted, chosen = own(rows, points), chosen_in[str(rows["group"].iloc[0])][0]
         if len(chosen) <= len(law["parameters"].split()):
             return predicted
-        return fitted(rows.iloc[chosen], points, law["formula"], law["signed"].split(), TARGETS[task], 1)
+        return fitted(rows.iloc[chosen], points, law["formula"], signed, target, 1)
 
-    try:
-        value = score(train, test, predict, TARGETS[task])
-    except FAILED as error:
-        print(f"{task} {law['law']} {how} {share:g}: {type(error).__name__}: {error}", flush=True)
-        value = -1.0
-    return value, rows_bought, time.monotonic() - begin
+    found = {}
+    for name, predict in {how: by_fit, **({OWN: own} if how == "choose" else {})}.items():
+        try:
+            found[name] = score(train, test, predict, target)
+        except FAILED as error:
+            print(f"{task} {law['law']} {name} {share:g}: {type(error).__name__}: {error}", flush=True)
+            found[name] = -1.0
+    return found, sum(len(chosen) for chosen, _ in chosen_in.values()), time.monotonic() - begin
 
 
 def tasks_of(folder: Path, leave_out: bool) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -219,15 +238,16 @@ def compare(options: argparse.Namespace) -> int:
         }
         for count, ended in enumerate(as_completed(asked), 1):
             law, how, share, seed = asked[ended]
-            value, rows, seconds = ended.result()
-            row = (law["task"], law["law"], how, share, seed, value, rows, seconds)
-            results.append(pd.DataFrame([row], columns=[*KEYS, *MEASURED]))
+            values, rows, seconds = ended.result()
+            scores = [(law["task"], law["law"], name, share, seed, r2, rows, seconds) for name, r2 in values.items()]
+            results.append(pd.DataFrame(scores, columns=[*KEYS, *MEASURED]))
             if options.csv:
                 with options.csv.open("a") as file:
                     results[-1].to_csv(file, index=False, header=not file.tell())
+            said = ", ".join(f"{name} R^2 {r2:.4f}" for name, r2 in values.items())
             print(
-                f"{count}/{len(jobs)}: {law['task']} {law['law']} {how} {share:g} seed {seed}: R^2 {value:.4f}, "
-                f"{rows} rows, {seconds:.1f} s",
+                f"{count}/{len(jobs)}: {law['task']} {law['law']} {share:g} seed {seed}: {said}, {rows} rows, "
+                f"{seconds:.1f} s",
                 flush=True,
             )
     frame = pd.concat(results, ignore_index=True)

@@ -8,9 +8,10 @@ fewer runs than parameters do for a start.
 
 The covariance of the ensemble's predictions says what a run at one point would tell of another: training a candidate
 is expected to lower the variance at the target points by cov(candidate, target)^2 / (var(candidate) + noise^2), which
-is V-optimality without a linearisation. Runs are planned for the whole budget, by gain per cost and by gain alone, and
-the better plan is taken. Only its cheap part is to be trained now: a round at most doubles what has been spent, and the
-next one plans again with its results.
+is V-optimality without a linearisation. Runs are planned for the whole budget by gain alone: a few dear runs near the
+target points mislead less than many cheap ones where the law does not hold over the whole range. Where these would be
+few for the law's parameters, gain per cost is tried too, and the better plan is taken. Only the cheap part of the plan
+is to be trained now: a round at most doubles what has been spent, and the next one plans again with its results.
 
 References:
     Oliver, He, Reynolds 1996, Conditioning permeability fields to pressure data (randomised maximum likelihood).
@@ -51,6 +52,8 @@ NEAR = 8.0
 FARTHEST = 4.0
 #: The first round may spend this share of the budget.
 FIRST = 1 / 32
+#: Runs per parameter, done and planned, from which a plan by gain alone is taken as it is.
+ENOUGH = 3
 #: Without target points: this share of the table, its most expensive rows.
 DEAREST = 0.1
 #: What a choice is made for: the variance at the target points, or what is learned of the parameters (D-optimality).
@@ -169,7 +172,8 @@ def choose_runs(
         prediction = np.nanmedian(values[:, count:], axis=0)
         both = covariance(np.concatenate([values[:, rest], values[:, count:]], axis=1), noise)
         sd = np.sqrt(np.diag(both)[len(rest) :])
-        chosen, both = plan(both, noise, price[rest], budget, criterion)
+        enough = ENOUGH * max(len(law.parameters) for law in parsed) - int(done.sum())
+        chosen, both = plan(both, noise, price[rest], budget, criterion, enough)
         planned = np.sqrt(np.maximum(np.diag(both)[len(rest) :], 0.0))
         if log_scale:
             prediction = np.exp(prediction)
@@ -355,18 +359,21 @@ def covariance(values: np.ndarray, noise: float) -> np.ndarray:
 
 
 def plan(
-    between: np.ndarray, noise: float, cost: np.ndarray, budget: float, criterion: str = "target"
+    between: np.ndarray, noise: float, cost: np.ndarray, budget: float, criterion: str = "target", enough: int = 0
 ) -> tuple[list[int], np.ndarray]:
     """Choose candidates for a budget.
 
     Args:
         between: [c + t, c + t] covariance of the predictions at candidates and, after them, target points.
         noise: standard deviation of a run. cost: [c].
+        enough: runs from which gain per cost is not tried.
 
     Returns:
         Indices of candidates in the order of the choice, and the covariance that is left.
     """
-    plans = [_greedy(between, noise, cost, budget, criterion, power) for power in (1.0, 0.0)]
+    plans = [_greedy(between, noise, cost, budget, criterion, 0.0)]
+    if len(plans[0][0]) < enough:
+        plans.append(_greedy(between, noise, cost, budget, criterion, 1.0))
     chosen, left, _ = max(plans, key=lambda made: made[2])
     return chosen, left
 
