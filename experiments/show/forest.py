@@ -172,7 +172,8 @@ def _point(folder: Path, line: Line, several: bool) -> dict[str, Any]:
         "second_low": second[2] - origin,
         "second_high": second[3] - origin,
         "beyond": " and ".join(filter(None, beyond)),
-        "reason": line.missing or premise,
+        # Where there is nothing to draw, what the verdict rests on instead.
+        "reason": line.missing or premise or ("" if np.isfinite(line.estimate) else "; ".join(line.remarks)),
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from theory.claims.compression import ALLOWED
 from theory.claims.dynamics import PRESERVED
-from theory.claims.efficiency import DRASTIC
+from theory.claims.efficiency import DRASTIC, SIMILAR
 from theory.claims.information import REACHES
 from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, MEANING, REFUTED, UNTESTABLE
 from theory.report import Report, to_json
@@ -142,8 +142,12 @@ def _second(found: Mapping[str, Any]) -> tuple[str, float, float, float] | None:
 
 
 def _remarks(found: Mapping[str, Any]) -> tuple[str, ...]:
-    """Of one exponent: where it bends, what the correction makes of it, and rules that were weaker."""
+    """Of one quantity: where it bends, what the correction makes of it, rules that were weaker, and the difference in
+    loss where there are too few budgets to read F from."""
     remarks = []
+    if found.get("performance") and not found["targets"]:
+        difference = interval_words(found["performance"]["estimate"], *found["performance"]["ci95"])
+        remarks.append(f"loss at equal tokens, clone - direct: {difference}, at most {SIMILAR:g}")
     if found["verdict"] != UNTESTABLE and found.get("bent"):
         halves = [interval_words(found[part]["estimate"], *found[part]["ci95"]) for part in ("low", "top")]
         remarks.append(f"bent: {halves[0]} in the lower half, {halves[1]} in the upper")
