@@ -8,15 +8,15 @@ fewer runs than parameters do for a start.
 
 The covariance of the ensemble's predictions says what a run at one point would tell of another: training a candidate
 is expected to lower the variance at the target points by cov(candidate, target)^2 / (var(candidate) + noise^2), which
-is V-optimality without a linearisation. Runs are planned for the whole budget by gain alone: a few dear runs near the
-target points mislead less than many cheap ones where the law does not hold over the whole range. Where these would be
-few for the law's parameters, gain per cost is tried too, and the better plan is taken. Only the cheap part of the plan
-is to be trained now: a round at most doubles what has been spent, and the next one plans again with its results.
+is V-optimality without a linearisation. That trusts the law and the fits so far. Until there are three runs per
+parameter, a run therefore counts by what it says of all candidates (D-optimality), which pins the law down first.
+Runs are planned for the whole budget, by gain alone: a few dear runs mislead less than many cheap ones where the law
+does not hold over the whole range. Only the cheap part of the plan is to be trained now: a round at most doubles what
+has been spent, and the next one plans again with its results.
 
 References:
     Oliver, He, Reynolds 1996, Conditioning permeability fields to pressure data (randomised maximum likelihood).
     Cohn 1996, Neural network exploration using optimal experiment design (expected variance at other points).
-    Leskovec et al. 2007, Cost-effective outbreak detection in networks (both greedy plans, and the better one).
     Li et al. 2026, arXiv 2604.22753 (the problem, and a method that linearises about every optimum).
 """
 
@@ -52,12 +52,12 @@ NEAR = 8.0
 FARTHEST = 4.0
 #: The first round may spend this share of the budget.
 FIRST = 1 / 32
-#: Runs per parameter, done and planned, from which a plan by gain alone is taken as it is.
+#: Runs per parameter that are done before runs are chosen for the target points.
 ENOUGH = 3
 #: Without target points: this share of the table, its most expensive rows.
 DEAREST = 0.1
 #: What a choice is made for: the variance at the target points, or what is learned of the parameters (D-optimality).
-CRITERIA = ("target", "information")
+TARGET, INFORMATION = CRITERIA = ("target", "information")
 #: A cost that exceeds the budget by less is rounding.
 ROUNDING = 1e-9
 
@@ -119,7 +119,7 @@ def choose_runs(
     budget: float,
     at: Table | None = None,
     signed: Collection[str] = (),
-    criterion: str = "target",
+    criterion: str = TARGET,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Choice:
     """Choose candidates to train.
@@ -172,8 +172,9 @@ def choose_runs(
         prediction = np.nanmedian(values[:, count:], axis=0)
         both = covariance(np.concatenate([values[:, rest], values[:, count:]], axis=1), noise)
         sd = np.sqrt(np.diag(both)[len(rest) :])
-        enough = ENOUGH * max(len(law.parameters) for law in parsed) - int(done.sum())
-        chosen, both = plan(both, noise, price[rest], budget, criterion, enough)
+        if done.sum() < ENOUGH * max(len(law.parameters) for law in parsed):
+            criterion = INFORMATION
+        chosen, both = plan(both, noise, price[rest], budget, criterion)
         planned = np.sqrt(np.maximum(np.diag(both)[len(rest) :], 0.0))
         if log_scale:
             prediction = np.exp(prediction)
@@ -359,38 +360,25 @@ def covariance(values: np.ndarray, noise: float) -> np.ndarray:
 
 
 def plan(
-    between: np.ndarray, noise: float, cost: np.ndarray, budget: float, criterion: str = "target", enough: int = 0
+    between: np.ndarray, noise: float, cost: np.ndarray, budget: float, criterion: str = TARGET
 ) -> tuple[list[int], np.ndarray]:
-    """Choose candidates for a budget.
+    """Choose candidates for a budget: the one that says most, again and again.
 
     Args:
         between: [c + t, c + t] covariance of the predictions at candidates and, after them, target points.
         noise: standard deviation of a run. cost: [c].
-        enough: runs from which gain per cost is not tried.
 
     Returns:
         Indices of candidates in the order of the choice, and the covariance that is left.
     """
-    plans = [_greedy(between, noise, cost, budget, criterion, 0.0)]
-    if len(plans[0][0]) < enough:
-        plans.append(_greedy(between, noise, cost, budget, criterion, 1.0))
-    chosen, left, _ = max(plans, key=lambda made: made[2])
-    return chosen, left
-
-
-def _greedy(
-    between: np.ndarray, noise: float, cost: np.ndarray, budget: float, criterion: str, power: float
-) -> tuple[list[int], np.ndarray, float]:
-    """The candidate with the largest gain per cost**power, again and again; and the gains together."""
-    between, chosen, total, c = between.copy(), list[int](), 0.0, len(cost)
+    between, chosen, c = between.copy(), list[int](), len(cost)
     free = np.ones(c, dtype=bool)
     while (able := free & (cost <= budget * (1 + ROUNDING))).any():
         variance = np.diag(between)[:c] + noise**2
-        gain = np.sum(between[c:, :c] ** 2, axis=0) / variance if criterion == "target" else np.log(variance / noise**2)
-        best = int(np.argmax(np.where(able, gain / cost**power, -np.inf)))
-        total += float(gain[best])
+        gain = np.sum(between[c:, :c] ** 2, axis=0) / variance if criterion == TARGET else variance
+        best = int(np.argmax(np.where(able, gain, -np.inf)))
         between -= np.outer(between[:, best], between[best]) / variance[best]
         free[best] = False
         budget -= float(cost[best])
         chosen.append(best)
-    return chosen, between, total
+    return chosen, between

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
+from theory.claims.efficiency import MIN_COMMON, SECOND_TIER_BUDGETS
 from theory.judge.methods import CLONE, kind_of
 from theory.report import ClaimReport
 from theory.show.axes import points_with_intervals
@@ -89,8 +90,11 @@ def efficiency_figure(claim: ClaimReport) -> Figure:
         right.invert_xaxis()
         right.legend(fontsize=7, loc="lower left")
     else:
-        right.text(0.5, 0.5, "no range of losses is reached by both\nwith enough seeds", transform=right.transAxes,
-                   ha="center", fontsize=8)  # fmt: skip
+        lacks = (
+            f"F needs {SECOND_TIER_BUDGETS} budgets with enough seeds\n"
+            f"and losses that both methods reach, over a factor of {10**MIN_COMMON:.2g} in budget"
+        )
+        right.text(0.5, 0.75, lacks, transform=right.transAxes, ha="center", va="center", fontsize=8)
         right.set(xticks=[], yticks=[worst["claimed"], 1.0])
     right.axhline(1.0, color="black", lw=0.8)
     right.axhline(worst["claimed"], color="black", ls=":", lw=1)
