@@ -267,9 +267,9 @@ def print_choice(choice: Choice, out: Console) -> None:
         # Above the table and not its title, which would wrap at the table's width.
         out.print("Train these now, fill in their results, and ask again:")
         out.print(grid(None, header, rows))
-    later = ~choice.now
+    later, runs = ~choice.now, "run" if len(rows) == 1 else "runs"
     out.print(
-        f"{len(rows)} runs now for {choice.cost[choice.now].sum():.4g}, {int(later.sum())} planned after them for "
+        f"{len(rows)} {runs} now for {choice.cost[choice.now].sum():.4g}, {int(later.sum())} planned after them for "
         f"{choice.cost[later].sum():.4g}; budget {choice.budget:.4g}, spent before {choice.spent:.4g}",
         soft_wrap=True,
     )
