@@ -196,7 +196,7 @@ def one(
         return fitted(rows.iloc[chosen], points, law["formula"], signed, target, 1)
 
     found = {}
-    for name, predict in {how: by_fit, **({OWN: own} if how == "choose" else {})}.items():
+    for name, predict in ({how: by_fit} | ({OWN: own} if how == "choose" else {})).items():
         try:
             found[name] = score(train, test, predict, target)
         except FAILED as error:

@@ -330,9 +330,7 @@ def judge(table: Table, margin: float) -> ClaimReport:
     remarks += far_runs(frame, cell, "test_loss")
     pairs = _comparisons(frame, arms, tuning)
     results = [r for c in pairs for r in _judge_comparison(c, len(pairs), curves_of_one_run)]
-    lowest = [round(float(np.nan_to_num(r["ci95"][0], posinf=0.0)), TIE) for r in results]
-    order = sorted(range(len(results)), key=lambda i: (PRECEDENCE.index(results[i]["verdict"]), lowest[i]))
-    results = [results[i] for i in order]
+    results.sort(key=_severity)
     counted = [r for r in results if r["decides"]]
     return ClaimReport(
         CLAIM.name,
@@ -384,6 +382,12 @@ def _comparisons(
     return found
 
 
+def _severity(result: Mapping[str, Any]) -> tuple[int, float]:
+    """Results in this order begin with the one that decides the claim."""
+    low = result["ci95"][0]
+    return PRECEDENCE.index(result["verdict"]), round(low, TIE) if np.isfinite(low) else 0.0
+
+
 def _judge_comparison(c: Comparison, comparisons: int, one_run: str) -> list[dict[str, Any]]:
     """A result per budget."""
     if not c.direct:
@@ -423,7 +427,8 @@ def _judge_comparison(c: Comparison, comparisons: int, one_run: str) -> list[dic
         direct_tuned=tuned[c.direct],
         worse_counts=enough and c.clone not in there,
     )
-    if len(shared) < SECOND_TIER_BUDGETS or len(seeds) < 2:  # a line through two budgets misses F by a fifth
+    # F read off a line through two budgets is no estimate: its intervals do not cover.
+    if len(shared) < SECOND_TIER_BUDGETS or len(seeds) < 2:
         return [_result(c, "tokens", Evidence(None, differences, float(top)), standard, found)]
     clone, direct = (losses[m].loc[seeds] for m in (c.clone, c.direct))
     results = []

@@ -161,7 +161,7 @@ def choose_runs(
         )
     else:
         points = _arrays(at, columns)
-    rest = np.flatnonzero(~done)
+    rest, most = np.flatnonzero(~done), max(len(law.parameters) for law in parsed)
     spent, m = float(price[done].sum()), len(next(iter(points.values())))
     prediction, sd, planned = (np.full(m, np.nan) for _ in range(3))
     if done.any():
@@ -172,7 +172,7 @@ def choose_runs(
         prediction = np.nanmedian(values[:, count:], axis=0)
         both = covariance(np.concatenate([values[:, rest], values[:, count:]], axis=1), noise)
         sd = np.sqrt(np.diag(both)[len(rest) :])
-        if done.sum() < ENOUGH * max(len(law.parameters) for law in parsed):
+        if done.sum() < ENOUGH * most:
             criterion = INFORMATION
         chosen, both = plan(both, noise, price[rest], budget, criterion)
         planned = np.sqrt(np.maximum(np.diag(both)[len(rest) :], 0.0))
@@ -184,7 +184,7 @@ def choose_runs(
         step = max(spent, FIRST * (spent + budget))
     else:
         # Nothing is known: the cheapest, as many as there are parameters.
-        order = rest[np.argsort(price[rest], kind="stable")][: max(len(law.parameters) for law in parsed)]
+        order = rest[np.argsort(price[rest], kind="stable")][:most]
         step = FIRST * budget
         taken = order[np.cumsum(price[order]) <= max(step, price[order[0]]) * (1 + ROUNDING)]
         taken = taken[price[taken] <= budget * (1 + ROUNDING)]

@@ -61,7 +61,7 @@ class PowerLaw:
     @property
     def determined(self) -> bool:
         """Some group has two levels of the coordinate."""
-        return bool(np.ptp(self.x) > SAME_LEVEL) if len(self.x) else False
+        return len(self.x) > 0 and bool(self._tells(np.ones((1, len(self.x)), dtype=bool))[0])
 
     def fit(self, y: np.ndarray, start: float | None = None) -> np.ndarray:
         """Slopes of many response vectors.
@@ -159,8 +159,11 @@ class PowerLaw:
             damping = np.where(better, damping * 0.2, np.minimum(damping * 5.0 + 1.0, 1e12))
             if np.all(np.abs(step) < 1e-9):
                 break
-        mean, *_ = self._project(y, weight, slope)
-        lost = ~self._tells(valid & (mean > 0)) | (np.abs(slope) > LARGEST_SLOPE)
+        lost = np.abs(slope) > LARGEST_SLOPE
+        # Where every cell is there and positive, every constant is, and what holds for the whole law holds here.
+        some = np.flatnonzero((y <= 0).any(axis=1))
+        mean, *_ = self._project(y[some], weight[some], slope[some])
+        lost[some] |= ~self._tells(valid[some] & (mean > 0))
         return np.where(lost, np.nan, slope)
 
     def _tells(self, present: np.ndarray) -> np.ndarray:
