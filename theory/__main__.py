@@ -517,7 +517,7 @@ def _plan(options: argparse.Namespace) -> int:
             replications=options.replications,
             cost=options.cost,
             progress=status.update,
-            workers=os.cpu_count() or 1,
+            workers=None,
         )
     _hand_over(options, outcome, render.print_plan)
     return 0

@@ -252,7 +252,7 @@ def plan(
     replications: int = PLAN_REPLICATIONS,
     cost: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
-    workers: int = 1,
+    workers: int | None = 1,
 ) -> Plan:
     """What a design would decide, before its runs: each claim judged on planted laws over the design's grid.
 
@@ -265,7 +265,8 @@ def plan(
         replications: simulated studies per planted law.
         cost: seconds of one run as a formula in the coordinates of the claims.
         progress: told what is simulated.
-        workers: processes; more than one only from a script whose main module can be imported again.
+        workers: processes, None for one per core; more than one only from a script whose main module can be imported
+            again.
 
     Raises:
         InputError: the design names no claim, or its numbers cannot be used.

@@ -226,7 +226,7 @@ def _details(claim: ClaimReport, lines: list[Line]) -> dict[str, Any] | None:
                 "as an equality": exponent.rate,
                 "bent": ("yes" if found["bent"] else "no") if "bent" in found else "",
                 **{word: _part(found.get(key)) for key, word in PARTS.items()},
-                "plateau reaches margin at": f"{beyond:.3g}" if (beyond := found.get("n_dagger")) and decided else "",
+                "too slow at": f"{beyond:.3g}" if (beyond := found.get("n_dagger")) and decided else "",
                 "rules": "second tier" if found.get("tier") == 2 else "",
             }
         )

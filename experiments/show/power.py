@@ -6,7 +6,6 @@ so this is no power "at the observed effect". The outcome is kept beside the stu
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -79,7 +78,7 @@ def power(study: Study, claim: str, rows: pd.DataFrame) -> dict[str, Any] | None
                 dimension=dimension,
                 replications=REPLICATIONS,
                 progress=lambda done, total, _: shown.update(done, total),
-                workers=os.cpu_count() or 1,
+                workers=None,
             )
         kept[claim] = {
             "design": asked,

@@ -163,3 +163,11 @@ def test_the_json_has_what_the_report_reads(monkeypatch, theory, tmp_path):
     assert {"case", "claim", "replications", "verdicts"} <= set(found["cases"][0])
     assert {"name", "value", "limits", "met"} <= set(found["requirements"][0])
     assert len(found["families"]) == len({case.family for case in all_cases()})
+
+
+def test_without_a_number_there_is_one_process_per_core_that_may_be_used(monkeypatch):
+    """Not one per core of the machine: a job of a cluster is lent fewer."""
+    monkeypatch.setattr(validation.os, "sched_getaffinity", lambda _: {3}, raising=False)
+    monkeypatch.setattr(validation, "ProcessPoolExecutor", None)  # must not be called
+    cases = sorted(CASES.values(), key=lambda case: case.name)[:2]
+    assert len(run_cases(cases, 1)) == 2

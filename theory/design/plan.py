@@ -79,7 +79,7 @@ def plan(
     cost: str | None = None,
     worth: WorthDesign | None = None,
     progress: Callable[[int, int, str], None] = lambda *_: None,
-    workers: int = 1,
+    workers: int | None = 1,
 ) -> Plan:
     """Check the gates of a design and simulate what it would decide.
 
@@ -91,8 +91,8 @@ def plan(
         cost: seconds per run, a number or an expression in the claim's coordinates.
         worth: budgets, sizes and noise of the claims that compare methods.
         progress: called at the start and after each planted law with (laws judged, laws, the law's name).
-        workers: processes that judge the planted laws; the outcome does not depend on their number. More than one
-            needs a main module that can be imported again (`if __name__ == "__main__":`).
+        workers: processes that judge the planted laws, None for one per core; the outcome does not depend on their
+            number. More than one needs a main module that can be imported again (`if __name__ == "__main__":`).
 
     Raises:
         InputError: the cost cannot be read.

@@ -252,8 +252,15 @@ def _single_threaded() -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def judged(jobs: Sequence[Draws], workers: int) -> Iterator[tuple[int, list[Outcome]]]:
-    """The outcomes of each job and its place, as they are ready: in `workers` processes, or here where it is one."""
+def judged(jobs: Sequence[Draws], workers: int | None) -> Iterator[tuple[int, list[Outcome]]]:
+    """The outcomes of each job and its place, as they are ready.
+
+    Args:
+        workers: processes; None: one for each core that this process may use. With one, all is done here.
+    """
+    if workers is None:
+        # A job of a cluster, or a container, may use fewer cores than the machine has.
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if min(workers, len(jobs)) <= 1:
         yield from ((k, job.judged()) for k, job in enumerate(jobs))
         return
@@ -279,8 +286,8 @@ def run_cases(
 
     Args:
         replications: draws per case; MANY times as many at the margin and where coverage in T is measured.
-        progress: told after every case how far it got. workers: processes, by default one a core; the outcome does not
-            depend on their number.
+        progress: told after every case how far it got. workers: processes, by default one per core; the outcome does
+            not depend on their number.
     """
     draws = {c.name: replications * (MANY if _needs_many(c) else 1) for c in cases}
     # Neighbours in the zoo cost alike. In the order of their keys cheap and dear cases mix, and the time left is known.
@@ -288,7 +295,7 @@ def run_cases(
     start, total, finished = time.monotonic(), sum(draws.values()), 0
     outcomes: dict[str, list[Outcome]] = {}
     jobs = [Draws(partial(_named, name), draws[name], stream_of(name)) for name in order]
-    for k, outcome in judged(jobs, workers or os.cpu_count() or 1):
+    for k, outcome in judged(jobs, workers):
         name = order[k]
         outcomes[name] = outcome
         finished += draws[name]
