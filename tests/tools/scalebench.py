@@ -9,8 +9,9 @@ group; R^2 is over the test rows of all groups, clipped to [-1, 1]. A law that i
 of a task is over all its laws. Tasks without a test table are skipped.
 
 With --choose the rows are chosen first, under 1, 5 and 10 % of the cost of all training rows of a group: by
-`theory choose` round by round, by its machinery made D-optimal, at random, and the cheapest first. Only chosen rows'
-losses are handed over. All rows are then fitted as above; where no more rows than parameters could be bought, which
+`theory choose` round by round, by its machinery made D-optimal, at random, and the cheapest first. Which of several
+runs of equal columns is taken depends on their order: every seed but 0 shuffles the rows. Only chosen rows' losses are
+handed over. All rows are then fitted as above; where no more rows than parameters could be bought, which
 `theory fit` refuses, the prediction is that of `theory choose`. From its own rows that prediction is scored beside the
 fit everywhere. Without a row a group counts as not predicted (-1).
 With --csv a run that was stopped goes on where it stopped; --page writes the table of its scores into a page.
@@ -143,7 +144,7 @@ def followed(
 
 def bought(
     rows: pd.DataFrame, test: pd.DataFrame, law: pd.Series, how: str, share: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
     """Indices of the rows that a strategy buys, and the prediction of `theory choose` from them at the test rows."""
     task, target = str(law["task"]), TARGETS[str(law["task"])]
     cost = rows.eval(COSTS[task]).to_numpy(dtype=np.float64)
@@ -166,10 +167,7 @@ def bought(
         criterion = "target" if how == "choose" else "information"
         chosen = followed(known, rows[target], cost, budget, lambda left: ask(criterion, left))
     known.loc[chosen, target] = rows.loc[chosen, target]
-    few = len(chosen) <= len(law["parameters"].split())
-    if not chosen or not (few or how == "choose"):
-        return np.array(chosen, dtype=int), np.full(len(test), np.nan)
-    return np.array(chosen, dtype=int), ask().targets["prediction"].to_numpy()
+    return np.array(chosen, dtype=int), lambda: ask().targets["prediction"].to_numpy()
 
 
 def one(
@@ -179,20 +177,26 @@ def one(
     task, begin = str(law["task"]), time.monotonic()
     target, signed = TARGETS[task], law["signed"].split()
     train = pd.read_csv(folder / f"{task}_train.csv")
+    if seed and how != "random":
+        train = train.sample(frac=1.0, random_state=seed, ignore_index=True)
     train, test = left_out(task, train) if leave_out else (train, pd.read_csv(folder / f"{task}_test.csv"))
-    chosen_in: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    made: dict[str, tuple[np.ndarray, Callable[[], np.ndarray]]] = {}
+
+    def choice(rows: pd.DataFrame, points: pd.DataFrame) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
+        group = str(rows["group"].iloc[0])
+        if group not in made and how == "all":
+            made[group] = np.arange(len(rows)), lambda: np.full(len(points), np.nan)
+        elif group not in made:
+            made[group] = bought(rows, points, law, how, share, seed)
+        return made[group]
 
     def own(rows: pd.DataFrame, points: pd.DataFrame) -> np.ndarray:
-        group = str(rows["group"].iloc[0])
-        if group not in chosen_in:
-            everything = np.arange(len(rows)), np.full(len(points), np.nan)
-            chosen_in[group] = everything if how == "all" else bought(rows, points, law, how, share, seed)
-        return chosen_in[group][1]
+        return choice(rows, points)[1]()
 
     def by_fit(rows: pd.DataFrame, points: pd.DataFrame) -> np.ndarray:
-        predicted, chosen = own(rows, points), chosen_in[str(rows["group"].iloc[0])][0]
+        chosen, predict = choice(rows, points)
         if len(chosen) <= len(law["parameters"].split()):
-            return predicted
+            return predict()
         return fitted(rows.iloc[chosen], points, law["formula"], signed, target, 1)
 
     found = {}
@@ -202,7 +206,7 @@ def one(
         except FAILED as error:
             print(f"{task} {law['law']} {name} {share:g}: {type(error).__name__}: {error}", flush=True)
             found[name] = -1.0
-    return found, sum(len(chosen) for chosen, _ in chosen_in.values()), time.monotonic() - begin
+    return found, sum(len(chosen) for chosen, _ in made.values()), time.monotonic() - begin
 
 
 def tasks_of(folder: Path, leave_out: bool) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -223,7 +227,7 @@ def compare(options: argparse.Namespace) -> int:
                 continue
             for how in options.strategy:
                 for share in SHARES if how != "all" else (1.0,):
-                    for seed in range(options.seeds if how == "random" else 1):
+                    for seed in range(options.seeds if how != "all" else 1):
                         jobs.append((law, how, share, seed))
     begin, done = time.monotonic(), pd.DataFrame(columns=[*KEYS, *MEASURED])
     if options.csv and options.csv.is_file():
@@ -333,7 +337,7 @@ def main() -> int:
     parser.add_argument("--strategy", nargs="+", default=["choose", "d_optimal", "cheapest", "random", "all"])
     parser.add_argument("--task", nargs="+", default=[])
     parser.add_argument("--law", nargs="+", default=[])
-    parser.add_argument("--seeds", type=int, default=5, help="of the random choice")
+    parser.add_argument("--seeds", type=int, default=5, help="orders of the rows, and of the random choice")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--leave-out", action="store_true", help="score on the largest training runs")
     parser.add_argument(

@@ -6,17 +6,18 @@ to the runs with noise added (randomised maximum likelihood). It spans several o
 there are no runs, the target is taken to be about that of the runs, and every draw tilts it in its own way: so that
 fewer runs than parameters do for a start.
 
-The covariance of the ensemble's predictions says what a run at one point would tell of another: training a candidate
-is expected to lower the variance at the target points by cov(candidate, target)^2 / (var(candidate) + noise^2), which
-is V-optimality without a linearisation. That trusts the law and the fits so far. Until there are three runs per
-parameter, a run therefore counts by what it says of all candidates (D-optimality), which pins the law down first.
-Runs are planned for the whole budget, by gain alone: a few dear runs mislead less than many cheap ones where the law
-does not hold over the whole range. Only the cheap part of the plan is to be trained now: a round at most doubles what
-has been spent, and the next one plans again with its results.
+The covariance of the ensemble's predictions says what a run at one point would tell of another, without a
+linearisation. A candidate counts by the information (in nats) that its result holds about the results of runs at the
+target points. That is a ratio of variances, so every direction in which the target points are uncertain counts, not
+only the most uncertain one, which is the law's to get wrong. The information counts per square root of the cost. Per
+cost, many cheap runs far away would be bought, which mislead where the law does not hold over the whole range; as it
+is, few dear runs, whose noise then decides. Runs are planned for the whole budget, and only the cheap part of the plan
+is to be trained now: a round at most doubles what has been spent, and the next one plans again with its results.
 
 References:
     Oliver, He, Reynolds 1996, Conditioning permeability fields to pressure data (randomised maximum likelihood).
-    Cohn 1996, Neural network exploration using optimal experiment design (expected variance at other points).
+    Lindley 1956, On a measure of the information provided by an experiment.
+    MacKay 1992, Information-based objective functions for active data selection (what a run tells of other points).
     Li et al. 2026, arXiv 2604.22753 (the problem, and a method that linearises about every optimum).
 """
 
@@ -52,12 +53,12 @@ NEAR = 8.0
 FARTHEST = 4.0
 #: The first round may spend this share of the budget.
 FIRST = 1 / 32
-#: Runs per parameter that are done before runs are chosen for the target points.
-ENOUGH = 3
 #: Without target points: this share of the table, its most expensive rows.
 DEAREST = 0.1
-#: What a choice is made for: the variance at the target points, or what is learned of the parameters (D-optimality).
+#: What a run is to tell of: the runs at the target points, or the law itself (D-optimality).
 TARGET, INFORMATION = CRITERIA = ("target", "information")
+#: What a run tells counts per this power of its cost.
+THRIFT = 0.5
 #: A cost that exceeds the budget by less is rounding.
 ROUNDING = 1e-9
 
@@ -161,7 +162,7 @@ def choose_runs(
         )
     else:
         points = _arrays(at, columns)
-    rest, most = np.flatnonzero(~done), max(len(law.parameters) for law in parsed)
+    rest = np.flatnonzero(~done)
     spent, m = float(price[done].sum()), len(next(iter(points.values())))
     prediction, sd, planned = (np.full(m, np.nan) for _ in range(3))
     if done.any():
@@ -172,8 +173,6 @@ def choose_runs(
         prediction = np.nanmedian(values[:, count:], axis=0)
         both = covariance(np.concatenate([values[:, rest], values[:, count:]], axis=1), noise)
         sd = np.sqrt(np.diag(both)[len(rest) :])
-        if done.sum() < ENOUGH * most:
-            criterion = INFORMATION
         chosen, both = plan(both, noise, price[rest], budget, criterion)
         planned = np.sqrt(np.maximum(np.diag(both)[len(rest) :], 0.0))
         if log_scale:
@@ -184,7 +183,7 @@ def choose_runs(
         step = max(spent, FIRST * (spent + budget))
     else:
         # Nothing is known: the cheapest, as many as there are parameters.
-        order = rest[np.argsort(price[rest], kind="stable")][:most]
+        order = rest[np.argsort(price[rest], kind="stable")][: max(len(law.parameters) for law in parsed)]
         step = FIRST * budget
         taken = order[np.cumsum(price[order]) <= max(step, price[order[0]]) * (1 + ROUNDING)]
         taken = taken[price[taken] <= budget * (1 + ROUNDING)]
@@ -362,7 +361,9 @@ def covariance(values: np.ndarray, noise: float) -> np.ndarray:
 def plan(
     between: np.ndarray, noise: float, cost: np.ndarray, budget: float, criterion: str = TARGET
 ) -> tuple[list[int], np.ndarray]:
-    """Choose candidates for a budget: the one that says most, again and again.
+    """Choose candidates for a budget: the one that tells most for its cost, again and again.
+
+    Where cheap ones would use up what a dear one needs that tells more than all of them, the dear one is taken.
 
     Args:
         between: [c + t, c + t] covariance of the predictions at candidates and, after them, target points.
@@ -371,14 +372,36 @@ def plan(
     Returns:
         Indices of candidates in the order of the choice, and the covariance that is left.
     """
-    between, chosen, c = between.copy(), list[int](), len(cost)
+    c = len(cost)
+    # What would be unknown of the candidates if the results at the target points, or the law, were known.
+    given = np.zeros((c, c))
+    if criterion == TARGET:
+        measured = between[c:, c:] + noise**2 * np.eye(len(between) - c)
+        given = between[:c, :c] - between[:c, c:] @ np.linalg.solve(measured, between[c:, :c])
+    plans = [_greedy(between, given, noise, cost, budget, thrift) for thrift in (THRIFT, 0.0)]
+    chosen, left, _ = max(plans, key=lambda made: made[2])
+    return chosen, left
+
+
+def _greedy(
+    between: np.ndarray, given: np.ndarray, noise: float, cost: np.ndarray, budget: float, thrift: float
+) -> tuple[list[int], np.ndarray, float]:
+    """A plan, the covariance that is left, and the information of its runs together.
+
+    Args:
+        given: [c, c] covariance of the candidates if what they are to tell of were known.
+        thrift: the power of the cost per which the information counts.
+    """
+    between, given, chosen, total, c = between.copy(), given.copy(), list[int](), 0.0, len(cost)
     free = np.ones(c, dtype=bool)
     while (able := free & (cost <= budget * (1 + ROUNDING))).any():
-        variance = np.diag(between)[:c] + noise**2
-        gain = np.sum(between[c:, :c] ** 2, axis=0) / variance if criterion == TARGET else variance
-        best = int(np.argmax(np.where(able, gain, -np.inf)))
+        variance, variance_given = np.diag(between)[:c] + noise**2, np.diag(given) + noise**2
+        information = np.log(variance / variance_given)
+        best = int(np.argmax(np.where(able, information / cost**thrift, -np.inf)))
+        total += float(information[best])
         between -= np.outer(between[:, best], between[best]) / variance[best]
+        given -= np.outer(given[:, best], given[best]) / variance_given[best]
         free[best] = False
         budget -= float(cost[best])
         chosen.append(best)
-    return chosen, between
+    return chosen, between, total
