@@ -22,7 +22,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from experiments.common.files import read_json
@@ -34,16 +33,14 @@ from experiments.sweep.rows import load_rows, table
 from experiments.sweep.store import Study
 from lrc_jax.errors import InputError
 from theory.claims import convergence, generalization, optimal_rank
-from theory.design.next import CLAIMS, Next, Price, Proposal, next_runs
+from theory.design.next import CLAIMS, Next, Price, Proposal, next_runs, pilot
 from theory.judge import looks as looking
 from theory.judge.check import check
-from theory.judge.gates import SECOND_TIER_SEEDS
 from theory.judge.intervals import spending
 from theory.judge.looks import Looks
 from theory.judge.verdicts import DECIDED
 from theory.tables import table_from_frame
 
-PILOT_RANKS = 5
 #: Coordinates of a claim that are keys of a run, N or T last; of the others only seeds are added.
 COORDINATES = {
     claim.CLAIM.name: tuple(c.name for c in claim.COORDINATES) for claim in (generalization, convergence)
@@ -121,17 +118,9 @@ class Decision:
         return found
 
     def _pilot(self, levels: Mapping[str, list[Any]]) -> str:
-        """Five ranks, the lower half of N or T, three seeds; of claims without coordinates the whole design."""
-        chosen = {key: levels[key] for key in COORDINATES.get(self.claim, ())}
-        for key, values in chosen.items():
-            if key == "rank":
-                at = np.unique(np.linspace(0, len(values) - 1, min(PILOT_RANKS, len(values))).round().astype(int))
-                chosen[key] = [values[i] for i in at]
-            else:
-                chosen[key] = values[: max(2, (len(values) + 1) // 2)]
-        seeds = levels["seed"][:SECOND_TIER_SEEDS]
-        seeds = [*seeds, *(seeds[-1] + 1 + k for k in range(SECOND_TIER_SEEDS - len(seeds)))]
-        return " ".join(f"{key}={','.join(map(str, values))}" for key, values in [*chosen.items(), ("seed", seeds)])
+        """The runs of `pilot`; of claims without coordinates the whole design."""
+        chosen = pilot({key: levels[key] for key in (*COORDINATES.get(self.claim, ()), "seed")})
+        return " ".join(f"{key}={','.join(map(str, values))}" for key, values in chosen.items())
 
     # The record ......................................................................................................
 

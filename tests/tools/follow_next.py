@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from theory.claims import generalization
-from theory.design.next import BLOCK, next_runs
+from theory.design.next import BLOCK, next_runs, pilot
 from theory.judge import gates
 from theory.judge.cells import build_cells
 from theory.judge.check import check_table
@@ -101,11 +101,11 @@ class Planted:
         return float(mean * np.exp(deviation + self.full.noise * of_run.standard_normal()))
 
 
-def pilot(full: Design) -> Design:
-    """That of `lrc decide`: five ranks, the lower half of N or T, three seeds."""
-    ranks = tuple(full.ranks[round(k)] for k in np.linspace(0, len(full.ranks) - 1, 5))
-    samples, steps = (x[: -(-len(x) // 2)] for x in (full.samples, full.steps))
-    return replace(full, ranks=ranks, samples=samples, steps=steps, seeds=3)
+def thin(full: Design) -> Design:
+    """That of `lrc decide`."""
+    chosen = pilot({"rank": full.ranks, "samples": full.samples, "steps": full.steps, "seed": range(full.seeds)})
+    ranks, samples, steps, seeds = (tuple(values) for values in chosen.values())
+    return replace(full, ranks=ranks, samples=samples, steps=steps, seeds=len(seeds))
 
 
 def planted(grid: Design = DEMO) -> list[Planted]:
@@ -113,7 +113,7 @@ def planted(grid: Design = DEMO) -> list[Planted]:
 
     def on_grid(name: str, claim: str, law: Callable[..., Any], wrong: bool) -> Planted:
         full = replace(grid, seeds=SEEDS.get(claim, grid.seeds), noise=NOISE.get(claim, grid.noise))
-        return Planted(name, claim, law, wrong, full, pilot(full))
+        return Planted(name, claim, law, wrong, full, thin(full))
 
     def gap(name: str, law: Law, wrong: bool) -> Planted:
         return on_grid(f"gap {name}", "generalization", law, wrong)

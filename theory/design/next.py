@@ -45,6 +45,7 @@ FEW = (None, 3, 2)
 FEWEST = 4  # simulations of every set
 BRACKET = 2.5  # ranks around r*, as a factor on both sides
 SAME = np.log(1.2)  # N closer than this factor are not both run
+PILOT_RANKS = 5
 #: Columns of a table that say what a run costs, where none is named.
 COSTS = ("seconds", "training_seconds")
 
@@ -217,6 +218,25 @@ def next_runs(
         raced = _race(study, sets, simulations, seed, partial(_order, last=last), progress)
     notes += _advice(raced, study.notes, price.unit, budget)
     return Next(path, claim, verdict, tuple(raced), price.unit, budget, tuple(notes))
+
+
+def pilot(levels: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """A thin part of a grid, to plan the rest by: five ranks, the lower half of N or T, three seeds.
+
+    Args:
+        levels: of the grid by coordinate, ascending; `seed` among them.
+    """
+    chosen = {}
+    for name, values in levels.items():
+        if name == "seed":
+            more = range(values[-1] + 1, values[-1] + 1 + gates.SECOND_TIER_SEEDS - len(values))
+            chosen[name] = [*values[: gates.SECOND_TIER_SEEDS], *more]
+        elif name == "rank":
+            at = np.unique(np.linspace(0, len(values) - 1, min(PILOT_RANKS, len(values))).round().astype(int))
+            chosen[name] = [values[i] for i in at]
+        else:
+            chosen[name] = list(values[: max(2, (len(values) + 1) // 2)])
+    return chosen
 
 
 def _required(table: Table | None, claim: str) -> Table:
