@@ -228,30 +228,24 @@ def test_the_table_of_scores_says_where_laws_are_missing(tmp_path):
     assert page.read_text() == f"before\n{BEGIN}\n" + "\n".join(lines) + f"\n{END}\nafter\n"
 
 
+POWER = pd.Series({"task": "farseer", "law": "p", "formula": "A*N**-a", "parameters": "A a", "signed": ""})
+
+
+def write_runs(folder, n, noise=1.0):
+    """Runs of the law `POWER` at sizes n, of which the last three are the test."""
+    rows = pd.DataFrame({"group": "all_data", "N": n, "D": 20 * n, "loss": 50 * n**-0.2 * noise})
+    rows[:-3].to_csv(folder / "farseer_train.csv", index=False)
+    rows[-3:].to_csv(folder / "farseer_test.csv", index=False)
+
+
 def test_a_stopped_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     """Scores that are in the file are not computed again, the others are added to it."""
     folder, out = tmp_path / "bench", tmp_path / "scores.csv"
     folder.mkdir()
-    pd.DataFrame(
-        {"task": ["farseer"], "law": ["p"], "formula": ["A*N**-a"], "parameters": ["A a"], "signed": ["a"]}
-    ).to_csv(folder / "laws.csv", index=False)
-    n = np.geomspace(1e6, 1e9, 12)
-    rows = pd.DataFrame({"group": "all_data", "N": n, "D": 20 * n, "loss": 50 * n**-0.2})
-    rows[:9].to_csv(folder / "farseer_train.csv", index=False)
-    rows[9:].to_csv(folder / "farseer_test.csv", index=False)
-    asked = [
-        "scalebench",
-        str(folder),
-        "--choose",
-        "--strategy",
-        "cheapest",
-        "--jobs",
-        "1",
-        "--csv",
-        str(out),
-        "--seeds",
-        "1",
-    ]
+    POWER.to_frame().T.assign(signed="a").to_csv(folder / "laws.csv", index=False)
+    write_runs(folder, np.geomspace(1e6, 1e9, 12))
+    words = "--choose --strategy cheapest --jobs 1 --seeds 1 --csv"
+    asked = ["scalebench", str(folder), *words.split(), str(out)]
     monkeypatch.setattr("sys.argv", asked)
     main()
     first = pd.read_csv(out)
@@ -266,32 +260,21 @@ def test_a_stopped_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch, ca
 
 def test_every_seed_but_the_first_takes_the_runs_in_another_order(tmp_path):
     """Two runs of each size differ only in their noise; which is bought depends on the order."""
-    law = pd.Series({"task": "farseer", "law": "p", "formula": "A*N**-a", "parameters": "A a", "signed": ""})
-    n = np.repeat(np.geomspace(1e6, 1e9, 6), 2)
-    noise = np.exp(np.tile([0.01, -0.01], 6) * np.geomspace(1, 2, 12))
-    pd.DataFrame({"group": "all_data", "N": n, "D": 20 * n, "loss": 50 * n**-0.2 * noise}).to_csv(
-        tmp_path / "farseer_train.csv", index=False
-    )
-    large = np.array([2e9, 4e9, 8e9])
-    pd.DataFrame({"group": "all_data", "N": large, "D": 20 * large, "loss": 50 * large**-0.2}).to_csv(
-        tmp_path / "farseer_test.csv", index=False
-    )
+    n = np.concatenate([np.repeat(np.geomspace(1e6, 1e9, 6), 2), [2e9, 4e9, 8e9]])
+    noise = np.tile([0.01, -0.01], 6) * np.geomspace(1, 2, 12)
+    write_runs(tmp_path, n, np.exp(np.concatenate([noise, np.zeros(3)])))
     # Half a pair is bought last: its other half in another order.
-    scores = [scalebench.one(tmp_path, law, "cheapest", 3e-5, seed, False)[0]["cheapest"] for seed in (0, 0, 1, 2, 3)]
+    scores = [scalebench.one(tmp_path, POWER, "cheapest", 3e-5, seed, False)[0]["cheapest"] for seed in (0, 0, 1, 2, 3)]
     assert scores[0] == scores[1]
     assert len(set(scores)) > 1
 
 
 def test_the_prediction_of_the_choice_is_scored_beside_the_fit(tmp_path):
-    law = pd.Series({"task": "farseer", "law": "p", "formula": "A*N**-a", "parameters": "A a", "signed": ""})
-    n = np.geomspace(1e6, 1e9, 12)
-    rows = pd.DataFrame({"group": "all_data", "N": n, "D": 20 * n, "loss": 50 * n**-0.2})
-    rows[:9].to_csv(tmp_path / "farseer_train.csv", index=False)
-    rows[9:].to_csv(tmp_path / "farseer_test.csv", index=False)
-    found, bought, _ = scalebench.one(tmp_path, law, "choose", 0.5, 0, False)
+    write_runs(tmp_path, np.geomspace(1e6, 1e9, 12))
+    found, bought, _ = scalebench.one(tmp_path, POWER, "choose", 0.5, 0, False)
     assert set(found) == {"choose", "prediction"} and bought > 2
     assert found["choose"] > 0.999 and 0.9 < found["prediction"] != found["choose"]
-    assert set(scalebench.one(tmp_path, law, "cheapest", 0.5, 0, False)[0]) == {"cheapest"}
+    assert set(scalebench.one(tmp_path, POWER, "cheapest", 0.5, 0, False)[0]) == {"cheapest"}
 
 
 def test_only_what_can_be_paid_is_bought():

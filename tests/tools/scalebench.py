@@ -21,6 +21,7 @@ With --leave-out nothing of the test tables is read: the largest training runs s
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 import time
@@ -33,7 +34,7 @@ import numpy as np
 import pandas as pd
 
 from theory import InputError
-from theory.design.choose_runs import Choice, choose_runs
+from theory.design.choose_runs import INFORMATION, TARGET, Choice, choose_runs
 from theory.laws.user_law import fit_law
 from theory.report import write_text
 from theory.show.markdown import markdown_table
@@ -153,21 +154,23 @@ def bought(
     at = Table(test.drop(columns=target))
     laws, signed = [str(law["formula"])], law["signed"].split()
 
-    def ask(criterion: str = "target", left: float = 1e-30):
+    def ask(criterion: str = TARGET, left: float = 1e-30):
         return choose_runs(
             Table(known), laws, target, cost=COSTS[task], budget=left, at=at, signed=signed, criterion=criterion
         )
 
-    if how in ("random", "cheapest"):
+    if how == "all":
+        chosen = list(range(len(rows)))
+    elif how in ("random", "cheapest"):
         order = (
             np.random.default_rng(seed).permutation(len(rows)) if how == "random" else np.argsort(cost, kind="stable")
         )
         chosen = affordable(order, cost, budget)
     else:
-        criterion = "target" if how == "choose" else "information"
+        criterion = TARGET if how == "choose" else INFORMATION
         chosen = followed(known, rows[target], cost, budget, lambda left: ask(criterion, left))
     known.loc[chosen, target] = rows.loc[chosen, target]
-    return np.array(chosen, dtype=int), lambda: ask().targets["prediction"].to_numpy()
+    return np.array(chosen, dtype=int), functools.cache(lambda: ask().targets["prediction"].to_numpy())
 
 
 def one(
@@ -184,9 +187,7 @@ def one(
 
     def choice(rows: pd.DataFrame, points: pd.DataFrame) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
         group = str(rows["group"].iloc[0])
-        if group not in made and how == "all":
-            made[group] = np.arange(len(rows)), lambda: np.full(len(points), np.nan)
-        elif group not in made:
+        if group not in made:
             made[group] = bought(rows, points, law, how, share, seed)
         return made[group]
 

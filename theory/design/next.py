@@ -45,7 +45,7 @@ FEW = (None, 3, 2)
 FEWEST = 4  # simulations of every set
 BRACKET = 2.5  # ranks around r*, as a factor on both sides
 SAME = np.log(1.2)  # N closer than this factor are not both run
-PILOT_RANKS = 5
+PILOT_RANKS = 5  # of a grid, at its ends and between
 #: Columns of a table that say what a run costs, where none is named.
 COSTS = ("seconds", "training_seconds")
 
