@@ -164,6 +164,8 @@ def known_words(look: dict[str, Any]) -> str:
 
 def bought_words(block: Block) -> str:
     """A block in words: its runs, why, its cost and its chance."""
+    if not block.runs:
+        return block.why
     expected = (
         "" if block.cost_s is None else f", about {duration(block.cost_s)}, chance of a verdict {block.chance:.2f}"
     )
@@ -245,7 +247,7 @@ def go_on(decision: Decision, launch: list[str], view: View) -> None:
             view.update("choosing the next runs", used, now=True)
             decision.plan(lambda text, used=used: view.update(f"choosing the next runs: {text}", used))
             continue
-        view.say(f"buying {bought_words(block)}")
+        view.say(f"buying {bought_words(block)}" if block.runs else bought_words(block))
         try:
             buy(decision, launch, view)
         except BudgetSpent:
@@ -255,7 +257,7 @@ def go_on(decision: Decision, launch: list[str], view: View) -> None:
         collect(decision.study)
         look = decision.look()
         level = f"{100 * look['level']:.1f} % intervals"
-        name = f"look {look['number']} of {decision.looks.planned}, {level}: {look['verdict']}"
+        name = f"look {look['number']} of at most {decision.looks.planned}, {level}: {look['verdict']}"
         view.say(f"{name if look['number'] else 'pilot'}: {known_words(look)}")
 
 
@@ -275,6 +277,8 @@ def report(decision: Decision, study: str) -> int:
         print(visible(f"the last word: {outcome['verdict']}"))
     if outcome["words"]:
         print(visible(outcome["words"]))
+    if not decided and decision.closed:
+        print("the last look spent all of the error: more runs would be another test; give another study= for it")
     print(visible(f"lrc report {study} makes its page, with the history of looks"))
     return (1 if outcome["verdict"] == REFUTED else 0) if decided else UNDECIDED
 

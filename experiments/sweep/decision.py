@@ -4,6 +4,7 @@
                        "overrides": [...], "grid": {"rank": [...], ..., "runs": 225},
                        "budget_s": 300.0,
                        "blocks": [{"why": ..., "lines": ["rank=2,4 seed=0,1"], "runs": 4, "cost_s": ..., "chance": ...,
+                                   "share": 0.36, "ending": null | {"reason": ..., "words": ...},
                                    "look": null | {"number", "level", "verdict", "runs", "spent_s", "measured"}}],
                        "outcome": null | {"reason": ..., "verdict": ..., "words": ...}}}
 
@@ -33,10 +34,9 @@ from experiments.sweep.rows import load_rows, table
 from experiments.sweep.store import Study
 from lrc_jax.errors import InputError
 from theory.claims import convergence, generalization, optimal_rank
-from theory.design.next import CLAIMS, Next, Price, Proposal, next_runs, pilot
+from theory.design.next import CLAIMS, Price, Proposal, next_step, pilot
 from theory.judge import looks as looking
 from theory.judge.check import check
-from theory.judge.intervals import spending
 from theory.judge.looks import Looks
 from theory.judge.verdicts import DECIDED
 from theory.tables import table_from_frame
@@ -48,10 +48,12 @@ COORDINATES = {
 #: Why it ended, in words.
 OUTCOMES = {
     "decided": "decided",
-    "looks": "not decided: every look that was declared has been made",
+    "looks": "not decided: the last of the looks that were declared has been made",
     "budget": "not decided: the budget is spent, or too small for runs that could decide",
     "nothing": "not decided: no runs that can be proposed would decide",
 }
+
+LEAST_S = 1e-9  # a budget that is spent buys nothing, but what a verdict would take can still be said
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Block:
     Attributes:
       why: in words. lines: overrides of multiruns that make them up. runs: their number.
       cost_s: what they were expected to cost, chance: of a verdict; None of the pilot. look: made after them.
+      share: of the error, for that look. ending: of the decision if that look does not decide; None: others follow.
     """
 
     why: str
@@ -68,6 +71,8 @@ class Block:
     runs: int
     cost_s: float | None = None
     chance: float | None = None
+    share: float | None = None
+    ending: dict[str, str] | None = None
     look: dict[str, Any] | None = None
 
 
@@ -172,7 +177,7 @@ class Decision:
                     "decide under another study="
                 )
         stopped = self.outcome is not None and self.outcome["reason"] in ("budget", "nothing")
-        if stopped and asked.budget_s > self.budget_s:
+        if stopped and not self.closed and asked.budget_s > self.budget_s:
             self.outcome = None
         self.budget_s, self.overrides = asked.budget_s, asked.overrides
         return self
@@ -212,11 +217,16 @@ class Decision:
         """Looks so far; the pilot's is none."""
         return sum(block.look is not None and block.look["number"] > 0 for block in self.blocks)
 
+    @property
+    def closed(self) -> bool:
+        """Has the last look spent all of the error? Then no run can be added to this test, whatever the budget."""
+        return self.blocks[-1].ending is not None and self.blocks[-1].look is not None
+
     def look(self) -> dict[str, Any]:
         """Judge what is there after the last block, and write it down; a pilot is measured, not judged."""
         rows, block = self.rows(), self.blocks[-1]
         number = len(self.blocks) - 1
-        share = self.looks.share(number) if number else 1.0
+        share = 1.0 if not number else self.looks.share(number) if block.share is None else block.share
         judged = table_from_frame(self.frame(rows), str(self.study.path))
         if number:
             word, report = looking.look(judged, self.claim, share, self.margin)
@@ -236,48 +246,48 @@ class Decision:
             self.write()
         return block.look
 
-    def plan(self, progress: Any) -> Next | None:
+    def plan(self, progress: Any) -> None:
         """Choose the next block and write it down, or the outcome where there is none."""
-        last = self.blocks[-1].look
-        assert last is not None
-        number, word = self.made + 1, last["verdict"]
-        if number > self.looks.planned:
-            self.end("looks", word)
-            return None
-        left = self.budget_s - last["spent_s"]
-        if left <= 0:
-            self.end("budget", word)
-            return None
+        block = self.blocks[-1]
+        assert block.look is not None
+        word = block.look["verdict"]
+        if block.ending is not None:
+            self.end(block.ending["reason"], word, block.ending["words"])
+            return
+        left = max(self.budget_s - block.look["spent_s"], LEAST_S)
         judged = table_from_frame(self.frame(self.rows()), str(self.study.path))
-        with spending(self.looks.share(number)):
-            found = next_runs(
-                judged, self.claim, budget=left, cost="seconds", margin=self.margin, seed=number,
-                last=number == self.looks.planned, progress=progress,
-            )  # fmt: skip
-        if found.decided:
-            self.blocks.append(Block("the runs that are there decide at the level of this look", [], 0, 0.0, 1.0))
-        elif (chosen := self._runnable(found)) is not None:
-            self.blocks.append(Block(chosen.why, chosen.overrides, len(chosen.runs), chosen.cost, chosen.chance))
+        step = next_step(
+            judged, self.claim, self.looks, self.made, self._possible, budget=left, cost="seconds", margin=self.margin,
+            seed=self.made + 1, progress=progress,
+        )  # fmt: skip
+        found, chosen = step.found, step.runs
+        affordable = any(p.affordable for p in found.proposals)
+        short = any(not p.affordable and p.chance > 0 for p in found.proposals)
+        reason, words = "budget" if short or not affordable else "nothing", "".join(found.notes[-1:])
+        if step.share is None:
+            self.end(reason, word or found.verdict, words)
+            return
+        if chosen is not None:
+            new = Block(chosen.why, chosen.overrides, len(chosen.runs), chosen.cost, chosen.chance)
+            reason, words = "looks", ""
+        elif found.decided:
+            new = Block("the runs that are there decide at the level of this look", [], 0, 0.0, 1.0)
         else:
-            affordable = any(p.affordable for p in found.proposals)
-            short = any(not p.affordable and p.chance > 0 for p in found.proposals)
-            self.end("budget" if short or not affordable else "nothing", word or found.verdict, *found.notes[-1:])
-            return found
+            new = Block(
+                "no runs that can be bought have a fair chance of a verdict: the error that is left is spent on those "
+                "that are there", [], 0,
+            )  # fmt: skip
+        new.share, new.ending = step.share, {"reason": reason, "words": words} if step.last else None
+        self.blocks.append(new)
         self.write()
-        return found
 
-    def _runnable(self, found: Next) -> Proposal | None:
-        """The first step that is advised, with configurations that are in order: a rank may be none of this student."""
-        proposals = list(found.proposals)
-        while True:
-            step = dataclasses.replace(found, proposals=tuple(proposals)).first_step
-            if step is None:
-                return None
-            try:
-                self.configs(step.overrides)
-                return step
-            except InputError:
-                proposals.remove(step)
+    def _possible(self, proposal: Proposal) -> bool:
+        """Are all its configurations in order? A rank may be none of this student."""
+        try:
+            self.configs(proposal.overrides)
+        except InputError:
+            return False
+        return True
 
     def end(self, reason: str, verdict: str, words: str = "") -> None:
         """Write the outcome down."""
@@ -292,7 +302,7 @@ class Decision:
             return None
         levels = pd.MultiIndex.from_product([self.grid[c] for c in coordinates], names=coordinates)
         price = Price.of(frame, coordinates, "seconds")
-        return price.of_runs(levels.to_frame(index=False)) * self.grid["runs"] / len(levels)
+        return float(price.each(levels.to_frame(index=False)).sum()) * self.grid["runs"] / len(levels)
 
 
 def spent(rows: Iterable[Mapping[str, Any]]) -> float:

@@ -26,6 +26,7 @@ from experiments.sweep import provenance
 from experiments.sweep.decision import Decision
 from experiments.sweep.provenance import note_of, write_note
 from experiments.sweep.store import Study
+from theory.design import next as planning
 from theory.design.next import Next, Proposal, next_runs
 from theory.judge.check import check_table
 
@@ -64,14 +65,15 @@ def whole_grid(table, claim, *, budget, **_):
     runs = pd.DataFrame([run for run in grid if run not in done], columns=names).astype(float)
     cost = SECONDS_PER_SAMPLE * float(runs["samples"].sum())
     proposal = Proposal("the rest of the grid", runs, cost, cost <= budget, {"LOOSE": 1.0}, 1)
-    return Next("", claim, "UNTESTABLE", (proposal,), "s", budget, (f"the rest costs {cost:g} s",))
+    word = "INCONCLUSIVE" if runs.empty else "UNTESTABLE"
+    return Next("", claim, word, () if runs.empty else (proposal,), "s", budget, (f"the rest costs {cost:g} s",))
 
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """Runs `lrc decide`, with runs that are planted and a plan that is given; returns (exit code, its record)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(deciding, "next_runs", whole_grid)
+    monkeypatch.setattr(planning, "next_runs", whole_grid)
 
     def run(*words, gap=gap_of, study="mine", claim="generalization", grid=GRID):
         monkeypatch.setattr(decide, "buy", lambda decision, launch, view: finished(decision, gap))
@@ -109,7 +111,7 @@ def test_a_claim_is_decided_from_nothing(command, capsys):
 
 @pytest.mark.slow
 def test_the_advice_decides_with_a_part_of_the_grid(command, monkeypatch):
-    monkeypatch.setattr(deciding, "next_runs", functools.partial(next_runs, simulations=12))
+    monkeypatch.setattr(planning, "next_runs", functools.partial(next_runs, simulations=12))
     code, record = command()
     assert (code, record["outcome"]["verdict"]) == (0, "LOOSE")
     last = record["blocks"][-1]["look"]
@@ -182,6 +184,31 @@ def test_no_more_looks_than_declared(command):
     assert (code, record["outcome"]["reason"]) == (3, "looks")
     assert record["outcome"]["verdict"] in ("INCONCLUSIVE", "UNTESTABLE")
     assert len(record["blocks"]) == 2
+
+
+def test_what_no_runs_can_decide_gets_all_the_error_that_is_left(command, capsys):
+    """One look of four is made on the whole grid and does not decide; nothing is left to buy. The same runs are then
+    looked at once more with the error of all looks, which is that of `theory check`, and the test is over."""
+    noisy = functools.partial(gap_of, exponent=-0.42, noise=0.8)
+    code, record = command(gap=noisy)
+    assert code == 3
+    _, bought, closing = record["blocks"]
+    assert (bought["look"]["verdict"], bought["ending"], bought["share"]) == (
+        "INCONCLUSIVE", None, pytest.approx(0.357, abs=1e-3)
+    )  # fmt: skip
+    assert (closing["runs"], closing["lines"], closing["share"]) == (0, [], pytest.approx(1.0))
+    assert (closing["look"]["number"], closing["look"]["runs"]) == (2, bought["look"]["runs"])
+    assert closing["look"]["level"] == pytest.approx(0.95)
+    found = Decision.read(Study.of("results", "mine"), "generalization")
+    usual = check_table(found.frame(found.rows()), claims=["generalization"])["generalization"]
+    assert record["outcome"]["verdict"] == closing["look"]["verdict"] == usual.verdict
+    assert record["outcome"]["reason"] == "budget"  # no set of runs, whatever it costs
+    out = capsys.readouterr().out
+    assert "the error that is left is spent on those that are there" in out and "buying 0 runs" not in out
+    assert "more runs would be another test; give another study=" in out
+    assert command("budget=5h", gap=noisy) == (3, {**record, "budget_s": 18000.0})
+    _, table = looks(Study.of("results", "mine"), "generalization")
+    assert list(table["look"]) == ["pilot", "1", "2"] and table["intervals"].iloc[-1] == "95.0 %"
 
 
 def test_a_damaged_record_is_not_begun_anew(command, capsys):

@@ -27,6 +27,8 @@ def test_all_looks_spend_the_error_of_one(rule, planned):
     shares = [Looks(planned, rule).share(k + 1) for k in range(planned)]
     assert min(shares) > 0 and sum(shares) == pytest.approx(1.0)
     assert shares == sorted(shares, reverse=rule == "pocock")
+    left = [Looks(planned, rule).rest(k + 1) for k in range(planned)]
+    assert left == pytest.approx(1 - np.cumsum([0.0, *shares[:-1]]))
 
 
 def test_spent_errors_are_those_of_the_literature():

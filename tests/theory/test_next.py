@@ -14,14 +14,30 @@ from follow_next import follow, harmful, planted
 
 import theory
 from theory.claims import generalization, optimal_rank
+from theory.design import next as planning
 from theory.design.beliefs import Noise, RateLaws, SurfaceLaws
-from theory.design.next import CLAIMS, MIN_CHANCE, STUDIES, Price, Proposal, _advice, _order, next_runs
+from theory.design.next import (
+    CLAIMS,
+    MIN_CHANCE,
+    MORE_WHERE_CHEAP,
+    STUDIES,
+    Next,
+    Price,
+    Proposal,
+    _advice,
+    _order,
+    next_runs,
+    next_step,
+)
 from theory.judge import gates
 from theory.judge.cells import build_cells
 from theory.judge.check import check_table
+from theory.judge.intervals import t_quantile
+from theory.judge.looks import Looks
 from theory.judge.optimum import RankCost
 from theory.judge.rates import words_of
-from theory.judge.verdicts import CONSISTENT, HOLDS
+from theory.judge.scrutiny import survivors
+from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, LOOSE, UNTESTABLE
 from theory.planted.cases import planted_surface
 from theory.planted.rates import power, with_offset
 from theory.planted.surfaces import (
@@ -116,6 +132,85 @@ def test_proposals_are_ordered_and_counted(outcome):
         assert sum(entry["seeds"] for entry in p.needed) == len(p.runs)
 
 
+def horizons(seeds, noise=0.4, c=0.5):
+    return gradient_table(
+        c, Design(steps=(128, 512, 1600, 4096, 12800), seeds=seeds, noise=noise), np.random.default_rng(0)
+    )
+
+
+@pytest.mark.parametrize(("budget", "seeds"), [(None, {6, 8, 12}), (5.1e4, {6, 7, 8}), (1e3, {6, 8})])
+def test_seeds_are_more_where_runs_are_cheap_but_not_suspiciously_many(budget, seeds):
+    """As one over the square root of the cost. Six seeds are there: so many at the largest T, a block more, or as many
+    as the budget affords."""
+    frame = horizons(6).assign(seconds=lambda t: t["steps"])
+    study = STUDIES["convergence"](table_from_frame(frame), None, np.inf, 0.1, 0.2)
+    found = {}
+    for why, runs in study.sets([], Price.of(frame, study.design, None), budget):
+        if "more where runs are cheap" in why:
+            both = pd.concat([frame, runs])
+            counts = both.groupby("steps")["seed"].nunique()
+            found[int(why.split(", ")[1].split()[0])] = counts.to_list()
+            assert survivors(counts.index.to_numpy(), counts.to_numpy(), "steps") == []
+    assert set(found) == seeds
+    assert found[6] == [11, 11, 11, 11, 6] and found[8] == [13, 13, 13, 13, 8]
+
+
+@pytest.mark.parametrize("dear", [5, 6, 8, 12, 20, 40])
+def test_no_selection_is_suspected_where_seeds_follow_cost(dear):
+    """And it would be with twice as many at the cheap end, where there are seven or more at the other."""
+    levels = np.array([128.0, 512.0, 1600.0, 4096.0, 12800.0])
+    counts = np.array([dear + MORE_WHERE_CHEAP] * 4 + [dear])
+    assert survivors(levels, counts, "steps") == []
+    assert (survivors(levels, np.array([2 * dear] * 4 + [dear]), "steps") != []) == (dear > 6)
+
+
+def share_now():
+    """Of the error that the intervals may spend, from how wide they are."""
+    from scipy import stats
+
+    return float(stats.t.sf(t_quantile(0.975, 9.0), 9.0) / 0.025)
+
+
+@pytest.mark.parametrize(
+    ("made", "verdict", "needs", "chance", "wanted"),
+    [
+        (0, UNTESTABLE, 0.3, 1.0, ("runs", 0.357, False)),  # a fair chance at this look's level
+        (0, UNTESTABLE, 0.9, 1.0, ("runs", 1.0, True)),  # only with all the error: one look, the last
+        (0, UNTESTABLE, 2.0, 0.1, ("runs", 0.357, False)),  # none, but the pilot is not the end
+        (0, UNTESTABLE, 2.0, 0.0, ("none", None, True)),
+        (1, INCONCLUSIVE, 0.26, 1.0, ("runs", 0.263, False)),
+        (1, INCONCLUSIVE, 0.6, 1.0, ("runs", 0.643, True)),
+        (1, INCONCLUSIVE, 2.0, 0.1, ("none", 1.0, True)),  # the first look's table again, with all that was kept
+        (2, INCONCLUSIVE, 2.0, 0.1, ("none", 0.643, True)),
+        (3, INCONCLUSIVE, 0.1, 1.0, ("runs", 0.172, True)),
+        (3, INCONCLUSIVE, 2.0, 0.1, ("none", 0.38, True)),
+        (1, UNTESTABLE, 2.0, 0.1, ("runs", 0.263, False)),  # a gate fails yet: the runs make it pass
+        (1, UNTESTABLE, 2.0, 0.0, ("none", None, True)),
+        (1, LOOSE, 0.0, 1.0, ("none", 0.263, False)),  # decided at this level without more
+    ],
+)
+def test_the_error_that_is_left_goes_where_it_can_decide(monkeypatch, made, verdict, needs, chance, wanted):
+    def planned(table, claim, *, last, **_):
+        fair = chance if share_now() >= needs or chance < MIN_CHANCE else 0.0
+        proposal = Proposal("more", pd.DataFrame({"seed": [1.0]}), 1.0, verdicts={LOOSE: fair, verdict: 1 - fair})
+        found = (proposal,) if fair or verdict != UNTESTABLE else ()
+        return Next("", claim, verdict, found if verdict != LOOSE else (), "s", None, ())
+
+    monkeypatch.setattr(planning, "next_runs", planned)
+    step = next_step(None, "generalization", Looks(), made)
+    assert ("runs" if step.runs else "none", step.last) == (wanted[0], wanted[2])
+    assert step.share == (None if wanted[1] is None else pytest.approx(wanted[1], abs=1e-3))
+
+
+def test_runs_that_cannot_be_made_are_passed_over(monkeypatch):
+    sets = tuple(
+        Proposal(why, pd.DataFrame({"seed": [1.0]}), 1.0, verdicts={LOOSE: 1.0}) for why in ("first", "second")
+    )
+    monkeypatch.setattr(planning, "next_runs", lambda *_, **__: Next("", "dynamics", INCONCLUSIVE, sets, "s", None, ()))
+    step = next_step(None, "dynamics", Looks(), 1, lambda p: p.why != "first")
+    assert step.runs is not None and step.runs.why == "second"
+
+
 def parsed(lines: list[str]) -> list[tuple[float, ...]]:
     """The runs of some overrides, as a sweep would make them."""
     found = []
@@ -165,20 +260,20 @@ def test_the_cost_of_a_run_is_fitted_in_the_coordinates():
     runs = pd.DataFrame({"rank": [64.0, 3.0], "samples": [50000.0, 100.0], "seed": [0.0, 0.0]})
     price = Price.of(frame, design, None)
     wanted = 0.02 * (64**0.5 * 50000**0.75 + 3**0.5 * 100**0.75)
-    assert (price.unit, price.of_runs(runs)) == ("s", pytest.approx(wanted))
+    assert (price.unit, price.each(runs).sum()) == ("s", pytest.approx(wanted))
     energy = Price.of(frame.assign(joules=7.0), design, "joules")
-    assert (energy.unit, energy.of_runs(runs)) == ("joules", pytest.approx(14.0))
+    assert (energy.unit, energy.each(runs).sum()) == ("joules", pytest.approx(14.0))
     plain = frame.drop(columns="seconds")
-    assert Price.of(plain, design, None).of_runs(runs) == 2.0
+    assert Price.of(plain, design, None).each(runs).sum() == 2.0
     stepped = Price.of(plain.assign(steps=plain["samples"] / 4, batch_size=8), design, None)
-    assert (stepped.unit, stepped.of_runs(runs)) == ("steps x batch size", pytest.approx(2 * 50100.0))
+    assert (stepped.unit, stepped.each(runs).sum()) == ("steps x batch size", pytest.approx(2 * 50100.0))
 
 
 def test_a_few_runs_that_take_long_are_paid_for():
     frame = gap_table(1.0, 1.0, DEMO, np.random.default_rng(0)).assign(seconds=1.0)
     frame.loc[frame.index[::25], "seconds"] = 50.0
     runs = frame[["rank", "samples", "seed"]]
-    assert Price.of(frame, ["rank", "samples"], None).of_runs(runs) == pytest.approx(frame["seconds"].sum())
+    assert Price.of(frame, ["rank", "samples"], None).each(runs).sum() == pytest.approx(frame["seconds"].sum())
 
 
 def test_gates_are_asked_until_they_pass():
@@ -205,7 +300,8 @@ def test_new_levels_of_two_coordinates_are_crossed():
     frame = gap_table(1.0, 1.0, few, np.random.default_rng(0))
     found = check_table(frame, claims=["generalization"])["generalization"]
     study = STUDIES["generalization"](table_from_frame(frame), None, np.inf, 0.1, 0.2)
-    (asked,) = [runs for why, runs in study.sets(found.fields["needed"]) if why == "what the gates ask for"]
+    sets = study.sets(found.fields["needed"], Price.of(study.frame, study.design, None))
+    (asked,) = [runs for why, runs in sets if why == "what the gates ask for"]
     both = pd.concat([frame, asked])
     ranks, samples = np.unique(both["rank"]), np.unique(both["samples"])
     assert {g.tier for g in (*gates.rank_gates(ranks), *gates.size_gates("samples", samples))} == {gates.FIRST}
@@ -337,7 +433,7 @@ def test_a_step_of_the_search_halves_the_bracket_of_the_best_rank():
     study = STUDIES["optimal_rank"](table_from_frame(frame), None, np.inf, 0.1, 0.05)
     ranks = study._halved().groupby("samples")["rank"].agg(list).to_dict()
     assert ranks == {2.0: [2, 3, 4, 6, 8], 30.0: [4, 6, 8, 11, 16], 400.0: [8, 11, 16, 23, 32]}
-    new = dict(study.sets([]))["the bracket of the best rank halved at every N"]
+    new = dict(study.sets([], Price.of(frame, study.design, None)))["the bracket of the best rank halved at every N"]
     assert set(new[new["rank"] == 6]["seed"]) == {0, 1, 2, 3, 4}  # the known seeds first: runs of a seed are paired
     assert set(new[new["rank"] == 8]["seed"]) == {3, 4}
 
@@ -361,6 +457,9 @@ def test_following_the_advice_decides_rightly_for_less(name):
     assert followed.word in ("REFUTED" if law.wrong else "CONSISTENT", "LOOSE", "HOLDS")
     assert not harmful(law, followed.word)
     assert followed.spent < followed.full_cost and followed.looks in (1, 2, 3, 4)
+    seeds = max(1, round(followed.spent / followed.full_cost * law.full.seeds))
+    grid = law.measured(law.grid(replace(law.full, seeds=seeds)), 1)
+    assert followed.equal_word == check_table(grid, claims=[law.claim])[law.claim].verdict
 
 
 def test_a_run_is_the_same_whenever_it_is_made():

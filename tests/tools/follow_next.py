@@ -6,11 +6,13 @@
 Cost of a run is proportional to N (generalization, optimal_rank) or T (convergence). A pilot, the thin design, is run
 first and not judged; before each look the best set of runs is added that the rest of the budget allows, which is what
 the full grid costs, and the look is judged at the level that it may spend (`theory.judge.looks`). Reported by law: how
-often following the advice and the full grid decide, how often their word is harmful, and the median of the cost ratio
-over the draws, an undecided one counting with all that it spent.
+often following the advice and the full grid decide, how often the full grid cut in seeds to the same cost does, how
+often their word is harmful, and the median of the cost ratio over the draws, an undecided one counting with all that
+it spent.
 
-`--edge DRAWS` does something else: exponents that are worse than claimed by just the margin, the true law that is
-hardest not to refute, and a block of seeds added before each look, by the number of looks, with and without spending.
+`--at-margin` follows the advice on the true laws that are hardest not to refute: worse than claimed by just the
+margin. `--edge DRAWS` does not follow it: on such a law a block of seeds is added before each look, by the number of
+looks, with and without spending.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import numpy as np
 import pandas as pd
 
 from theory.claims import generalization
-from theory.design.next import BLOCK, next_runs, pilot
+from theory.design.next import BLOCK, next_step, pilot
 from theory.judge import gates
 from theory.judge.cells import build_cells
 from theory.judge.check import check_table
@@ -108,8 +110,8 @@ def thin(full: Design) -> Design:
     return replace(full, ranks=ranks, samples=samples, steps=steps, seeds=len(seeds))
 
 
-def planted(grid: Design = DEMO) -> list[Planted]:
-    """The handful of laws."""
+def planted(grid: Design = DEMO, *, at_margin: bool = False) -> list[Planted]:
+    """The handful of laws; or those that are true and hardest not to refute: worse than claimed by just the margin."""
 
     def on_grid(name: str, claim: str, law: Callable[..., Any], wrong: bool) -> Planted:
         full = replace(grid, seeds=SEEDS.get(claim, grid.seeds), noise=NOISE.get(claim, grid.noise))
@@ -124,6 +126,8 @@ def planted(grid: Design = DEMO) -> list[Planted]:
     def risk(name: str, alpha: float, gamma: float, wrong: bool) -> Planted:
         return on_grid(f"optimum {name}", "optimal_rank", planted_surface(alpha, 1.0, gamma, 7.0, 1600), wrong)
 
+    if at_margin:
+        return [gap("r^1.1/N^0.4", power(0.5 - MARGIN, 1 + MARGIN), False), gradient(0.5 - MARGIN, False)]
     return [
         gap("r/N", power(1.0), False), gap("r/sqrt N", power(0.5), False), gap("r/N^0.25", power(0.25), True),
         gap("r/N with a plateau", with_offset(power(1.0), 3.0, grid), True),
@@ -135,13 +139,15 @@ def planted(grid: Design = DEMO) -> list[Planted]:
 
 @dataclass
 class Followed:
-    """One draw: the last word, what was spent, the looks (the pilot is none), and the word on the full grid."""
+    """One draw: the last word, what was spent, the looks (the pilot is none), the word on the full grid, and that on it
+    with as many whole seeds as cost about what was spent."""
 
     word: str
     spent: float
     looks: int
     full_word: str
     full_cost: float
+    equal_word: str
 
 
 def follow(law: Planted, draw: int, simulations: int, looks: Looks | None = None) -> Followed:
@@ -151,24 +157,24 @@ def follow(law: Planted, draw: int, simulations: int, looks: Looks | None = None
     full_cost = float(whole["seconds"].sum())
     frame = law.measured(law.grid(law.thin), draw)
     word, made = check_table(frame, claims=[law.claim])[law.claim].verdict, 0
-    while made < looks.planned:
-        share = looks.share(made + 1)
+    last = False
+    while not last:
         left = max(full_cost - float(frame["seconds"].sum()), 1e-9)
-        with spending(share):
-            found = next_runs(
-                table_from_frame(frame), law.claim, budget=left, simulations=simulations, seed=draw,
-                last=made + 1 == looks.planned,
-            )  # fmt: skip
-        if not found.decided:  # else this look's level already decides what is there
-            if found.first_step is None:
-                break
-            frame = pd.concat([frame, law.measured(found.first_step.runs, draw)], ignore_index=True)
-        made += 1
-        word, _ = look(table_from_frame(frame), law.claim, share)
+        step = next_step(
+            table_from_frame(frame), law.claim, looks, made, budget=left, simulations=simulations, seed=draw
+        )
+        if step.share is None:
+            break
+        if step.runs is not None:
+            frame = pd.concat([frame, law.measured(step.runs.runs, draw)], ignore_index=True)
+        made, last = made + 1, step.last
+        word, _ = look(table_from_frame(frame), law.claim, step.share)
         if word in DECIDED:
             break
-    full_word = check_table(whole, claims=[law.claim])[law.claim].verdict
-    return Followed(word, float(frame["seconds"].sum()), made, full_word, full_cost)
+    spent = float(frame["seconds"].sum())
+    equal = whole[whole["seed"] < max(1, round(spent / full_cost * law.full.seeds))]
+    full_word, equal_word = (check_table(t, claims=[law.claim])[law.claim].verdict for t in (whole, equal))
+    return Followed(word, spent, made, full_word, full_cost, equal_word)
 
 
 def harmful(law: Planted, word: str) -> bool:
@@ -205,6 +211,7 @@ def summary(law: Planted, draws: Sequence[Followed]) -> dict[str, Any]:
         "cost_ratio": float(np.median([d.spent / d.full_cost for d in draws])),
         "decided": float(np.mean([d.word in DECIDED for d in draws])),
         "decided_full": float(np.mean([d.full_word in DECIDED for d in draws])),
+        "decided_equal_cost": float(np.mean([d.equal_word in DECIDED for d in draws])),
         "harmful": float(np.mean([harmful(law, d.word) for d in draws])),
         "harmful_full": float(np.mean([harmful(law, d.full_word) for d in draws])),
         "looks": float(np.mean([d.looks for d in draws])),
@@ -222,6 +229,7 @@ def main() -> int:
     parser.add_argument("--looks", type=int, default=USUAL_LOOKS)
     parser.add_argument("--spending", choices=RULES, default=RULE)
     parser.add_argument("--edge", type=int, default=0)
+    parser.add_argument("--at-margin", action="store_true")
     parser.add_argument("--json")
     options = parser.parse_args()
     lines: list[dict[str, Any]] = []
@@ -229,7 +237,7 @@ def main() -> int:
     for planned_looks in (1, options.looks) if options.edge else ():
         lines.append(refuted_at_the_edge(options.edge, Looks(planned_looks, options.spending)))
         print(lines[-1], flush=True)
-    for law in planted(GRIDS[options.grid]):
+    for law in planted(GRIDS[options.grid], at_margin=options.at_margin):
         if options.edge or (options.claim and law.claim not in options.claim):
             continue
         start = time.process_time()

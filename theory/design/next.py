@@ -26,6 +26,8 @@ from theory.errors import InputError, OptionError
 from theory.judge import check as judging
 from theory.judge import gates
 from theory.judge.cells import Cells, build_cells
+from theory.judge.intervals import spending
+from theory.judge.looks import Looks
 from theory.judge.optimum import LARGEST_SHARE, MIN_DECADES, MIN_OPTIMA, SMALLEST_RANK, RankCost
 from theory.judge.rates import Coordinate, words_of
 from theory.judge.verdicts import DECIDED, MARGIN, UNTESTABLE, combine
@@ -36,6 +38,10 @@ from theory.tables import Table, claim_rows, describe
 #: Sets of runs with a smaller chance of a verdict are not advised.
 MIN_CHANCE = 0.3
 BLOCK = 2  # seeds are added in blocks
+#: Where runs are cheap, so many seeds more than where they are dear. With more the judge suspects that runs of the dear
+#: end were dropped for their outcome (`judge.scrutiny.survivors`).
+MORE_WHERE_CHEAP = 5
+MOST_SEEDS_MORE = 6  # than usual, in one block
 #: Of the simulations of a finalist: shares after which the field is cut, and to how many sets.
 RACE = ((1 / 12, 8), (1 / 6, 5), (1 / 4, 3), (1 / 2, 0))
 #: Columns that are top-level keys of `lrc run`.
@@ -212,12 +218,62 @@ def next_runs(
     else:
         study = STUDIES[claim](asked, design, dimension, margin, noise)
     price = Price.of(study.frame, study.design, cost)
-    sets = [Proposal(why, runs, price.of_runs(runs)) for why, runs in study.sets(needed)]
+    sets = [Proposal(why, runs, float(price.each(runs).sum())) for why, runs in study.sets(needed, price, budget)]
     sets = [replace(p, affordable=budget is None or p.cost <= budget * (1 + 1e-9)) for p in sets]
     with np.errstate(all="ignore"):
         raced = _race(study, sets, simulations, seed, partial(_order, last=last), progress)
     notes += _advice(raced, study.notes, price.unit, budget)
     return Next(path, claim, verdict, tuple(raced), price.unit, budget, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to do before the next of several looks.
+
+    Attributes:
+        found: what was planned. runs: those to add; None: none, the table is looked at as it is.
+        share: of the error, for the look; None: no look would tell anything. last: no look follows.
+    """
+
+    found: Next
+    runs: Proposal | None
+    share: float | None
+    last: bool
+
+
+def next_step(
+    table: Table, claim: str, looks: Looks, made: int, possible: Callable[[Proposal], bool] = lambda _: True,
+    **options: Any,
+) -> Step:  # fmt: skip
+    """Choose runs for the next of several looks, at the level that it may spend.
+
+    Where none have a fair chance of a verdict, the next look is made the last one: it spends the error of all that were
+    planned. Where none have one at that level either, the table as it is gets what is left: its look is made again, at
+    the level of `Looks.rest`.
+
+    Args:
+        table, claim, options: as of `next_runs`. made: looks so far. possible: can these runs be made at all?
+    """
+    number, planned = made + 1, looks.planned
+
+    def plan(share: float, last: bool) -> Next:
+        with spending(share):
+            found = next_runs(table, claim, last=last, **options)
+        while (step := found.first_step) is not None and not possible(step):
+            found = replace(found, proposals=tuple(p for p in found.proposals if p is not step))
+        return found
+
+    found = plan(looks.share(number), number == planned)
+    if found.decided or found.best is not None:
+        return Step(found, found.best, looks.share(number), number == planned)
+    if number < planned:
+        final = plan(looks.rest(number), True)
+        if not final.decided and final.best is not None:
+            return Step(final, final.best, looks.rest(number), True)
+    if found.first_step is not None and (not made or found.verdict == UNTESTABLE):
+        return Step(found, found.first_step, looks.share(number), number == planned)
+    worth = found.verdict != UNTESTABLE and made > 0
+    return Step(found, None, looks.rest(made) if worth else None, True)
 
 
 def pilot(levels: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
@@ -355,10 +411,10 @@ class Price:
         coefficients[0] += np.log(known.sum() / np.exp(columns @ coefficients).sum())
         return cls({"seconds": "s", "training_seconds": "s"}.get(unit, unit), varying, coefficients)
 
-    def of_runs(self, runs: pd.DataFrame) -> float:
-        """The sum over runs [n rows]."""
+    def each(self, runs: pd.DataFrame) -> np.ndarray:
+        """[n] of runs, or of design points [n rows]."""
         columns = np.column_stack([np.ones(len(runs)), *(np.log(runs[c].astype(float)) for c in self.coordinates)])
-        return float(np.exp(columns @ self.coefficients).sum())
+        return np.exp(columns @ self.coefficients)
 
 
 # --- claims about means on a grid ------------------------------------------------------------------------------------
@@ -398,9 +454,11 @@ class _Study:
 
     # Sets of runs .....................................................................................................
 
-    def sets(self, needed: Sequence[Mapping[str, Any]]) -> list[tuple[str, pd.DataFrame]]:
+    def sets(
+        self, needed: Sequence[Mapping[str, Any]], price: Price, budget: float | None = None
+    ) -> list[tuple[str, pd.DataFrame]]:
         """Every set that is worth a thought: why, and its runs."""
-        found = self._for_a_design() if self.points.empty else self._for_a_table(needed)
+        found = self._for_a_design() if self.points.empty else self._for_a_table(needed, price, budget)
         kept, seen = [], set()
         for why, runs in found:
             key = frozenset(runs.itertuples(index=False, name=None))
@@ -422,7 +480,9 @@ class _Study:
             ):
                 yield f"{words}, {seeds} seeds", self._up_to(self._grid(levels), seeds)
 
-    def _for_a_table(self, needed: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, pd.DataFrame]]:
+    def _for_a_table(
+        self, needed: Sequence[Mapping[str, Any]], price: Price, budget: float | None
+    ) -> Iterable[tuple[str, pd.DataFrame]]:
         usual = max(gates.MIN_SEEDS, self.planned)
         growth = isinstance(self.laws, SurfaceLaws)
         fewest = self.planned if gates.SECOND_TIER_SEEDS <= self.planned < gates.MIN_SEEDS else usual
@@ -434,6 +494,10 @@ class _Study:
                 f"what the gates ask for{at}, and {BLOCK} more seeds",
                 self._joined(runs, self._more(self.points, BLOCK)),
             )
+            if not growth:
+                for least, more in self._by_cost(runs, usual, price, budget):
+                    words = f"{least} seeds, and up to {MORE_WHERE_CHEAP} more where runs are cheap"
+                    yield f"what the gates ask for{at}, {words}", more
             if fewest < usual and not growth:
                 yield f"the levels that the gates ask for{at}, {fewest} seeds", self._asked(needed, few, fewest)
         yield from self._seeds()
@@ -554,6 +618,24 @@ class _Study:
                 added += [{c: v, "seeds": gates.MIN_SEEDS} for v in asked]
         return added
 
+    def _by_cost(
+        self, runs: pd.DataFrame, usual: int, price: Price, budget: float | None
+    ) -> Iterable[tuple[int, pd.DataFrame]]:
+        """Runs, and at their points and all others seeds by what they cost: the usual number where they are dearest, a
+        block more, or as many as the budget affords; and more where they are cheap.
+
+        For a given cost a sum of means is known best if runs are as many as one over the square root of their cost
+        (Neyman 1934).
+        """
+        points = self._joined(self.points, runs[self.design])
+        cost = price.each(points)
+        found = {}
+        for least in range(usual, usual + MOST_SEEDS_MORE + 1):
+            counts = np.minimum(np.round(least * np.sqrt(cost.max() / cost)), least + MORE_WHERE_CHEAP).astype(int)
+            found[least] = self._joined(runs, self._up_to(points, counts))
+        affordable = [k for k, more in found.items() if budget is None or price.each(more).sum() <= budget]
+        return [(k, found[k]) for k in sorted({usual, usual + BLOCK, *affordable[-1:]})]
+
     def _joined(self, *parts: pd.DataFrame) -> pd.DataFrame:
         return pd.concat([p for p in parts if len(p)] or [parts[0]]).drop_duplicates().reset_index(drop=True)
 
@@ -583,19 +665,20 @@ class _Study:
 
     def _more(self, points: pd.DataFrame, count: int) -> pd.DataFrame:
         """So many more seeds at points."""
-        return self._seeded(points, lambda there: count)
+        return self._seeded(points, np.full(len(points), count))
 
-    def _up_to(self, points: pd.DataFrame, count: int) -> pd.DataFrame:
-        """Seeds at points until they have so many."""
-        return self._seeded(points, lambda there: max(0, count - there))
+    def _up_to(self, points: pd.DataFrame, counts: int | np.ndarray) -> pd.DataFrame:
+        """Seeds at points until they have so many, or so many each [n]."""
+        there = [len(self.run_at.get(p, ())) for p in points[self.design].itertuples(index=False, name=None)]
+        return self._seeded(points, np.maximum(0, counts - np.array(there, dtype=int)))
 
-    def _seeded(self, points: pd.DataFrame, missing: Callable[[int], int]) -> pd.DataFrame:
-        """One row per run. Seeds that exist elsewhere come first: runs of one seed are paired."""
+    def _seeded(self, points: pd.DataFrame, counts: np.ndarray) -> pd.DataFrame:
+        """One row per run, [n] of them at each point. Seeds that exist elsewhere come first: runs of one seed are
+        paired."""
         known = sorted(set().union(*self.run_at.values())) if self.run_at else []
         rows = []
-        for point in points[self.design].itertuples(index=False, name=None):
+        for point, count in zip(points[self.design].itertuples(index=False, name=None), counts.tolist(), strict=True):
             there = self.run_at.get(point, set())
-            count = missing(len(there))
             start = int(max(known)) + 1 if known else 0
             pool = [s for s in known if s not in there] + [float(start + k) for k in range(count)]
             rows += [(*point, s) for s in pool[:count]]
@@ -755,7 +838,9 @@ class _Seeds:
         self.cells = frame.groupby(self.design, dropna=False).ngroup() if self.design else frame["seed"] * 0
         self.known = np.unique(frame["seed"].to_numpy(dtype=np.float64))
 
-    def sets(self, needed: Sequence[Mapping[str, Any]]) -> list[tuple[str, pd.DataFrame]]:
+    def sets(
+        self, needed: Sequence[Mapping[str, Any]], price: Price, budget: float | None = None
+    ) -> list[tuple[str, pd.DataFrame]]:
         count, start = len(self.known), int(self.known.max()) + 1
         missing = max(gates.MIN_SEEDS - count, 0)
         columns = [c for c in self.design if c != "site"]
@@ -820,7 +905,7 @@ def _rate_study(
     def word(every: Cells) -> str:
         return combine(list(words_of(every, quantity, coordinates, margin, strata).values()))
 
-    planned = _planned(cells, design)
+    planned = _planned(cells, design, leading)
     return _Study(claim, quantity, strata, names, leading, frame, levels, word, laws, noise, planned)
 
 
@@ -833,10 +918,11 @@ def _levels(frame: pd.DataFrame, names: Sequence[str], design: Design | None) ->
     return {c: np.array(grids[c], dtype=np.float64) for c in names}
 
 
-def _planned(cells: Cells | None, design: Design | None) -> int:
-    """Seeds per cell: the usual number in the table, else of the design."""
+def _planned(cells: Cells | None, design: Design | None, leading: str) -> int:
+    """Seeds per cell: the usual number in the table, or at its largest N or T if that is less; else of the design."""
     if cells is not None:
-        return int(np.median(cells.replicates))
+        largest = (cells.levels[leading] == cells.levels[leading].max()).to_numpy()
+        return int(min(np.median(cells.replicates), np.median(cells.replicates[largest])))
     assert design is not None
     return design.seeds
 
@@ -879,7 +965,7 @@ def _optimal_rank(
     laws = SurfaceLaws(cells, noise, cost, levels)
     return _Study(
         "optimal_rank", "test_loss", [], names, "samples", frame, levels,
-        lambda every: optimal_rank.word_of(every, cost, margin), laws, noise, _planned(cells, design), cost,
+        lambda every: optimal_rank.word_of(every, cost, margin), laws, noise, _planned(cells, design, "samples"), cost,
     )  # fmt: skip
 
 

@@ -67,6 +67,10 @@ class Looks:
         spent = RULES[self.rule]
         return (spent(look / self.planned) - spent((look - 1) / self.planned)) / ERROR
 
+    def rest(self, look: int) -> float:
+        """The share that look number `look` may spend where no other follows it, whatever was planned."""
+        return sum(self.share(k) for k in range(look, self.planned + 1))
+
 
 def level(share: float) -> float:
     """The level of a look's intervals that are 95 % intervals where one look is made."""
