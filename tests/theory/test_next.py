@@ -180,8 +180,9 @@ def share_now():
         (0, UNTESTABLE, 2.0, 0.0, ("none", None, True)),
         (1, INCONCLUSIVE, 0.26, 1.0, ("runs", 0.263, False)),
         (1, INCONCLUSIVE, 0.6, 1.0, ("runs", 0.643, True)),
-        (1, INCONCLUSIVE, 2.0, 0.1, ("none", 1.0, True)),  # the first look's table again, with all that was kept
-        (2, INCONCLUSIVE, 2.0, 0.1, ("none", 0.643, True)),
+        (1, INCONCLUSIVE, 2.0, 0.1, ("runs", 0.643, True)),  # a small chance is better than none
+        (1, INCONCLUSIVE, 2.0, 0.0, ("none", 1.0, True)),  # the first look's table again, with all that was kept
+        (2, INCONCLUSIVE, 2.0, 0.0, ("none", 0.643, True)),
         (3, INCONCLUSIVE, 0.1, 1.0, ("runs", 0.172, True)),
         (3, INCONCLUSIVE, 2.0, 0.1, ("none", 0.38, True)),
         (1, UNTESTABLE, 2.0, 0.1, ("runs", 0.263, False)),  # a gate fails yet: the runs make it pass

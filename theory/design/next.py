@@ -248,8 +248,8 @@ def next_step(
     """Choose runs for the next of several looks, at the level that it may spend.
 
     Where none have a fair chance of a verdict, the next look is made the last one: it spends the error of all that were
-    planned. Where none have one at that level either, the table as it is gets what is left: its look is made again, at
-    the level of `Looks.rest`.
+    planned. Where none could decide at that level either, the table as it is gets what is left: its look is made again,
+    at the level of `Looks.rest`. As long as runs make an untestable claim testable, looks are not used up like that.
 
     Args:
         table, claim, options: as of `next_runs`. made: looks so far. possible: can these runs be made at all?
@@ -266,11 +266,13 @@ def next_step(
     found = plan(looks.share(number), number == planned)
     if found.decided or found.best is not None:
         return Step(found, found.best, looks.share(number), number == planned)
+    searching = found.first_step is not None and (not made or found.verdict == UNTESTABLE)
     if number < planned:
         final = plan(looks.rest(number), True)
-        if not final.decided and final.best is not None:
-            return Step(final, final.best, looks.rest(number), True)
-    if found.first_step is not None and (not made or found.verdict == UNTESTABLE):
+        step = final.best if searching else final.first_step
+        if step is not None and step.chance > 0:
+            return Step(final, step, looks.rest(number), True)
+    if searching:
         return Step(found, found.first_step, looks.share(number), number == planned)
     worth = found.verdict != UNTESTABLE and made > 0
     return Step(found, None, looks.rest(made) if worth else None, True)
