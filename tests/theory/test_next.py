@@ -19,6 +19,7 @@ from theory.design.beliefs import Noise, RateLaws, SurfaceLaws
 from theory.design.next import (
     CLAIMS,
     MIN_CHANCE,
+    MORE_SEEDS,
     MORE_WHERE_CHEAP,
     STUDIES,
     Next,
@@ -315,6 +316,8 @@ def test_an_empty_design_is_thinned_within_the_gates():
     for p in found.proposals:
         levels = np.unique(p.runs["steps"])
         assert len(levels) >= 4 and [g.tier for g in gates.size_gates("steps", levels)] == [gates.FIRST] * 3
+    (by_cost,) = [p.runs for p in found.proposals if p.why == f"the whole grid, 5 {MORE_SEEDS}"]
+    assert by_cost.groupby("steps").size().to_list() == [10, 10, 10, 8, 5]
     surface = theory.next(
         claim="optimal_rank", rank=[2, 4, 8, 16, 32], samples=[100, 400, 1600], noise=0.05, simulations=FEW
     )

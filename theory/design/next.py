@@ -41,6 +41,7 @@ BLOCK = 2  # seeds are added in blocks
 #: Where runs are cheap, so many seeds more than where they are dear. With more the judge suspects that runs of the dear
 #: end were dropped for their outcome (`judge.scrutiny.survivors`).
 MORE_WHERE_CHEAP = 5
+MORE_SEEDS = f"seeds, and up to {MORE_WHERE_CHEAP} more where runs are cheap"
 MOST_SEEDS_MORE = 6  # than usual, in one block
 #: Of the simulations of a finalist: shares after which the field is cut, and to how many sets.
 RACE = ((1 / 12, 8), (1 / 6, 5), (1 / 4, 3), (1 / 2, 0))
@@ -460,7 +461,7 @@ class _Study:
         self, needed: Sequence[Mapping[str, Any]], price: Price, budget: float | None = None
     ) -> list[tuple[str, pd.DataFrame]]:
         """Every set that is worth a thought: why, and its runs."""
-        found = self._for_a_design() if self.points.empty else self._for_a_table(needed, price, budget)
+        found = self._for_a_design(price) if self.points.empty else self._for_a_table(needed, price, budget)
         kept, seen = [], set()
         for why, runs in found:
             key = frozenset(runs.itertuples(index=False, name=None))
@@ -469,18 +470,22 @@ class _Study:
                 kept.append((why, runs))
         return kept
 
-    def _for_a_design(self) -> Iterable[tuple[str, pd.DataFrame]]:
+    def _for_a_design(self, price: Price) -> Iterable[tuple[str, pd.DataFrame]]:
         few = {
             c: _upper(v, gates.MIN_LEVELS_SIZE) if c == self.leading else _thinned(v, gates.MIN_RANKS)
             for c, v in self.levels.items()
         }
-        for seeds in dict.fromkeys((self.planned, gates.MIN_SEEDS, gates.SECOND_TIER_SEEDS)):
-            for words, levels in (
-                ("the whole grid", self.levels),
-                *((f"the grid with fewer {c}", {**self.levels, c: few[c]}) for c in self.coordinates),
-                ("a grid as small as the gates allow", few),
-            ):
-                yield f"{words}, {seeds} seeds", self._up_to(self._grid(levels), seeds)
+        for words, levels in (
+            ("the whole grid", self.levels),
+            *((f"the grid with fewer {c}", {**self.levels, c: few[c]}) for c in self.coordinates),
+            ("a grid as small as the gates allow", few),
+        ):
+            points = self._grid(levels)
+            for seeds in dict.fromkeys((self.planned, gates.MIN_SEEDS, gates.SECOND_TIER_SEEDS)):
+                yield f"{words}, {seeds} seeds", self._up_to(points, seeds)
+            if not isinstance(self.laws, SurfaceLaws):
+                counts = _seeds_by_cost(price.each(points), gates.MIN_SEEDS)
+                yield f"{words}, {gates.MIN_SEEDS} {MORE_SEEDS}", self._up_to(points, counts)
 
     def _for_a_table(
         self, needed: Sequence[Mapping[str, Any]], price: Price, budget: float | None
@@ -498,8 +503,7 @@ class _Study:
             )
             if not growth:
                 for least, more in self._by_cost(runs, usual, price, budget):
-                    words = f"{least} seeds, and up to {MORE_WHERE_CHEAP} more where runs are cheap"
-                    yield f"what the gates ask for{at}, {words}", more
+                    yield f"what the gates ask for{at}, {least} {MORE_SEEDS}", more
             if fewest < usual and not growth:
                 yield f"the levels that the gates ask for{at}, {fewest} seeds", self._asked(needed, few, fewest)
         yield from self._seeds()
@@ -624,17 +628,12 @@ class _Study:
         self, runs: pd.DataFrame, usual: int, price: Price, budget: float | None
     ) -> Iterable[tuple[int, pd.DataFrame]]:
         """Runs, and at their points and all others seeds by what they cost: the usual number where they are dearest, a
-        block more, or as many as the budget affords; and more where they are cheap.
-
-        For a given cost a sum of means is known best if runs are as many as one over the square root of their cost
-        (Neyman 1934).
-        """
+        block more, or as many as the budget affords."""
         points = self._joined(self.points, runs[self.design])
-        cost = price.each(points)
-        found = {}
-        for least in range(usual, usual + MOST_SEEDS_MORE + 1):
-            counts = np.minimum(np.round(least * np.sqrt(cost.max() / cost)), least + MORE_WHERE_CHEAP).astype(int)
-            found[least] = self._joined(runs, self._up_to(points, counts))
+        found = {
+            least: self._joined(runs, self._up_to(points, _seeds_by_cost(price.each(points), least)))
+            for least in range(usual, usual + MOST_SEEDS_MORE + 1)
+        }
         affordable = [k for k, more in found.items() if budget is None or price.each(more).sum() <= budget]
         return [(k, found[k]) for k in sorted({usual, usual + BLOCK, *affordable[-1:]})]
 
@@ -765,6 +764,15 @@ class _BelievedOptima:
             if not kept or np.min(np.abs(np.log(v / np.array(kept)))) > SAME:
                 kept.append(float(v))
         return np.array(sorted(kept)), notes
+
+
+def _seeds_by_cost(cost: np.ndarray, least: int) -> np.ndarray:
+    """[n] seeds of design points whose runs cost so much: `least` where they are dearest, more where they are cheap.
+
+    For a given cost a sum of means is known best if runs are as many as one over the square root of their cost (Neyman
+    1934, On the two different aspects of the representative method).
+    """
+    return np.minimum(np.round(least * np.sqrt(cost.max() / cost)), least + MORE_WHERE_CHEAP).astype(int)
 
 
 def _ratio(levels: np.ndarray) -> float:
