@@ -5,7 +5,7 @@
 Arguments:
     claim=NAME       generalization, optimal_rank, convergence; dynamics and information, of which only seeds are added
     budget=TIME      the most that all runs together may take: 90s, 10m, 2h, 1h30m. The same command with a larger
-                     budget goes on
+                     budget goes on, until a look has spent the rest of the error
     looks=4          the most verdicts that are taken, declared before the first
     spending=pocock  how the error is spent over the looks: pocock (about evenly) or obrien_fleming (late)
     margin=0.1       exponents closer than this to the claimed one count as equal

@@ -8,6 +8,10 @@ widened to it (`intervals.spending`).
 The errors of all looks then add up to that of one look at most, however the looks depend on each other. The boundaries
 of group-sequential designs, which are less strict, hold for looks whose information was planned; here each look's
 results choose the runs of the next one.
+
+A look that no other follows spends what is left (`Looks.rest`). On every path the errors still add up to that of one
+look; since the results say which look is the last, that is no proof for all paths together, and it is checked by
+simulation (tests/tools/follow_next.py --at-margin).
 """
 
 from __future__ import annotations
