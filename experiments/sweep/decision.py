@@ -251,8 +251,9 @@ class Decision:
         block = self.blocks[-1]
         assert block.look is not None
         word = block.look["verdict"]
-        if block.ending is not None:
-            self.end(block.ending["reason"], word, block.ending["words"])
+        if self.made == self.looks.planned or block.ending is not None:
+            ending = block.ending or {"reason": "looks", "words": ""}  # a record of an older version has none
+            self.end(ending["reason"], word, ending["words"])
             return
         left = max(self.budget_s - block.look["spent_s"], LEAST_S)
         judged = table_from_frame(self.frame(self.rows()), str(self.study.path))

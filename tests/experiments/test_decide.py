@@ -184,6 +184,10 @@ def test_no_more_looks_than_declared(command):
     assert (code, record["outcome"]["reason"]) == (3, "looks")
     assert record["outcome"]["verdict"] in ("INCONCLUSIVE", "UNTESTABLE")
     assert len(record["blocks"]) == 2
+    old = {k: v for k, v in record["blocks"][1].items() if k not in ("share", "ending")}  # of an older version
+    older = {**record, "blocks": [record["blocks"][0], old], "outcome": None}
+    write_note(Study.of("results", "mine"), decide={"generalization": older})
+    assert command("looks=1", gap=noisy)[1]["outcome"] == record["outcome"]
 
 
 def test_what_no_runs_can_decide_gets_all_the_error_that_is_left(command, capsys):
