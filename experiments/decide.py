@@ -169,7 +169,8 @@ def bought_words(block: Block) -> str:
     expected = (
         "" if block.cost_s is None else f", about {duration(block.cost_s)}, chance of a verdict {block.chance:.2f}"
     )
-    return f"{block.runs} runs: {block.why}{expected}"
+    last = ", for the last look" if block.ending else ""
+    return f"{block.runs} runs: {block.why}{expected}{last}"
 
 
 class BudgetSpent(Exception):
@@ -278,7 +279,7 @@ def report(decision: Decision, study: str) -> int:
     if outcome["words"]:
         print(visible(outcome["words"]))
     if not decided and decision.closed:
-        print("the last look spent all of the error: more runs would be another test; give another study= for it")
+        print("the last look had all that was left of it: more runs would be another test, under another study=")
     print(visible(f"lrc report {study} makes its page, with the history of looks"))
     return (1 if outcome["verdict"] == REFUTED else 0) if decided else UNDECIDED
 

@@ -48,7 +48,7 @@ COORDINATES = {
 #: Why it ended, in words.
 OUTCOMES = {
     "decided": "decided",
-    "looks": "not decided: the last of the looks that were declared has been made",
+    "looks": "not decided: the error of the looks that were declared is spent",
     "budget": "not decided: the budget is spent, or too small for runs that could decide",
     "nothing": "not decided: no runs that can be proposed would decide",
 }

@@ -106,7 +106,7 @@ def test_a_claim_is_decided_from_nothing(command, capsys):
     assert f"the whole grid: 125 runs, about {duration(whole)}" in said
     assert command() == (0, record)  # it is decided: nothing is bought or judged again
     words, table = looks(Study.of("results", "mine"), "generalization")
-    assert "at most 4 looks" in words and list(table["look"]) == ["pilot", "1"]
+    assert words.endswith("at most 4 looks, error spent over them by the rule pocock.") and list(table["look"]) == ["pilot", "1"]
 
 
 @pytest.mark.slow
@@ -178,10 +178,11 @@ def test_what_was_declared_stays_and_a_larger_budget_goes_on(command, capsys):
     assert code == 0 and more["blocks"][0] == record["blocks"][0]
 
 
-def test_no_more_looks_than_declared(command):
+def test_no_more_looks_than_declared(command, capsys):
     noisy = functools.partial(gap_of, exponent=-0.42, noise=0.8)
     code, record = command("looks=1", gap=noisy)
     assert (code, record["outcome"]["reason"]) == (3, "looks")
+    assert "chance of a verdict 1.00, for the last look" in capsys.readouterr().out
     assert record["outcome"]["verdict"] in ("INCONCLUSIVE", "UNTESTABLE")
     assert len(record["blocks"]) == 2
     old = {k: v for k, v in record["blocks"][1].items() if k not in ("share", "ending")}  # of an older version
@@ -209,9 +210,10 @@ def test_what_no_runs_can_decide_gets_all_the_error_that_is_left(command, capsys
     assert record["outcome"]["reason"] == "budget"  # no set of runs, whatever it costs
     out = capsys.readouterr().out
     assert "the error that is left is spent on those that are there" in out and "buying 0 runs" not in out
-    assert "more runs would be another test; give another study=" in out
+    assert "more runs would be another test, under another study=" in out
     assert command("budget=5h", gap=noisy) == (3, {**record, "budget_s": 18000.0})
-    _, table = looks(Study.of("results", "mine"), "generalization")
+    words, table = looks(Study.of("results", "mine"), "generalization")
+    assert words.endswith("so it spent the error of those that were not made too.")
     assert list(table["look"]) == ["pilot", "1", "2"] and table["intervals"].iloc[-1] == "95.0 %"
 
 
