@@ -31,7 +31,9 @@ def looks(study: Study, claim: str) -> tuple[str, pd.DataFrame] | None:
         declared = f"at most {int(record['looks'])} looks, error spent over them by the rule {record['spending']}."
         last = record["blocks"][-1]
         if last["look"] is not None and last.get("ending") and last["look"]["number"] < record["looks"]:
-            declared += " No other look could follow the last one, so it spent the error of those that were not made too."
+            declared += (
+                " No other look could follow the last one, so it spent the error of those that were not made too."
+            )
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return (f"Declared before the first run: {declared}", pd.DataFrame(lines)) if lines else None

@@ -106,7 +106,10 @@ def test_a_claim_is_decided_from_nothing(command, capsys):
     assert f"the whole grid: 125 runs, about {duration(whole)}" in said
     assert command() == (0, record)  # it is decided: nothing is bought or judged again
     words, table = looks(Study.of("results", "mine"), "generalization")
-    assert words.endswith("at most 4 looks, error spent over them by the rule pocock.") and list(table["look"]) == ["pilot", "1"]
+    assert words.endswith("at most 4 looks, error spent over them by the rule pocock.") and list(table["look"]) == [
+        "pilot",
+        "1",
+    ]
 
 
 @pytest.mark.slow
