@@ -177,7 +177,7 @@ class Decision:
                     "decide under another study="
                 )
         stopped = self.outcome is not None and self.outcome["reason"] in ("budget", "nothing")
-        if stopped and not self.closed and asked.budget_s > self.budget_s:
+        if stopped and asked.budget_s > self.budget_s:
             self.outcome = None
         self.budget_s, self.overrides = asked.budget_s, asked.overrides
         return self

@@ -156,6 +156,14 @@ def test_seeds_are_more_where_runs_are_cheap_but_not_suspiciously_many(budget, s
     assert found[6] == [11, 11, 11, 11, 6] and found[8] == [13, 13, 13, 13, 8]
 
 
+def test_a_new_level_gets_as_many_seeds_as_the_dearest_one_has():
+    frame = horizons(10)
+    frame = frame[(frame["steps"] < 12800) | (frame["seed"] < 5)].assign(seconds=lambda t: t["steps"])
+    study = STUDIES["convergence"](table_from_frame(frame), None, np.inf, 0.1, 0.2)
+    above = next(r for why, r in study.sets([], Price.of(frame, study.design, None)) if why.endswith("(above)"))
+    assert len(above) == 5 and above["steps"].min() > 12800
+
+
 @pytest.mark.parametrize("dear", [5, 6, 8, 12, 20, 40])
 def test_no_selection_is_suspected_where_seeds_follow_cost(dear):
     """And it would be with twice as many at the cheap end, where there are seven or more at the other."""
