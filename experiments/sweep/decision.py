@@ -226,7 +226,7 @@ class Decision:
         """Judge what is there after the last block, and write it down; a pilot is measured, not judged."""
         rows, block = self.rows(), self.blocks[-1]
         number = len(self.blocks) - 1
-        share = 1.0 if not number else self.looks.share(number) if block.share is None else block.share
+        share = block.share or (self.looks.share(number) if number else 1.0)
         judged = table_from_frame(self.frame(rows), str(self.study.path))
         if number:
             word, report = looking.look(judged, self.claim, share, self.margin)
