@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from follow_next import DEMO as GRID
 from follow_next import follow, harmful, planted
+from scipy import stats
 
 import theory
 from theory.claims import generalization, optimal_rank
@@ -175,8 +176,6 @@ def test_no_selection_is_suspected_where_seeds_follow_cost(dear):
 
 def share_now():
     """Of the error that the intervals may spend, from how wide they are."""
-    from scipy import stats
-
     return float(stats.t.sf(t_quantile(0.975, 9.0), 9.0) / 0.025)
 
 
