@@ -53,8 +53,6 @@ OUTCOMES = {
     "nothing": "not decided: no runs that can be proposed would decide",
 }
 
-LEAST_S = 1e-9  # a budget that is spent buys nothing, but what a verdict would take can still be said
-
 
 @dataclass
 class Block:
@@ -255,10 +253,10 @@ class Decision:
             ending = block.ending or {"reason": "looks", "words": ""}  # a record of an older version has none
             self.end(ending["reason"], word, ending["words"])
             return
-        left = max(self.budget_s - block.look["spent_s"], LEAST_S)
+        left = self.budget_s - block.look["spent_s"]
         judged = table_from_frame(self.frame(self.rows()), str(self.study.path))
         step = next_step(
-            judged, self.claim, self.looks, self.made, self._possible, budget=left, cost="seconds", margin=self.margin,
+            judged, self.claim, self.looks, self.made, left, self._possible, cost="seconds", margin=self.margin,
             seed=self.made + 1, progress=progress,
         )  # fmt: skip
         found, chosen = step.found, step.runs

@@ -199,14 +199,15 @@ def share_now():
     ],
 )
 def test_the_error_that_is_left_goes_where_it_can_decide(monkeypatch, made, verdict, needs, chance, wanted):
-    def planned(table, claim, *, last, **_):
+    def planned(table, claim, *, budget, last, **_):
+        assert budget > 0  # `next_runs` refuses another, and one that is spent is no mistake here
         fair = chance if share_now() >= needs or chance < MIN_CHANCE else 0.0
         proposal = Proposal("more", pd.DataFrame({"seed": [1.0]}), 1.0, verdicts={LOOSE: fair, verdict: 1 - fair})
         found = (proposal,) if fair or verdict != UNTESTABLE else ()
         return Next("", claim, verdict, found if verdict != LOOSE else (), "s", None, ())
 
     monkeypatch.setattr(planning, "next_runs", planned)
-    step = next_step(None, "generalization", Looks(), made)
+    step = next_step(None, "generalization", Looks(), made, budget=0.0)
     assert ("runs" if step.runs else "none", step.last) == (wanted[0], wanted[2])
     assert step.share == (None if wanted[1] is None else pytest.approx(wanted[1], abs=1e-3))
 
@@ -216,7 +217,7 @@ def test_runs_that_cannot_be_made_are_passed_over(monkeypatch):
         Proposal(why, pd.DataFrame({"seed": [1.0]}), 1.0, verdicts={LOOSE: 1.0}) for why in ("first", "second")
     )
     monkeypatch.setattr(planning, "next_runs", lambda *_, **__: Next("", "dynamics", INCONCLUSIVE, sets, "s", None, ()))
-    step = next_step(None, "dynamics", Looks(), 1, lambda p: p.why != "first")
+    step = next_step(None, "dynamics", Looks(), 1, 1.0, lambda p: p.why != "first")
     assert step.runs is not None and step.runs.why == "second"
 
 

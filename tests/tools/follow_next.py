@@ -159,10 +159,8 @@ def follow(law: Planted, draw: int, simulations: int, looks: Looks | None = None
     word, made = check_table(frame, claims=[law.claim])[law.claim].verdict, 0
     last = False
     while not last:
-        left = max(full_cost - float(frame["seconds"].sum()), 1e-9)
-        step = next_step(
-            table_from_frame(frame), law.claim, looks, made, budget=left, simulations=simulations, seed=draw
-        )
+        left = full_cost - float(frame["seconds"].sum())
+        step = next_step(table_from_frame(frame), law.claim, looks, made, left, simulations=simulations, seed=draw)
         if step.share is None:
             break
         if step.runs is not None:

@@ -53,6 +53,7 @@ FEWEST = 4  # simulations of every set
 BRACKET = 2.5  # ranks around r*, as a factor on both sides
 SAME = np.log(1.2)  # N closer than this factor are not both run
 PILOT_RANKS = 5  # of a grid, at its ends and between
+LEAST = 1e-9  # a budget that nothing can be bought for
 #: Columns of a table that say what a run costs, where none is named.
 COSTS = ("seconds", "training_seconds")
 
@@ -243,8 +244,8 @@ class Step:
 
 
 def next_step(
-    table: Table, claim: str, looks: Looks, made: int, possible: Callable[[Proposal], bool] = lambda _: True,
-    **options: Any,
+    table: Table, claim: str, looks: Looks, made: int, budget: float,
+    possible: Callable[[Proposal], bool] = lambda _: True, **options: Any,
 ) -> Step:  # fmt: skip
     """Choose runs for the next of several looks, at the level that it may spend.
 
@@ -254,12 +255,13 @@ def next_step(
 
     Args:
         table, claim, options: as of `next_runs`. made: looks so far. possible: can these runs be made at all?
+        budget: what is left. One that is spent buys nothing, but what a verdict would take can still be said.
     """
     number, planned = made + 1, looks.planned
 
     def plan(share: float, last: bool) -> Next:
         with spending(share):
-            found = next_runs(table, claim, last=last, **options)
+            found = next_runs(table, claim, budget=max(budget, LEAST), last=last, **options)
         while (step := found.first_step) is not None and not possible(step):
             found = replace(found, proposals=tuple(p for p in found.proposals if p is not step))
         return found
@@ -630,8 +632,9 @@ class _Study:
         """Runs, and at their points and all others seeds by what they cost: the usual number where they are dearest, a
         block more, or as many as the budget affords."""
         points = self._joined(self.points, runs[self.design])
+        cost = price.each(points)
         found = {
-            least: self._joined(runs, self._up_to(points, _seeds_by_cost(price.each(points), least)))
+            least: self._joined(runs, self._up_to(points, _seeds_by_cost(cost, least)))
             for least in range(usual, usual + MOST_SEEDS_MORE + 1)
         }
         affordable = [k for k, more in found.items() if budget is None or price.each(more).sum() <= budget]
