@@ -9,6 +9,7 @@ import io
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -22,6 +23,9 @@ if TYPE_CHECKING:  # importing it starts Hydra, which most commands do without
 INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
 # glibc's mallopt parameters (malloc.h)
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+#: JAX writes the entries of its compilation cache in place, so that one of several runs at a time may read half an
+#: entry. It says so and compiles the program itself: no news for the reader. (pyproject.toml says the same to pytest.)
+HALF_AN_ENTRY = r"Error reading persistent compilation cache entry for .* (error|ZstdError)\b"
 
 
 def keep_freed_memory() -> bool:
@@ -77,6 +81,7 @@ def _configure(cache: str, matmul_precision: str | None) -> None:
         folder = Path(cache) / "xla" / f"jaxlib-{jaxlib.__version__}-{_cpu_fingerprint()}"
         jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    warnings.filterwarnings("ignore", HALF_AN_ENTRY, UserWarning)
     jax.config.update("jax_default_matmul_precision", matmul_precision)
 
 

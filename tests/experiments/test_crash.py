@@ -7,6 +7,7 @@ import cProfile
 import io
 import json
 import math
+import os
 import random
 import shutil
 import signal
@@ -78,6 +79,35 @@ def test_no_flipped_bit_of_cached_numbers_is_accepted(tmp_path, monkeypatch):
         for lock in (tmp_path / "pace").glob("*.lock"):
             lock.unlink()
         flip_a_bit(tmp_path / "pace", rng)
+
+
+def test_half_an_entry_of_the_compilation_cache_is_no_news(tmp_path):
+    """Another run may be writing it. That a cache cannot be read for another reason is said."""
+    script = (
+        "from experiments.common import command; from experiments.run_one.config import RunConfig\n"
+        "command.prepare_jax(RunConfig())\n"
+        "import jax; print(jax.jit(lambda x: 2 * x + 1)(3.0))"
+    )
+    always = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
+    environment = os.environ | always | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+
+    def said():
+        process = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+        )
+        assert (process.returncode, process.stdout) == (0, "7.0\n"), process.stderr
+        return process.stderr
+
+    assert said() == ""
+    entries = list(tmp_path.glob("*-cache"))
+    assert entries
+    for entry in entries:
+        entry.write_bytes(entry.read_bytes()[:-100])
+    assert said() == ""
+    for entry in entries:
+        entry.unlink()
+        entry.mkdir()
+    assert "Error reading persistent compilation cache entry" in said()
 
 
 # --- owners ----------------------------------------------------------------------------------------------------------
