@@ -218,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     planned.add_argument(
         "--replications", type=_positive, default=PLAN_REPLICATIONS, help="simulated studies (default %(default)s)"
     )
-    planned.add_argument("--cost", metavar="SECONDS", help="seconds per run: a number, or such as 2+0.001*samples*rank")
+    planned.add_argument("--cost", metavar="FORMULA", help="seconds per run: a number, or such as 2+0.001*samples*rank")
     planned.add_argument(
         "--json", metavar="OUT", help="write the outcome as JSON (- for standard output, and nothing else there)"
     )
@@ -247,8 +247,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_input(following, required=False)
     following.add_argument("--claim", required=True, metavar="NAME", help="the claim that has to be decided")
-    following.add_argument("--budget", type=float, metavar="SECONDS", help="the most that the runs may cost")
-    following.add_argument("--cost", metavar="COLUMN", help="cost of one run (default: seconds, steps, or equal costs)")
+    following.add_argument("--budget", type=float, metavar="COST", help="the most that the runs may cost together")
+    following.add_argument(
+        "--cost", metavar="FORMULA",
+        help="cost of one run: a column, or such as rank*samples (default: seconds, steps, or equal costs)",
+    )  # fmt: skip
     following.add_argument("--margin", type=float, default=MARGIN, help="margin on exponents (default %(default)s)")
     following.add_argument("--rank", type=_numbers, default=(), metavar="R,R,...", help="ranks of an empty design")
     following.add_argument("--samples", type=_numbers, default=(), metavar="N,N,...", help="its numbers of samples")

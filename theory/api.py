@@ -313,8 +313,8 @@ def next(
         measurements: see `check`; None for an empty design, which `rank`, `samples` or `steps` give.
         claim: generalization, optimal_rank or convergence; for information and dynamics only seeds are proposed.
         budget: the most that the runs may cost, in the unit of the cost: seconds where the table has them.
-        cost: the column with the cost of one run; None: `seconds`, `training_seconds`, steps x batch size, or equal
-            costs, whichever the table has first.
+        cost: what one run costs: a column, or a formula of columns, such as "rank*samples"; None: `seconds`,
+            `training_seconds`, steps x batch size, or equal costs, whichever the table has first.
         margin: as in `check`.
         rank, samples, steps, seeds: the grid of an empty design, and its seeds per cell.
         noise: standard deviation of one run's logarithm, where a table has no replicates.

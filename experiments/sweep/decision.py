@@ -34,7 +34,8 @@ from experiments.sweep.rows import load_rows, table
 from experiments.sweep.store import Study
 from lrc_jax.errors import InputError
 from theory.claims import convergence, generalization, optimal_rank
-from theory.design.next import CLAIMS, Price, Proposal, next_step, pilot
+from theory.design.cost import Price
+from theory.design.next import CLAIMS, Proposal, next_step, pilot
 from theory.judge import looks as looking
 from theory.judge.check import check
 from theory.judge.looks import Looks

@@ -154,7 +154,9 @@ def test_plan_names_gates_power_and_cost(theory, tmp_path):
     per_rank = sum(int(n) for n in samples.split(","))
     assert plan["seconds"]["generalization"] == pytest.approx(315 * 2 + 35 * 0.001 * per_rank)
     assert "315 runs, about" in outcome.out
-    assert "--cost" in theory("plan", "--rank", "4,8", "--samples", "10,100", "--cost", "a*samples").error
+    small = ("plan", "--rank", "4,8", "--samples", "10,100", "--replications", 2, "--cost")
+    assert theory(*small, "a*samples").error.startswith("--cost a*samples: a is no coordinate of the design")
+    assert "it is -50 at samples = 10; it has to be positive" in theory(*small, "samples-60").error
 
 
 def test_a_plan_whose_gates_fail_simulates_nothing(theory, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from itertools import product
 
@@ -17,6 +18,7 @@ import theory
 from theory.claims import generalization, optimal_rank
 from theory.design import next as planning
 from theory.design.beliefs import Noise, RateLaws, SurfaceLaws
+from theory.design.cost import Price
 from theory.design.next import (
     CLAIMS,
     MIN_CHANCE,
@@ -24,7 +26,6 @@ from theory.design.next import (
     MORE_WHERE_CHEAP,
     STUDIES,
     Next,
-    Price,
     Proposal,
     _advice,
     _order,
@@ -279,6 +280,39 @@ def test_the_cost_of_a_run_is_fitted_in_the_coordinates():
     assert (stepped.unit, stepped.each(runs).sum()) == ("steps x batch size", pytest.approx(2 * 50100.0))
 
 
+def test_a_cost_may_be_a_formula():
+    """Of coordinates it is taken as it is, where a power law would not do; of other columns it is fitted."""
+    frame = gap_table(1.0, 1.0, DEMO, np.random.default_rng(0)).assign(**{"total flops": 3.0})
+    design, runs = ["rank", "samples"], pd.DataFrame({"rank": [64.0, 3.0], "samples": [50000.0, 100.0]})
+    exact = Price.of(frame, design, "5 + rank*samples")
+    assert (exact.unit, exact.each(runs).tolist()) == ("units", [5 + 64 * 50000.0, 5 + 3 * 100.0])
+    other = Price.of(frame.assign(width=2.0 * frame["rank"]), design, "width*`total flops`")
+    np.testing.assert_allclose(other.each(runs), 6 * runs["rank"])
+    named = Price.of(frame, design, "total flops")
+    assert named.unit == "total flops"
+    np.testing.assert_allclose(named.each(runs), 3.0)
+    assert Price.of(pd.DataFrame(), design, "7").each(runs).tolist() == [7.0, 7.0]
+    for wrong, said in (
+        ("rank-10", "rank-10: it is -7 at rank = 3; it has to be positive"), ("-1", "-1: it is -1; it has to be"),
+        ("ranks", "ranks is no column; 'rank' is one, write rank"), ("2*", "not an expression"),
+        ("gap-1e9", "there is no run where it is a positive number"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=re.escape(said)):
+            Price.of(frame, design, wrong).each(runs)
+
+
+def test_an_empty_design_has_the_cost_that_is_given(theory):
+    design = ("next", "--claim", "convergence", "--steps", "128,512,1600,4096,12800", "--simulations", FEW)
+    ends = {}
+    for cost in ("steps", "1000"):
+        found = json.loads(theory(*design, "--cost", cost, "--json", "-").out)
+        whole = next(p for p in found["proposals"] if p["why"] == "the whole grid, 5 seeds")
+        ends[cost] = whole["cost"]
+    assert ends == {"steps": 5 * (128 + 512 + 1600 + 4096 + 12800), "1000": 25_000}
+    error = theory(*design, "--cost", "samples*steps").error
+    assert error.startswith("--cost samples*steps: samples is no coordinate of the design; give a number or a formula")
+
+
 def test_a_few_runs_that_take_long_are_paid_for():
     frame = gap_table(1.0, 1.0, DEMO, np.random.default_rng(0)).assign(seconds=1.0)
     frame.loc[frame.index[::25], "seconds"] = 50.0
@@ -506,7 +540,10 @@ def test_the_command_writes_json_and_prints_overrides(theory, thin, tmp_path):
         (["--claim", "nonsense", "FILE"], "--claim nonsense: no runs can be proposed for it; choose from"),
         (["--claim", "efficiency", "FILE"], "--claim efficiency: no runs can be proposed"),
         (["--claim", "generalization", "FILE", "--budget", "-3"], "--budget -3: must be positive"),
-        (["--claim", "generalization", "FILE", "--cost", "euros"], "--cost euros"),
+        (
+            ["--claim", "generalization", "FILE", "--cost", "euros"],
+            "--cost euros: euros is no column; give a number or",
+        ),
         (["--claim", "generalization", "FILE", "--rank", "2,4"], "with a table they are read from it"),
         (["--claim", "convergence", "FILE"], "convergence lacks"),
         (["--claim", "generalization"], "give a table, or an empty design"),
@@ -527,3 +564,11 @@ def test_a_fixed_step_cannot_be_helped_by_runs():
 
 def test_every_claim_of_the_list_is_asked():
     assert CLAIMS == ("generalization", "optimal_rank", "convergence", "information", "dynamics")
+
+
+def test_the_printed_table_has_no_empty_columns(theory):
+    """Words that no simulated table got, and the remark on a budget where there is none, take no room."""
+    said = theory("next", "--claim", "convergence", "--steps", "128,512,1600,4096,12800", "--simulations", FEW).out
+    header = next(line for line in said.splitlines() if "runs to add" in line)
+    assert "chance of a verdict" in header and "UNTESTABLE" not in header
+    assert "over the budget" not in said and all(cell.strip() for cell in header.strip("┃").split("┃"))

@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from theory.design.cost import cost_formula, prices
 from theory.errors import InputError, OptionError
 from theory.judge.intervals import generator
 from theory.laws.least_squares import HUBER, huber, minimise
-from theory.laws.parser import LawError, parse_formula
 from theory.laws.user_law import FINISHED, Problem, descend, law_of, polished, prepare, starting_points
 from theory.tables import Table, numeric_column
 
@@ -149,7 +149,8 @@ def choose_runs(
             raise OptionError("signed", f"{name}: not a parameter; parameters are {', '.join(sorted(parameters))}")
     columns = list(dict.fromkeys(c for law in parsed for c in law.columns))
     domain = _arrays(table, columns)
-    price = _prices(table, cost)
+    formula = cost_formula(cost, [str(c) for c in table.frame.columns])
+    price = prices(formula, table.numbers(formula.columns), table.path)
     done = numeric_column(table.frame[target], target, table.path).notna().to_numpy()
     if done.all():
         raise InputError(f"{table.path}: column {target} is filled in every row; leave it empty in candidate runs")
@@ -202,25 +203,6 @@ def _arrays(table: Table, columns: Sequence[str]) -> dict[str, np.ndarray]:
     """[n] values by column."""
     numbers = table.numbers(columns)
     return {c: numbers[c].to_numpy() for c in columns}
-
-
-def _prices(table: Table, cost: str) -> np.ndarray:
-    """[n] cost of every row."""
-    try:
-        formula = parse_formula(cost, [str(c) for c in table.frame.columns])
-    except LawError as wrong:
-        raise OptionError(
-            "cost", f"{cost}: {wrong}; give a column, or a formula of columns such as 6*params*tokens"
-        ) from None
-    numbers = _arrays(table, formula.columns)
-    price = np.broadcast_to(formula.value(np.ones(1), numbers), len(table.frame))
-    bad = np.flatnonzero(~(np.isfinite(price) & (price > 0)))
-    if len(bad):
-        raise InputError(
-            f"{table.path}: row {table.frame.index[bad[0]]}: the cost {cost} is {price[bad[0]]:g} there; it has to be "
-            "positive"
-        )
-    return price
 
 
 def _known(

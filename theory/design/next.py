@@ -22,6 +22,7 @@ import pandas as pd
 
 from theory.claims import convergence, dynamics, generalization, information, optimal_rank
 from theory.design.beliefs import Law, Laws, Noise, RateLaws, SurfaceLaws
+from theory.design.cost import Price
 from theory.errors import InputError, OptionError
 from theory.judge import check as judging
 from theory.judge import gates
@@ -54,8 +55,6 @@ BRACKET = 2.5  # ranks around r*, as a factor on both sides
 SAME = np.log(1.2)  # N closer than this factor are not both run
 PILOT_RANKS = 5  # of a grid, at its ends and between
 LEAST = 1e-9  # a budget that nothing can be bought for
-#: Columns of a table that say what a run costs, where none is named.
-COSTS = ("seconds", "training_seconds")
 
 
 @dataclass(frozen=True, repr=False)
@@ -186,7 +185,8 @@ def next_runs(
         design: the grid and the noise of an empty design; with a table only its noise is used, where a table has none.
         dimension: smaller side of the weight matrix, for an empty design.
         budget: the most that the runs may cost, in the unit of the cost.
-        cost: column with the cost of a run; None: `seconds`, `training_seconds`, steps x batch size, or equal costs.
+        cost: of a run: a column of the table, or a formula of its columns or of the design's coordinates; None:
+            `seconds`, `training_seconds`, steps x batch size, or equal costs.
         margin: exponents closer than this to the claimed one count as equal.
         simulations: of each set of runs that stays in the race. seed: of the simulations.
         last: no look follows the next one, so that what is saved has no other use: chance counts, not chance per cost.
@@ -201,8 +201,6 @@ def next_runs(
         raise OptionError("budget", f"{budget:g}: must be positive")
     path, verdict, notes, needed, asked = "", "", list[str](), list[Mapping[str, Any]](), table
     if table is not None:
-        if cost is not None and cost not in table.frame:
-            raise OptionError("cost", f"{cost}: {table.path} has no such column")
         report = judging.check(table, claims=[claim], margin=margin)
         if claim not in report.claims:
             raise InputError(f"{table.path}: {report.remarks[-1]}")
@@ -380,46 +378,6 @@ def _advice(raced: Sequence[Proposal], notes: Sequence[str], unit: str, budget: 
             f"{best.why}): {why}"
         )
     return found
-
-
-@dataclass(frozen=True)
-class Price:
-    """What a run costs: exp([1, ln coordinates] coefficients) in a unit."""
-
-    unit: str
-    coordinates: tuple[str, ...]
-    coefficients: np.ndarray
-
-    @classmethod
-    def of(cls, frame: pd.DataFrame, design: Sequence[str], cost: str | None) -> Price:
-        """Fit it on the table: log-linear in the coordinates of the design."""
-        name = cost or next((c for c in COSTS if c in frame and (frame[c] > 0).any()), None)
-        if name is not None:
-            value, unit = frame[name], name
-        elif "steps" in design and not len(frame):
-            return cls("steps", ("steps",), np.array([0.0, 1.0]))
-        elif "steps" in frame and frame["steps"].nunique() > 1:
-            batch = frame.get("batch_size", 1.0)
-            value, unit = frame["steps"] * batch, "steps x batch size" if "batch_size" in frame else "steps"
-        else:
-            return cls("runs", (), np.zeros(1))
-        value = pd.to_numeric(value, errors="coerce")
-        rows = frame[(value > 0).to_numpy()]
-        if not len(rows):
-            raise OptionError("cost", f"{name}: the column has no positive number")
-        numeric = [c for c in design if rows[c].dtype.kind in "fi" and (rows[c] > 0).all()]
-        varying = tuple(c for c in numeric if rows[c].nunique() > 1)
-        columns = np.column_stack([np.ones(len(rows)), *(np.log(rows[c]) for c in varying)])
-        known = value[value > 0].to_numpy(dtype=np.float64)
-        coefficients = np.linalg.lstsq(columns, np.log(known), rcond=None)[0]
-        # A mean of logarithms is that of no sum: the few runs that compile take most of the time of many sweeps.
-        coefficients[0] += np.log(known.sum() / np.exp(columns @ coefficients).sum())
-        return cls({"seconds": "s", "training_seconds": "s"}.get(unit, unit), varying, coefficients)
-
-    def each(self, runs: pd.DataFrame) -> np.ndarray:
-        """[n] of runs, or of design points [n rows]."""
-        columns = np.column_stack([np.ones(len(runs)), *(np.log(runs[c].astype(float)) for c in self.coordinates)])
-        return np.exp(columns @ self.coefficients)
 
 
 # --- claims about means on a grid ------------------------------------------------------------------------------------

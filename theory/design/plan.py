@@ -12,14 +12,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from theory.claims import compression, convergence, efficiency, generalization, optimal_rank
+from theory.design.cost import Price
 from theory.errors import OptionError
 from theory.judge import gates
 from theory.judge.methods import MIN_RATES
 from theory.judge.optimum import LARGEST_SHARE, SMALLEST_RANK
 from theory.judge.verdicts import CONSISTENT, HOLDS, INCONCLUSIVE, MARGIN, REFUTED
-from theory.laws.parser import LawError, parse_formula
 from theory.planted.cases import Case, planted_surface
 from theory.planted.rates import Law, Slopes, broken, power, slopes, with_offset
 from theory.planted.surfaces import Design, gradient_table, law_table, risk_table
@@ -220,17 +221,7 @@ def _price(claim: str, design: Design, worth: WorthDesign, cost: str | None) -> 
     runs = repeats * len(next(iter(points.values())))
     if cost is None:
         return runs, None
-    try:
-        return runs, runs * float(cost)
-    except ValueError:
-        pass
-    try:
-        law = parse_formula(cost, points)
-    except LawError as wrong:
-        raise InputError(
-            f"--cost {cost!r}: {wrong}; give seconds per run as a number or in {', '.join(names)}"
-        ) from None
-    return runs, float(np.sum(law.value(np.ones(1), points)) * repeats)
+    return runs, float(np.sum(Price.of(pd.DataFrame(), names, cost).each(pd.DataFrame(points))) * repeats)
 
 
 def _case(claim: str, k: int, design: Design, dimension: float, worth: WorthDesign) -> Case:

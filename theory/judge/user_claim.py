@@ -30,7 +30,7 @@ from theory.judge.rates import Coordinate, RateResult, exponent_of, judge_rates
 from theory.judge.rules import Limits
 from theory.judge.verdicts import NOT_EVALUATED, REFUTED, as_equality, combine
 from theory.judge.window import UNKNOWN, Estimate, Window, near_middle
-from theory.laws.parser import Law, LawError, apply_to, parse_law
+from theory.laws.parser import Law, LawError, apply_to, parse_formula
 from theory.laws.user_law import DISAGREE, FitResult, fit_law, law_of, stretched
 from theory.report import FREE_CONSTANT, Bound, ClaimReport, Exponent, Report, undefined_exponent
 from theory.settings import BOOTSTRAPS, OWN_MARGIN
@@ -116,8 +116,8 @@ class Quantity:
     def of(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
         """The expression [...] of parameter values [...]."""
         shape = np.shape(next(iter(values.values())))
-        data = {c: np.ravel(values.get(c, 1.0) + np.zeros(shape)) for c in self.expression.columns}
-        return self.expression.value(np.ones(1), data).reshape(shape)
+        data = {c: np.ravel(values[c] + np.zeros(shape)) for c in self.expression.columns}
+        return self.expression.value(np.ones(0), data).reshape(shape)
 
 
 def quantity_of(text: str, value: float | str, law: Law) -> Quantity:
@@ -131,8 +131,8 @@ def quantity_of(text: str, value: float | str, law: Law) -> Quantity:
         claimed = float(value)
     except ValueError:
         number = _expression(str(value), law)
-        if set(number.columns) == {_ONE}:
-            claimed = float(number.value(np.ones(1), {_ONE: np.ones(1)})[0])
+        if not number.columns:
+            claimed = float(number.value(np.ones(0), {})[0])
         else:
             text = f"{text} - ({value})" if " " in str(value).strip() or _compound(str(value)) else f"{text} - {value}"
     expression = _expression(text, law)
@@ -142,9 +142,6 @@ def quantity_of(text: str, value: float | str, law: Law) -> Quantity:
     if not np.isfinite(claimed):
         raise OptionError("claim", f"{text}={value}: not a finite number")
     return Quantity(text, claimed, named, expression)
-
-
-_ONE, _UNIT = "one_", "unit_"
 
 
 def _compound(text: str) -> bool:
@@ -158,17 +155,14 @@ def _listed(law: Law) -> str:
 def _expression(text: str, law: Law) -> Law:
     """An expression of parameters as a law whose columns they are."""
     try:
-        found = parse_law(f"{_UNIT}*{_ONE}*({text})", [*law.parameters, _ONE])
+        return parse_formula(text, law.parameters, "parameter of the law")
     except LawError as error:
-        said = str(error).replace(f"{_UNIT}*{_ONE}*", "").partition(": ")[2]
-        said = "not an expression; write for example b=0.34 or a/(a+b)=0.5" if "not an expression" in said else said
+        said = error.rest
+        if "not an expression" in said:
+            said = "not an expression; write for example b=0.34 or a/(a+b)=0.5"
+        elif "no parameter" in said:
+            said = f"{said}; its parameters are {_listed(law)}"
         raise OptionError("claim", f"{text}: {said}") from None
-    strangers = [p for p in found.parameters if p != _UNIT]
-    if strangers:
-        raise OptionError(
-            "claim", f"{text}: {strangers[0]} is no parameter of the law; its parameters are {_listed(law)}"
-        )
-    return found
 
 
 def claimed_of(text: str) -> tuple[str, str]:

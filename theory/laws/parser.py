@@ -21,6 +21,7 @@ import numpy as np
 T = TypeVar("T")
 
 MAX_LENGTH = 10_000
+LONGEST_SHOWN = 60  # of a text that is longer
 MAX_DEPTH = 60
 #: Functions and whether they take two or more arguments instead of one.
 FUNCTIONS = {"log": False, "exp": False, "sqrt": False, "min": True, "max": True}
@@ -35,7 +36,15 @@ _OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: 
 
 
 class LawError(ValueError):
-    """The text is not a law; the message is one line that says what to change."""
+    """The text is not a law; the message is one line that says what to change.
+
+    Attributes:
+        rest: the message without the text of the law.
+    """
+
+    def __init__(self, text: str, rest: str) -> None:
+        super().__init__(f"law {text!r}: {rest}")
+        self.rest = rest
 
 
 class Dual(NamedTuple):
@@ -181,19 +190,22 @@ def _add(left: dict[int, np.ndarray], right: dict[int, np.ndarray]) -> dict[int,
     return total
 
 
-def parse_formula(text: str, columns: Collection[str]) -> Law:
-    """Parse a formula of columns alone, such as "6*params*tokens", as a law whose one parameter is a factor.
+def parse_formula(text: str, names: Collection[str], kind: str = "column") -> Law:
+    """Parse a formula of known names alone, such as "6*params*tokens" or "5": a law without parameters.
+
+    Args:
+        text: the formula. names: that may occur in it, the law's columns. kind: what they are, for errors.
 
     Raises:
-        LawError: it is no formula, or uses a name that is no column.
+        LawError: it is no formula, or uses another name.
     """
-    factor = "unit"
-    while factor in columns:
-        factor += "_"
-    law = parse_law(f"{factor}*({text})", columns)
-    if law.parameters != (factor,):
-        raise LawError(f"{law.parameters[-1]} is no column")
-    return law
+    read = _read(text, names)
+    for name in read.names:
+        if name not in names:
+            meant = _meant(name, names, read.names)
+            said = "" if meant is None else f"; {meant!r} is one, write {_written(meant)}"
+            raise LawError(read.text, f"{name} is no {kind}{said}")
+    return _law(read, names)
 
 
 def parse_law(text: str, columns: Collection[str], *, target: str | None = None, constant: Collection[str] = ()) -> Law:
@@ -216,8 +228,42 @@ def parse_law(text: str, columns: Collection[str], *, target: str | None = None,
     Raises:
         LawError: anything outside the grammar, no parameter, no column, or a name as above.
     """
+    read = _read(text, columns)
+    for name in read.names:
+        if name == target:
+            raise LawError(read.text, f"{name} is the target itself; a law explains it by other columns")
+        if name in read.quoted and name not in columns:
+            raise LawError(read.text, f"`{name}`: no such column; columns are {', '.join(sorted(columns))}")
+    law = _law(read, columns)
+    for name in law.parameters:
+        meant = _meant(name, [c for c in columns if c not in constant], law.columns)
+        if meant is not None:
+            raise LawError(
+                read.text,
+                f"{name} is no column, but there is a column {meant!r}: write {_written(meant)} for the column, or "
+                "give the parameter a name that is less like it",
+            )
+    if not law.parameters:
+        raise LawError(read.text, "no parameter; every name in it is a column")
+    if not law.columns:
+        raise LawError(read.text, f"no column of the table occurs in it; columns are {', '.join(sorted(columns))}")
+    return law
+
+
+class _Read(NamedTuple):
+    """A text in the grammar: its names in order of appearance, those that were in backticks, those inside an exponent,
+    and its steps in postfix order."""
+
+    text: str
+    names: list[str]
+    quoted: set[str]
+    exponents: set[str]
+    steps: list[Step]
+
+
+def _read(text: str, columns: Collection[str]) -> _Read:
     if len(text) > MAX_LENGTH:
-        raise LawError(f"the law is longer than {MAX_LENGTH} characters")
+        raise LawError(text[:LONGEST_SHOWN] + "...", f"it is longer than {MAX_LENGTH} characters")
     _refuse_spelled(text, columns)
     names: list[str] = []
     quoted: set[str] = set()
@@ -239,52 +285,31 @@ def parse_law(text: str, columns: Collection[str], *, target: str | None = None,
     text = " ".join(text.split())
     foreign = re.search(r"[^-+*/(),\s]", _TOKEN.sub("", text))
     if foreign:
-        raise LawError(f"law {text!r}: {foreign[0]!r} is not allowed; use {GRAMMAR}")
+        raise LawError(text, f"{foreign[0]!r} is not allowed; use {GRAMMAR}")
     try:
         tree = ast.parse(_TOKEN.sub(stand_in, text).strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise LawError(f"law {text!r}: not an expression; write for example 'E + A*samples**-alpha'") from None
-    exponents: set[str] = set()
-    steps: list[Step] = []
-    _compile(tree, _Names(text, names, exponents, steps), inside=False, depth=0)
-    for name in names:
-        if name == target:
-            raise LawError(f"law {text!r}: {name} is the target itself; a law explains it by other columns")
-        if name in quoted and name not in columns:
-            raise LawError(f"law {text!r}: `{name}`: no such column; columns are {', '.join(sorted(columns))}")
-    used = tuple(n for n in names if n in columns)
-    parameters = tuple(n for n in names if n not in columns)
-    for name in parameters:
-        meant = _meant(name, [c for c in columns if c not in constant], used)
-        if meant is not None:
-            raise LawError(
-                f"law {text!r}: {name} is no column, but there is a column {meant!r}: write {_written(meant)} for the "
-                "column, or give the parameter a name that is less like it"
-            )
-    if not parameters:
-        raise LawError(f"law {text!r}: no parameter; every name in it is a column")
-    if not used:
-        raise LawError(f"law {text!r}: no column of the table occurs in it; columns are {', '.join(sorted(columns))}")
+        raise LawError(text, "not an expression; write for example 'E + A*samples**-alpha'") from None
+    read = _Read(text, names, quoted, set(), [])
+    _compile(tree, read, inside=False, depth=0)
+    return read
+
+
+def _law(read: _Read, columns: Collection[str]) -> Law:
+    """Names are columns, or else parameters."""
+    used = tuple(n for n in read.names if n in columns)
+    parameters = tuple(n for n in read.names if n not in columns)
     index = {name: Step("column", name) for name in used}
     index |= {name: Step("parameter", k) for k, name in enumerate(parameters)}
-    resolved = tuple(index[str(s.what)] if s.kind == "name" else s for s in steps)
-    return Law(text, parameters, used, frozenset(exponents) - set(columns), resolved)
+    resolved = tuple(index[str(s.what)] if s.kind == "name" else s for s in read.steps)
+    return Law(read.text, parameters, used, frozenset(read.exponents) - set(columns), resolved)
 
 
-class _Names(NamedTuple):
-    """What `_compile` fills."""
-
-    text: str
-    names: list[str]
-    exponents: set[str]
-    steps: list[Step]
-
-
-def _compile(node: ast.AST, out: _Names, inside: bool, depth: int) -> None:
+def _compile(node: ast.AST, out: _Read, inside: bool, depth: int) -> None:
     """Append a tree in postfix order. Chains such as a + b + c nest on the left only, and are followed in a loop."""
 
     def refuse(what: str) -> LawError:
-        return LawError(f"law {out.text!r}: {what} is not allowed; use {GRAMMAR}")
+        return LawError(out.text, f"{what} is not allowed; use {GRAMMAR}")
 
     def shown(tree: ast.AST) -> str:
         known = dict(enumerate(out.names))
@@ -357,8 +382,9 @@ def _refuse_spelled(text: str, columns: Collection[str]) -> None:
         pattern = r"\s*".join(re.escape(p) for p in pieces)
         if re.search(rf"(?<!\w){pattern}(?!\w)" if pieces[-1][-1].isalnum() else rf"(?<!\w){pattern}", bare):
             raise LawError(
-                f"law {text!r}: {column!r} is one column of the table; write `{column}` in backticks (if you mean "
-                "other things, rename the parameters in it)"
+                text,
+                f"{column!r} is one column of the table; write `{column}` in backticks (if you mean other things, "
+                "rename the parameters in it)",
             )
 
 

@@ -51,12 +51,14 @@ def significant(value: float) -> str:
 
 
 def grid(title: str | None, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Grid:
-    """A table whose cells are plain text."""
+    """A table whose cells are plain text, without columns that are empty in every row."""
     table = Grid(title=title, title_justify="left", header_style="bold")
-    for name in header:
-        table.add_column(name)
+    rows = list(rows)
+    shown = [k for k in range(len(header)) if not rows or any(row[k] for row in rows)]
+    for k in shown:
+        table.add_column(header[k])
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(row[k]) for k in shown))
     return table
 
 
