@@ -105,6 +105,30 @@ def test_the_predicted_deviation_is_of_the_size_of_the_error(candidates):
     assert 0.3 < np.sqrt(np.mean(np.square(scores))) < 2.0
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-3, 250.0])
+def test_predictions_are_in_the_target_s_unit_where_it_is_negative(candidates, size):
+    law = "E + A*log(params) + B*log(tokens)"
+    score = lambda at: size * (0.05 * np.log(at["params"]) + 0.08 * np.log(at["tokens"]) - 4.0)  # noqa: E731
+    some = candidates[price(candidates) < 3e18]
+    noise = size * NOISE * np.random.default_rng(0).standard_normal(len(some))
+    frame = candidates.assign(loss=score(some) + noise)
+    choice = choose_runs(Table(frame), [law], "loss", cost=COST, budget=1e18, at=Table(TARGET), signed=["E", "A", "B"])
+    made, truth = choice.targets, score(TARGET)
+    assert abs(made["prediction"] - truth).iloc[0] < 4 * made["sd"].iloc[0] < 0.1 * abs(truth).iloc[0]
+    assert not any("no law comes nearer" in note for note in choice.notes)
+
+
+def test_a_law_that_tells_nothing_of_the_runs_is_named(candidates):
+    """Of positive parameters alone, the law can be no negative number."""
+    frame = candidates.assign(loss=-candidates["truth"].where(price(candidates) < 3e18))
+    (note,) = (n for n in judge.choose(frame, LAW, target="loss", cost=COST, budget=1e18).notes if "no law comes" in n)
+    assert "--signed" in note
+    known = candidates.assign(loss=candidates["truth"].where(price(candidates) < 3e18))
+    for budget in (1e18, 1e20):
+        notes = judge.choose(known, LAW, target="loss", cost=COST, budget=budget).notes
+        assert not any("no law comes nearer" in n for n in notes)
+
+
 def test_a_plan_is_the_linear_optimum():
     """Of two measurements of independent parameters, the one on which the target depends is chosen."""
     rng = np.random.default_rng(0)

@@ -34,6 +34,7 @@ from theory.design.cost import cost_formula, prices
 from theory.errors import InputError, OptionError
 from theory.judge.intervals import generator
 from theory.laws.least_squares import HUBER, huber, minimise
+from theory.laws.parser import Law
 from theory.laws.user_law import FINISHED, Problem, descend, law_of, polished, prepare, starting_points
 from theory.tables import Table, numeric_column
 
@@ -167,18 +168,18 @@ def choose_runs(
     spent, m = float(price[done].sum()), len(next(iter(points.values())))
     prediction, sd, planned = (np.full(m, np.nan) for _ in range(3))
     if done.any():
-        values, noise, log_scale = _known(
-            Table(table.frame[done], table.path), parsed, target, signed, domain, points, progress
-        )
-        count = len(price)
-        prediction = np.nanmedian(values[:, count:], axis=0)
+        runs = Table(table.frame[done], table.path)
+        values, noise, unit = _known(runs, parsed, target, signed, domain, points, progress)
+        count, middle = len(price), np.nanmedian(values, axis=0)
+        fitted = np.exp(middle) if unit is None else unit * middle
+        prediction = fitted[count:]
         both = covariance(np.concatenate([values[:, rest], values[:, count:]], axis=1), noise)
         sd = np.sqrt(np.diag(both)[len(rest) :])
         chosen, both = plan(both, noise, price[rest], budget, criterion)
         planned = np.sqrt(np.maximum(np.diag(both)[len(rest) :], 0.0))
-        if log_scale:
-            prediction = np.exp(prediction)
-            sd, planned = sd * prediction, planned * prediction
+        slope = prediction if unit is None else unit
+        sd, planned = sd * slope, planned * slope
+        notes += _tells_nothing(runs.numbers([target])[target].to_numpy(), fitted[:count][done], parsed)
         taken = rest[np.array(chosen, dtype=int)]
         taken = taken[np.argsort(price[taken], kind="stable")]
         step = max(spent, FIRST * (spent + budget))
@@ -213,21 +214,34 @@ def _known(
     domain: dict[str, np.ndarray],
     points: dict[str, np.ndarray],
     progress: Callable[[str], None],
-) -> tuple[np.ndarray, float, bool]:
-    """[S, rows and points] draws of all laws on the scale of the fit, the noise, and whether the scale is log."""
+) -> tuple[np.ndarray, float, float | None]:
+    """[S, rows and points] draws of all laws on the scale of the fit, the noise on it, its unit (None: logarithms)."""
     whole = {c: np.concatenate([domain[c], points[c]]) for c in domain}
-    found = []
+    found, unit = [], None
     for law in laws:
         progress(f"fitting {law.text}")
         problem, _ = prepare(done, law.text, target, None, [s for s in signed if s in law.parameters])
         if not problem.log_scale:
-            problem = replace(problem, sd=np.full(len(problem.y), np.median(np.abs(problem.y))))
+            unit = float(np.median(np.abs(problem.y)) or np.std(problem.y) or 1.0)
+            problem = replace(problem, sd=np.full(len(problem.y), unit))
         found.append(ensemble(problem, whole, done.path))
     score = np.array([e.score for e in found])
     share = np.exp(np.maximum(score.min() - score, -700.0))
     share /= share.sum()
     taken = [e.values(whole)[: int(np.ceil(s * DRAWS))] for e, s in zip(found, share, strict=True)]
-    return np.concatenate(taken), float(share @ [e.noise for e in found]), found[0].problem.log_scale
+    return np.concatenate(taken), float(share @ [e.noise for e in found]), unit
+
+
+def _tells_nothing(y: np.ndarray, fitted: np.ndarray, laws: Sequence[Law]) -> list[str]:
+    """A note where the laws come no nearer to the runs than one number does. y, fitted: [n] the runs and the fits."""
+    fewest = min(len(law.parameters) for law in laws)
+    spread = np.median(np.abs(y - np.median(y)))
+    if len(y) <= fewest or np.median(np.abs(y - fitted)) < spread or not spread:
+        return []
+    return [
+        f"no law comes nearer to the {len(y)} runs that are done than their median does, so that neither the runs nor "
+        "the deviations mean anything: write another law, or name parameters that may be negative (--signed NAME)"
+    ]
 
 
 @dataclass(frozen=True)
