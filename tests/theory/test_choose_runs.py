@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scalebench
-from scalebench import BEGIN, END, KEYS, SHARES, into_page, main, table_of
+from scalebench import BEGIN, END, KEYS, PUBLISHED, into_page, main, table_of
 
 import theory as judge
 from theory.design.choose_runs import choose_runs, covariance, plan
@@ -234,7 +234,7 @@ def test_a_budget_below_the_cheapest_run_is_said(candidates):
 
 def scores():
     """Of two laws of one task; the random choice has two seeds, and one law has no D-optimal score."""
-    reached = zip(SHARES, (0.5, 1.0, -1.0), strict=True)
+    reached = zip(PUBLISHED["farseer"], (0.5, 1.0, -1.0), strict=True)
     rows = [("farseer", law, "choose", share, 0, r2) for share, r2 in reached for law in ("a", "b")]
     rows += [("farseer", law, "random", 0.1, seed, 0.2 * seed) for law in ("a", "b") for seed in (0, 1)]
     rows.append(("farseer", "a", "d_optimal", 0.05, 0, 0.456))
@@ -273,7 +273,7 @@ def test_a_stopped_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch, ca
     monkeypatch.setattr("sys.argv", asked)
     main()
     first = pd.read_csv(out)
-    assert first["share"].tolist() == pytest.approx(sorted(SHARES)) and first["r2"].iloc[-1] > 0.999
+    assert first["share"].tolist() == pytest.approx(list(PUBLISHED["farseer"])) and first["r2"].iloc[-1] > 0.999
     first.assign(r2=0.25)[:2].to_csv(out, index=False)
     capsys.readouterr()
     main()
