@@ -27,8 +27,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -40,6 +41,7 @@ from experiments.common.progress import duration
 from experiments.run_one import keys
 from experiments.status import Look
 from experiments.sweep.decision import OUTCOMES, Block, Decision, said, spent
+from experiments.sweep.plan import check_launcher
 from experiments.sweep.provenance import note_of, write_note
 from experiments.sweep.rows import collect
 from experiments.sweep.store import Study
@@ -51,6 +53,7 @@ from theory.show.plain import escape, visible
 from theory.show.render import console
 
 UNDECIDED, FAILED = 3, 1
+Number = TypeVar("Number", int, float)
 TIME = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 OVERRUN = 1.1  # of the budget, after which a block is stopped: its cost was a guess
 LOOK = 0.5  # seconds between looks at whether a sweep has ended
@@ -87,15 +90,21 @@ def declare() -> tuple[Decision, list[str]]:
     keys.check_words(others, many=True)
     if dashed := [word for word in others if word.startswith("-")]:
         raise InputError(f"{dashed[0]}: decide starts the sweeps itself; give keys and values only")
-    try:
-        looks, margin = int(given["looks"]), float(given["margin"])
-    except ValueError as wrong:
-        raise InputError(f"looks, margin: {wrong}; give numbers") from None
+    looks, margin = _number("looks", given["looks"], int), _number("margin", given["margin"], float)
     launch = [f"{key}={given[key]}" for key in ("study", "results_dir", "cache_dir")] + ["allocator=true"]
-    launch += [] if given["launcher"] == "basic" else [f"hydra/launcher={given['launcher']}"]
+    if given["launcher"] != "basic":
+        check_launcher(given["launcher"])
+        launch.append(f"hydra/launcher={given['launcher']}")
     study = Study.of(given["results_dir"], given["study"])
     budget = seconds_of(given["budget"])
     return Decision.declared(study, given["claim"], Looks(looks, given["spending"]), margin, others, budget), launch
+
+
+def _number(key: str, text: str, kind: Callable[[str], Number]) -> Number:
+    try:
+        return kind(text)
+    except ValueError:
+        raise InputError(f"{key}: {text!r} is no {'whole ' if kind is int else ''}number") from None
 
 
 class View:

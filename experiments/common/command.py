@@ -131,30 +131,37 @@ def guarded(main: Callable[[], int]) -> int:
         return fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
         return 1
+    except _configuration_errors() as wrong:  # before OSError: Hydra's missing files are both
+        return fail(f"configuration: {_root(wrong)}")
     except OSError as wrong:
         return fail(file_error(wrong))
+
+
+def _configuration_errors() -> tuple[type[Exception], ...]:
+    """Those of Hydra, where a command has loaded it."""
+    if "hydra" not in sys.modules:
+        return ()
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return HydraException, OmegaConfBaseException
 
 
 def hydra_main(task: Callable[[], Any]) -> int:
     """Run a Hydra application with errors of the user in one line: bad input 2, a failed run 1, Ctrl-C 130."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through instead of Hydra's own many-line printing
-    try:
-        with contextlib.redirect_stderr(_Quiet(sys.stderr)):
-            task()
-    except InputError as wrong:
-        return fail(str(wrong))
-    except DivergedError as wrong:
-        return fail(f"run failed: {wrong}", 1)
-    except (HydraException, OmegaConfBaseException) as wrong:  # before OSError: Hydra's missing files are both
-        return fail(f"configuration: {_root(wrong)}")
-    except OSError as wrong:
-        return fail(file_error(wrong))
-    except KeyboardInterrupt:
-        return fail("interrupted; the same command goes on with what is missing", INTERRUPTED)
-    return 0
+
+    def main() -> int:
+        try:
+            with contextlib.redirect_stderr(_Quiet(sys.stderr)):
+                task()
+        except DivergedError as wrong:
+            return fail(f"run failed: {wrong}", 1)
+        except KeyboardInterrupt:
+            return fail("interrupted; the same command goes on with what is missing", INTERRUPTED)
+        return 0
+
+    return guarded(main)
 
 
 class _Quiet(io.TextIOBase):

@@ -50,14 +50,24 @@ def configs_of(overrides: Sequence[str], *, many: bool) -> list[tuple[list[str],
     Raises:
       InputError: a run's configuration is wrong.
     """
-    config.register()
-    with initialize_config_dir(str(CONF), version_base="1.3", job_name="run"):
+    with _hydra():
         jobs = [list(overrides)]
         if many:
             whole = compose("config", overrides=jobs_of(overrides, None)[0], return_hydra_config=True)
             jobs = jobs_of(overrides, whole.hydra.sweeper.get("params"))
         composer = Composer(lambda job: compose("config", overrides=job))
         return [(job, composer.typed(job)) for job in jobs]
+
+
+def _hydra() -> initialize_config_dir:
+    config.register()
+    return initialize_config_dir(str(CONF), version_base="1.3", job_name="run")
+
+
+def check_launcher(name: str) -> None:
+    """Let Hydra say which launchers there are, where it has none of this name."""
+    with _hydra():
+        compose("config", overrides=[f"hydra/launcher={name}"], return_hydra_config=True)
 
 
 def identity_of(run: config.RunConfig) -> str:

@@ -261,7 +261,9 @@ def test_two_claims_and_the_design_share_a_note(command):
     [
         (["budget=5x"], "budget: '5x' is no time"),
         (["looks=0"], "looks 0: must be at least 1"),
-        (["looks=many"], "looks, margin: "),
+        (["looks=many"], "looks: 'many' is no whole number"),
+        (["margin=wide"], "margin: 'wide' is no number"),
+        (["launcher=balloon"], "Could not find 'hydra/launcher/balloon'"),
         (["spending=all"], "spending all: no such rule; choose from pocock, obrien_fleming"),
         (["margin=0.7"], "margin: 0.7 must lie between 0 and 0.5"),
     ],
@@ -282,6 +284,9 @@ def test_what_cannot_be_declared_is_one_line(command, capsys, words, message):
             "steps: several values; generalization is decided over rank, samples",
         ),
         ("generalization", [*GRID, "colour=red"], "colour: unknown key"),
+        ("generalization", [*GRID, "steps=ten"], "configuration: Value 'ten' of type 'str' could not be converted"),
+        ("generalization", [*GRID, "steps=[10"], "configuration: no viable alternative at input '[10'"),
+        ("generalization", [*GRID, "+experiment=mine"], "configuration: In 'config': Could not find 'experiment/mine'"),
         ("generalization", [*GRID, "-m"], "-m: decide starts the sweeps itself"),
     ],
 )
