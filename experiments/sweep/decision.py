@@ -105,6 +105,11 @@ class Decision:
         jobs = _jobs(tuple(composable(overrides)))
         if any(run.claim not in (None, claim) for _, _, run in jobs):  # its runs speak for both
             return cls.declared(study, claim, looks, margin, [*overrides, "claim=null"], budget)
+        if not all(getattr(run.measure, claim, True) for _, _, run in jobs):
+            raise InputError(
+                f"measure.{claim}: false, so that the runs would measure nothing that {claim} can be judged by; "
+                f"add +experiment={claim}"
+            )
         coordinates = COORDINATES.get(claim, ())
         levels = {key: sorted({getattr(run, key) for _, _, run in jobs}) for key in (*coordinates, "seed")}
         values: dict[str, set[str]] = {}

@@ -283,6 +283,10 @@ def test_what_cannot_be_declared_is_one_line(command, capsys, words, message):
             [*GRID, "steps=10,20"],
             "steps: several values; generalization is decided over rank, samples",
         ),
+        *(
+            (claim, ["seed=0,1"], f"measure.{claim}: false, so that the runs would measure nothing that {claim} can be")
+            for claim in ("information", "dynamics", "convergence")
+        ),
         ("generalization", [*GRID, "colour=red"], "colour: unknown key"),
         ("generalization", [*GRID, "steps=ten"], "configuration: Value 'ten' of type 'str' could not be converted"),
         ("generalization", [*GRID, "steps=[10"], "configuration: no viable alternative at input '[10'"),
