@@ -148,20 +148,16 @@ def _configuration_errors() -> tuple[type[Exception], ...]:
 
 
 def hydra_main(task: Callable[[], Any]) -> int:
-    """Run a Hydra application with errors of the user in one line: bad input 2, a failed run 1, Ctrl-C 130."""
+    """Run a Hydra application inside `guarded`: a failed run is 1, Ctrl-C 130 with a word on how to go on."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through instead of Hydra's own many-line printing
-
-    def main() -> int:
-        try:
-            with contextlib.redirect_stderr(_Quiet(sys.stderr)):
-                task()
-        except DivergedError as wrong:
-            return fail(f"run failed: {wrong}", 1)
-        except KeyboardInterrupt:
-            return fail("interrupted; the same command goes on with what is missing", INTERRUPTED)
-        return 0
-
-    return guarded(main)
+    try:
+        with contextlib.redirect_stderr(_Quiet(sys.stderr)):
+            task()
+    except DivergedError as wrong:
+        return fail(f"run failed: {wrong}", 1)
+    except KeyboardInterrupt:
+        return fail("interrupted; the same command goes on with what is missing", INTERRUPTED)
+    return 0
 
 
 class _Quiet(io.TextIOBase):

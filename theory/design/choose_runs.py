@@ -152,7 +152,8 @@ def choose_runs(
     domain = _arrays(table, columns)
     formula = cost_formula(cost, [str(c) for c in table.frame.columns])
     price = prices(formula, table.numbers(formula.columns), table.path)
-    done = numeric_column(table.frame[target], target, table.path).notna().to_numpy()
+    measured = numeric_column(table.frame[target], target, table.path).to_numpy(dtype=np.float64)
+    done = ~np.isnan(measured)
     if done.all():
         raise InputError(f"{table.path}: column {target} is filled in every row; leave it empty in candidate runs")
     notes = list(table.remarks)
@@ -168,8 +169,8 @@ def choose_runs(
     spent, m = float(price[done].sum()), len(next(iter(points.values())))
     prediction, sd, planned = (np.full(m, np.nan) for _ in range(3))
     if done.any():
-        runs = Table(table.frame[done], table.path)
-        values, noise, unit = _known(runs, parsed, target, signed, domain, points, progress)
+        runs_done = Table(table.frame[done], table.path)
+        values, noise, unit = _known(runs_done, parsed, target, signed, domain, points, progress)
         count, middle = len(price), np.nanmedian(values, axis=0)
         fitted = np.exp(middle) if unit is None else unit * middle
         prediction = fitted[count:]
@@ -179,7 +180,7 @@ def choose_runs(
         planned = np.sqrt(np.maximum(np.diag(both)[len(rest) :], 0.0))
         slope = prediction if unit is None else unit
         sd, planned = sd * slope, planned * slope
-        notes += _tells_nothing(runs.numbers([target])[target].to_numpy(), fitted[:count][done], parsed)
+        notes += _tells_nothing(measured[done], fitted[:count][done], parsed)
         taken = rest[np.array(chosen, dtype=int)]
         taken = taken[np.argsort(price[taken], kind="stable")]
         step = max(spent, FIRST * (spent + budget))

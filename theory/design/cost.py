@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from theory.errors import OptionError
-from theory.laws.parser import Law, LawError, is_plain, parse_formula
+from theory.laws.parser import Law, LawError, parse_formula, written
 
 #: Columns of a table that say what a run costs, where none is named.
 COSTS = ("seconds", "training_seconds")
@@ -26,7 +27,7 @@ def cost_formula(text: str, names: Collection[str], kind: str = "column") -> Law
         OptionError: it is none of these.
     """
     try:
-        return parse_formula(f"`{text}`" if text in names and not is_plain(text) else text, names, kind)
+        return parse_formula(written(text) if text in names else text, names, kind)
     except LawError as wrong:
         known = ", ".join([*list(names)[:LISTED], *(["..."] if len(names) > LISTED else [])])
         raise OptionError("cost", f"{text}: {wrong.rest}; give a number or a formula of {known}") from None
@@ -56,18 +57,19 @@ def prices(formula: Law, runs: pd.DataFrame, path: str = "") -> np.ndarray:
 
 @dataclass(frozen=True)
 class Price:
-    """What a run costs: a formula of the coordinates, or exp([1, ln coordinates] coefficients), in a unit."""
+    """What runs cost that were not made.
+
+    Attributes:
+        unit: of the cost. each: [n] costs of runs, or of design points [n rows]. It raises OptionError where a formula
+            is not positive at one of them.
+    """
 
     unit: str
-    coordinates: tuple[str, ...]
-    coefficients: np.ndarray
-    formula: Law | None = None
+    each: Callable[[pd.DataFrame], np.ndarray]
 
     @classmethod
     def of(cls, frame: pd.DataFrame, design: Sequence[str], cost: str | None) -> Price:
-        """The cost of runs that were not made.
-
-        A formula of the design's coordinates is taken as it is. Any other is computed for the runs of the table, and
+        """A formula of the design's coordinates is taken as it is. Any other is computed for the runs of the table, and
         fitted log-linearly in the coordinates.
 
         Args:
@@ -77,47 +79,41 @@ class Price:
         Raises:
             OptionError: the formula cannot be read, or is positive in no run.
         """
-        if cost is not None:
-            named = ([str(c) for c in frame], "column") if len(frame) else (design, "coordinate of the design")
-            formula = cost_formula(cost, *named)
+        if cost is None:
+            cost, unit = _usual(frame, design)
+        else:
             unit = UNITS.get(cost, cost) if cost in frame or cost in design else "units"
-            if all(c in design and (frame.empty or is_numeric_dtype(frame[c])) for c in formula.columns):
-                return cls(unit, formula.columns, np.zeros(0), formula)
-            return cls._fitted(cost, values(formula, frame), frame, design, unit)
-        name = next((c for c in COSTS if c in frame and (frame[c] > 0).any()), None)
-        if name is not None:
-            value = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=np.float64)
-            return cls._fitted(name, value, frame, design, UNITS[name])
-        if "steps" in design and not len(frame):
-            return cls("steps", ("steps",), np.array([0.0, 1.0]))
-        if "steps" in frame and frame["steps"].nunique() > 1:
-            batch = frame.get("batch_size", 1.0)
-            unit = "steps x batch size" if "batch_size" in frame else "steps"
-            return cls._fitted("steps", (frame["steps"] * batch).to_numpy(dtype=np.float64), frame, design, unit)
-        return cls("runs", (), np.zeros(1))
+        named = ([str(c) for c in frame], "column") if len(frame) else (design, "coordinate of the design")
+        formula = cost_formula(cost, *named)
+        if all(c in design and (frame.empty or is_numeric_dtype(frame[c])) for c in formula.columns):
+            return cls(unit, partial(prices, formula))
+        return cls(unit, _fitted(formula, frame, design))
 
-    @classmethod
-    def _fitted(cls, text: str, value: np.ndarray, frame: pd.DataFrame, design: Sequence[str], unit: str) -> Price:
-        """Fit the cost [n] of the table's runs in the coordinates; runs where it is no positive number do not count."""
-        positive = np.isfinite(value) & (value > 0)
-        if not positive.any():
-            raise OptionError("cost", f"{text}: there is no run where it is a positive number")
-        rows, known = frame[positive], value[positive]
-        numeric = [c for c in design if rows[c].dtype.kind in "fi" and (rows[c] > 0).all()]
-        varying = tuple(c for c in numeric if rows[c].nunique() > 1)
-        columns = np.column_stack([np.ones(len(rows)), *(np.log(rows[c]) for c in varying)])
-        coefficients = np.linalg.lstsq(columns, np.log(known), rcond=None)[0]
-        # A mean of logarithms is that of no sum: the few runs that compile take most of the time of many sweeps.
-        coefficients[0] += np.log(known.sum() / np.exp(columns @ coefficients).sum())
-        return cls(unit, varying, coefficients)
 
-    def each(self, runs: pd.DataFrame) -> np.ndarray:
-        """[n] of runs, or of design points [n rows].
+def _usual(frame: pd.DataFrame, design: Sequence[str]) -> tuple[str, str]:
+    """The cost where none is named, and its unit."""
+    for name in COSTS:
+        if name in frame and (frame[name] > 0).any():
+            return name, UNITS[name]
+    if not ("steps" in design if frame.empty else "steps" in frame and frame["steps"].nunique() > 1):
+        return "1", "runs"
+    return ("steps*batch_size", "steps x batch size") if "batch_size" in frame else ("steps", "steps")
 
-        Raises:
-            OptionError: a formula is not positive at one of them.
-        """
-        if self.formula is not None:
-            return prices(self.formula, runs)
-        columns = np.column_stack([np.ones(len(runs)), *(np.log(runs[c].astype(float)) for c in self.coordinates)])
-        return np.exp(columns @ self.coefficients)
+
+def _fitted(formula: Law, frame: pd.DataFrame, design: Sequence[str]) -> Callable[[pd.DataFrame], np.ndarray]:
+    """exp([1, ln coordinates] coefficients), fitted to the table's runs where the formula is a positive number."""
+    value = values(formula, frame)
+    positive = np.isfinite(value) & (value > 0)
+    if not positive.any():
+        raise OptionError("cost", f"{formula.text}: there is no run where it is a positive number")
+    rows, known = frame[positive], value[positive]
+    numeric = [c for c in design if rows[c].dtype.kind in "fi" and (rows[c] > 0).all()]
+    varying = [c for c in numeric if rows[c].nunique() > 1]
+
+    def columns(runs: pd.DataFrame) -> np.ndarray:
+        return np.column_stack([np.ones(len(runs)), *(np.log(runs[c].astype(float)) for c in varying)])
+
+    coefficients = np.linalg.lstsq(columns(rows), np.log(known), rcond=None)[0]
+    # A mean of logarithms is that of no sum: the few runs that compile take most of the time of many sweeps.
+    coefficients[0] += np.log(known.sum() / np.exp(columns(rows) @ coefficients).sum())
+    return lambda runs: np.exp(columns(runs) @ coefficients)

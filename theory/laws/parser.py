@@ -203,7 +203,7 @@ def parse_formula(text: str, names: Collection[str], kind: str = "column") -> La
     for name in read.names:
         if name not in names:
             meant = _meant(name, names, read.names)
-            said = "" if meant is None else f"; {meant!r} is one, write {_written(meant)}"
+            said = "" if meant is None else f"; {meant!r} is one, write {written(meant)}"
             raise LawError(read.text, f"{name} is no {kind}{said}")
     return _law(read, names)
 
@@ -240,7 +240,7 @@ def parse_law(text: str, columns: Collection[str], *, target: str | None = None,
         if meant is not None:
             raise LawError(
                 read.text,
-                f"{name} is no column, but there is a column {meant!r}: write {_written(meant)} for the column, or "
+                f"{name} is no column, but there is a column {meant!r}: write {written(meant)} for the column, or "
                 "give the parameter a name that is less like it",
             )
     if not law.parameters:
@@ -363,7 +363,7 @@ def is_plain(column: str) -> bool:
     return re.fullmatch(r"[^\W\d]\w*", column) is not None and column not in FUNCTIONS
 
 
-def _written(column: str) -> str:
+def written(column: str) -> str:
     """The column as a law writes it."""
     return column if is_plain(column) else f"`{column}`"
 

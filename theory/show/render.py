@@ -45,7 +45,7 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
-def spread(low: float | None, high: float | None, digits: int = 3) -> str:
+def interval(low: float | None, high: float | None, digits: int = 3) -> str:
     """An interval in words, or that there is none."""
     if not any(end is not None and math.isfinite(end) for end in (low, high)):
         return "no interval"
@@ -92,7 +92,7 @@ def print_report(report: Report, out: Console) -> None:
             if key in claim.fields:
                 field = claim.fields[key]
                 out.print(
-                    f"  {QUANTITY[key]}: estimate {number(field['estimate'])}, {spread(*field['ci95'])}: "
+                    f"  {QUANTITY[key]}: estimate {number(field['estimate'])}, {interval(*field['ci95'])}: "
                     f"{field['verdict']}",
                     soft_wrap=True,
                 )
@@ -113,7 +113,7 @@ def _exponent_line(quantity: str, exponent: Exponent, equality: bool) -> str:
     if not math.isfinite(exponent.estimate):
         return f"{quantity}: claimed {exponent.claimed:g}, not estimable: {exponent.verdict}"
     line = (
-        f"{quantity}: estimate {exponent.estimate:.3f}, {spread(exponent.ci95.low, exponent.ci95.high)}, "
+        f"{quantity}: estimate {exponent.estimate:.3f}, {interval(exponent.ci95.low, exponent.ci95.high)}, "
         f"claimed {exponent.claimed:g}: {exponent.verdict}"
     )
     corrected = exponent.details.get("corrected", {})
@@ -311,7 +311,7 @@ def print_advice(advice: Advice, out: Console) -> None:
     """The rank, its interval, the expected test loss and the prices."""
     out.print(
         f"[bold]rank {advice.rank}[/bold] for {advice.samples:g} samples ({advice.basis}): r* = {advice.optimum:.3g}, "
-        f"{spread(advice.ci95.low, advice.ci95.high)}{', capped' if advice.capped else ''}"
+        f"{interval(advice.ci95.low, advice.ci95.high)}{', capped' if advice.capped else ''}"
     )
     if advice.best is not None:
         out.print(
@@ -319,7 +319,7 @@ def print_advice(advice: Advice, out: Console) -> None:
         )
     if math.isfinite(advice.risk):
         low, high = advice.risk_ci95.low, advice.risk_ci95.high
-        out.print(f"expected test loss {advice.risk:.4g}, {spread(low, high, 4)}")
+        out.print(f"expected test loss {advice.risk:.4g}, {interval(low, high, 4)}")
     for name, price in advice.prices.items():
         out.print(
             f"{name.replace('_', ' ')} (rank {price.rank}): test loss {price.risk:.4g}, {price.extra:+.4g} "
